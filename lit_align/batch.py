@@ -1,0 +1,88 @@
+"""The tensors of a micro-batch of preference pairs.
+
+Prompt and completions stay apart: how they are laid out in rows is the forward pass's business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+_T = TypeVar("_T", bound="_OnDevice")
+
+
+class _OnDevice:
+    """Gives a dataclass of tensors the `to` and `pin_memory` that Lightning and torch look for."""
+
+    def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
+        return self._map("to", device, non_blocking=non_blocking)
+
+    def pin_memory(self: _T) -> _T:
+        return self._map("pin_memory")
+
+    def _map(self: _T, method: str, *args: Any, **kwargs: Any) -> _T:
+        moved = {
+            f.name: getattr(value, method)(*args, **kwargs)
+            for f in fields(self)  # type: ignore[arg-type]
+            if isinstance(value := getattr(self, f.name), Tensor | _OnDevice)
+        }
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class Padded(_OnDevice):
+    """Token sequences padded on the right.
+
+    Args:
+        ids: [B, T] int64.
+        mask: [B, T] bool, True where a token is real. Lengths are read from it, never from `ids`.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    @classmethod
+    def from_sequences(cls, sequences: Sequence[Sequence[int]], pad_id: int) -> Padded:
+        """Pads to the longest of `sequences`."""
+        lengths = torch.tensor([len(sequence) for sequence in sequences])
+        mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+        ids = torch.full(mask.shape, pad_id, dtype=torch.long)
+        ids[mask] = torch.cat([torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences])
+        return cls(ids, mask)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64, the number of real tokens in each row."""
+        return self.mask.sum(-1)
+
+
+@dataclass(frozen=True)
+class PairBatch(_OnDevice):
+    """B preference pairs.
+
+    Args:
+        prompt: prompt tokens, chat template and generation prompt included.
+        chosen: tokens of the chosen completions, end-of-turn token included where they ended.
+        rejected: the same of the rejected ones.
+        on_policy: [B] bool, True where the pair was sampled from the policy.
+        margin: [B] float32, chosen minus rejected score; NaN where unknown.
+        target: tokens of SLiC-HF's regulariser targets, where the data have them.
+        reference_chosen_logps: [B] float32, where they were computed ahead.
+        reference_rejected_logps: [B] float32, likewise.
+    """
+
+    prompt: Padded
+    chosen: Padded
+    rejected: Padded
+    on_policy: Tensor
+    margin: Tensor
+    target: Padded | None = None
+    reference_chosen_logps: Tensor | None = None
+    reference_rejected_logps: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.prompt.ids)

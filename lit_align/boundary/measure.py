@@ -1,0 +1,85 @@
+"""The boundary score of two piles of candidates."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from tqdm import tqdm
+
+from lit_align.boundary.result import BoundaryResult
+from lit_align.boundary.score import BoundaryScore
+from lit_align.judges.base import Judge
+from lit_align.records import CandidateSet, Prompt, prompt_text
+
+_PROMPTS_AT_ONCE = 64
+
+
+def measure_sets(
+    on: Iterable[CandidateSet],
+    off: Iterable[CandidateSet],
+    judge: Judge,
+    confidence: float = 0.95,
+    *,
+    device: torch.device | None = None,
+    progress: bool = False,
+) -> BoundaryResult:
+    """Judges on-policy against off-policy candidates of the same prompts.
+
+    Sets are matched by prompt; several sets of one prompt are taken together. Prompts with on-policy
+    candidates alone are left out with a warning that counts them; off-policy sets without a partner are
+    not asked for.
+
+    In a distributed run each rank passes its share of the prompts and all get the same result.
+
+    Args:
+        on: candidates from the policy.
+        off: the static candidates.
+        judge: stands for the true preference.
+        confidence: of the interval, in (0, 1).
+        device: where the counts are reduced in a distributed run; NCCL needs the rank's GPU.
+        progress: show a bar with a rate while judging.
+
+    Raises:
+        ValueError: no prompt has candidates on both sides.
+    """
+    start = time.perf_counter()
+    pairs = matched(on, off)
+    metric = BoundaryScore(confidence)
+    if device is not None:
+        metric = metric.to(device)
+    metric.update([])  # a rank without prompts takes part in the reduction
+    with tqdm(total=len(pairs), desc="judging", unit="prompt", leave=False, disable=None if progress else True) as bar:
+        for at in range(0, len(pairs), _PROMPTS_AT_ONCE):
+            batch = pairs[at : at + _PROMPTS_AT_ONCE]
+            metric.update(judge.cross_votes([a for a, _ in batch], [b for _, b in batch]))
+            bar.update(len(batch))
+    return metric.result(seconds=time.perf_counter() - start)
+
+
+def matched(on: Iterable[CandidateSet], off: Iterable[CandidateSet]) -> list[tuple[CandidateSet, CandidateSet]]:
+    """The on-policy and the off-policy set of each prompt that has both, in the order of `on`."""
+    mine, static = merged_by_prompt(on), merged_by_prompt(off)
+    alone = [one for prompt, one in mine.items() if prompt not in static]
+    if alone:
+        first = alone[0]
+        warnings.warn(
+            f"{len(alone)} of {len(mine)} on-policy prompts have no off-policy candidates and are left out, first "
+            f"{prompt_text(first.prompt)[:60]!r} ({first.where}); prompts match when they are equal to the letter",
+            stacklevel=2,
+        )
+    return [(one, static[prompt]) for prompt, one in mine.items() if prompt in static]
+
+
+def merged_by_prompt(sets: Iterable[CandidateSet]) -> dict[Prompt, CandidateSet]:
+    """One set for each prompt, holding the candidates of all its sets; those without candidates are left out."""
+    merged: dict[Prompt, CandidateSet] = {}
+    for one in sets:
+        if not one.candidates:
+            continue
+        known = merged.get(one.prompt)
+        merged[one.prompt] = one if known is None else replace(known, candidates=known.candidates + one.candidates)
+    return merged

@@ -1,0 +1,105 @@
+"""What a decision leaves behind: lines in files, numbers and tables in the loggers, a line on the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from lit_align.boundary.result import Decision
+from lit_align.judges.base import Judge, side_by_side
+from lit_align.records import CandidateSet, Stage, prompt_text
+
+DECISIONS = "boundary.jsonl"
+SAMPLES = "samples.jsonl"
+Row = Mapping[str, Any]
+
+
+def write_decisions(folder: Path, history: Sequence[Decision]) -> None:
+    """Writes all decisions to `boundary.jsonl`, so that a resumed run repeats no line and loses none."""
+    _write_lines(folder / DECISIONS, [asdict(decision) for decision in history])
+
+
+def write_samples(folder: Path, rows: Sequence[Row], history: Sequence[Decision]) -> None:
+    """Adds `rows` to `samples.jsonl` and drops what a run that was cut off had added after `history`."""
+    path = folder / SAMPLES
+    earlier = {decision.step for decision in history} - {row["step"] for row in rows}
+    known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    _write_lines(path, [row for row in known if row["step"] in earlier] + list(rows))
+
+
+def sample_rows(step: int, pairs: Sequence[tuple[CandidateSet, CandidateSet]], judge: Judge) -> list[dict[str, Any]]:
+    """One row for each prompt: sampled and static candidates beside their scores (None: the judge abstained)."""
+    joint = side_by_side([a for a, _ in pairs], [b for _, b in pairs])
+    rows = []
+    for (a, _), both, scores in zip(pairs, joint, judge.score(joint), strict=True):
+        answers = [
+            {"text": candidate.text, "score": None if score != score else float(score)}
+            for candidate, score in zip(both.candidates, scores, strict=True)
+        ]
+        k = len(a.candidates)
+        rows.append(
+            {"step": step, "prompt": prompt_text(a.prompt), "on_policy": answers[:k], "off_policy": answers[k:]}
+        )
+    return rows
+
+
+def log_decision(loggers: Iterable[Logger], decision: Decision) -> None:
+    """Logs the numbers of a decision as `boundary/score`, `boundary/stage` (0 injection, 1 fine-tuning), ..."""
+    numbers = {name: value for name, value in asdict(decision).items() if isinstance(value, int | float)}
+    del numbers["step"]
+    numbers["stage"] = float(decision.stage == Stage.FINE_TUNING.value)
+    for logger in loggers:
+        logger.log_metrics({f"boundary/{name}": float(value) for name, value in numbers.items()}, step=decision.step)
+
+
+def log_samples(loggers: Iterable[Logger], rows: Sequence[Row], step: int) -> None:
+    """Gives the samples to the loggers that take a text (TensorBoard) or a table (such as W&B)."""
+    columns = ["prompt", "side", "score", "answer"]
+    table = [
+        [row["prompt"], side, answer["score"], answer["text"]]
+        for row in rows
+        for side in ("on_policy", "off_policy")
+        for answer in row[side]
+    ]
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text("boundary/samples", _markdown([columns, *table]), step)
+        elif hasattr(logger, "log_table"):
+            logger.log_table(key="boundary/samples", columns=columns, data=table, step=step)
+
+
+def readable(decision: Decision) -> str:
+    """A decision as one line for people."""
+    parts = [f"step {decision.step}", f"{decision.stage.replace('_', '-')} stage"]
+    if decision.measured:
+        parts.append(
+            f"score {decision.score:.3f} [{decision.low:.3f}, {decision.high:.3f}] "
+            f"on {decision.prompts} prompts in {decision.seconds:.0f} s"
+        )
+    parts += [f"on-policy share {decision.on_policy_share:g}", decision.reason]
+    return "boundary: " + " | ".join(parts)
+
+
+def _write_lines(path: Path, rows: Iterable[Row]) -> None:
+    """Replaces the file in one move: it is never half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    os.replace(part, path)
+
+
+def _markdown(rows: Sequence[Sequence[Any]]) -> str:
+    """A table whose first row is its head."""
+    lines = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.3f}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", "<br>")

@@ -1,0 +1,134 @@
+"""The paper's decision, with patience and a hysteresis band: pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from lit_align.boundary.result import BOUNDARY, BoundaryResult, Decision
+from lit_align.records import Stage
+
+Undecided = Literal["stay", "follow"]
+
+
+class Choice(NamedTuple):
+    """What holds from here on.
+
+    Args:
+        share: share of on-policy pairs, in [0, 1].
+        reason: in words.
+        stage: None takes the measured stage, or the one that the share stands for where nothing was measured.
+    """
+
+    share: float
+    reason: str
+    stage: Stage | None = None
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Which of the two sources, by the score.
+
+    A first measurement takes the better guess: injection below 0.5, fine-tuning from 0.5 on. After that,
+    one measurement asks to leave the stage if its score lies beyond 0.5 by `hysteresis` on the other side
+    (in injection: score >= 0.5 + h; in fine-tuning: score < 0.5 - h) and, with `undecided` "stay", if 0.5
+    lies outside its interval; and the stage is left once `patience` measurements in a row have asked.
+
+    Args:
+        patience: measurements in a row that must ask for the change, at least 1.
+        hysteresis: h, in [0, 0.5).
+        undecided: with 0.5 inside the interval, "stay" where we are or "follow" the score all the same.
+    """
+
+    patience: int = 1
+    hysteresis: float = 0.0
+    undecided: Undecided = "stay"
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"patience must be at least 1 measurement, got {self.patience}")
+        if not 0 <= self.hysteresis < BOUNDARY:
+            raise ValueError(f"hysteresis must be in [0, 0.5), got {self.hysteresis}")
+        if self.undecided not in ("stay", "follow"):
+            raise ValueError(f"undecided must be 'stay' or 'follow', got {self.undecided!r}")
+
+    def choose(self, result: BoundaryResult, history: Sequence[Decision]) -> Choice:
+        """The decision on `result`, after the decisions in `history`."""
+        if not history:
+            sure = "" if result.decided else ", the better guess: 0.5 is inside the interval"
+            return _choice(result.stage, f"first measurement{sure}")
+        stage = Stage(history[-1].stage)
+        beyond = self._beyond(result.score, stage)
+        if not beyond and result.stage != stage:
+            return _choice(stage, f"stays: within {self.hysteresis:g} of 0.5")
+        if not beyond:
+            return _choice(stage, f"stays: the score is on the side of {_name(stage)}")
+        if self.undecided == "stay" and not result.decided:
+            return _choice(stage, "stays: undecided, 0.5 is inside the interval")
+        asked = 1 + self._asked_before(stage, history)
+        if asked < self.patience:
+            return _choice(stage, f"stays: {asked} of {self.patience} measurements in a row ask for the change")
+        other = Stage.INJECTION if stage is Stage.FINE_TUNING else Stage.FINE_TUNING
+        return _choice(other, f"the score crossed 0.5: from {_name(stage)} to {_name(other)}")
+
+    def _beyond(self, score: float, stage: Stage) -> bool:
+        if stage is Stage.INJECTION:
+            return score >= BOUNDARY + self.hysteresis
+        return score < BOUNDARY - self.hysteresis
+
+    def _asked_before(self, stage: Stage, history: Sequence[Decision]) -> int:
+        """How many of the latest measurements asked to leave `stage` without its being left."""
+        count = 0
+        for past in _measured(reversed(history)):
+            # A decision that entered `stage` had a score on its side, so the count ends there.
+            if not self._beyond(past.score, stage) or (self.undecided == "stay" and not past.decided):
+                break
+            count += 1
+        return count
+
+
+class _Past(NamedTuple):
+    score: float
+    decided: bool
+
+
+def _measured(history: Iterable[Decision]) -> Iterable[_Past]:
+    for past in history:
+        if past.score is not None and past.low is not None and past.high is not None:
+            yield _Past(past.score, not past.low <= BOUNDARY <= past.high)
+
+
+def _choice(stage: Stage, reason: str) -> Choice:
+    return Choice(1.0 if stage is Stage.FINE_TUNING else 0.0, reason, stage)
+
+
+def _name(stage: Stage) -> str:
+    return stage.value.replace("_", "-")
+
+
+def as_decision(step: int, result: BoundaryResult | None, choice: Choice) -> Decision:
+    """The record of a choice and of the measurement behind it.
+
+    Raises:
+        ValueError: the share is outside [0, 1].
+    """
+    if not 0 <= choice.share <= 1:
+        raise ValueError(f"a schedule's on-policy share must be in [0, 1], got {choice.share} at step {step}")
+    assumed = Stage.FINE_TUNING if choice.share >= BOUNDARY else Stage.INJECTION
+    stage = choice.stage or (result.stage if result else assumed)
+    return Decision(
+        step=step,
+        stage=stage.value,
+        on_policy_share=float(choice.share),
+        score=result.score if result else None,
+        low=result.low if result else None,
+        high=result.high if result else None,
+        prompts=result.prompts if result else None,
+        votes_on=result.votes_on if result else None,
+        votes_off=result.votes_off if result else None,
+        ties=result.ties if result else None,
+        abstentions=result.abstentions if result else None,
+        seconds=result.seconds if result else None,
+        reason=choice.reason,
+    )

@@ -1,0 +1,168 @@
+"""Checkpoints from which a run goes on exactly where it was."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+
+class AlignmentCheckpoint(ModelCheckpoint):
+    """A `ModelCheckpoint` whose files resume bit by bit.
+
+    It differs from its parent in four ways. It never saves while gradients are being accumulated, since they are
+    not in the file. Where a validation is due at the same step it saves after it, since a resumed run would skip
+    it. It remembers in its own state at which step it saved last, so that a resumed run does not save again at
+    once. It writes to a temporary file beside the target and renames it, so that a full disk or a kill leaves
+    the previous checkpoint whole. The last optimizer step of a run is always saved.
+
+    Args:
+        dirpath: folder of the checkpoints; `AlignmentTrainer` sets it to `checkpoints/` of the run folder.
+        filename: name of the best or periodic files, without ending; see `ModelCheckpoint`.
+        monitor: a logged metric whose best checkpoints are kept, such as `val/loss`; None keeps the latest only.
+        mode: whether the monitored metric is to fall ("min") or to rise ("max").
+        every_n_train_steps: optimizer steps between two checkpoints.
+        train_time_interval: time between two checkpoints, instead of `every_n_train_steps`.
+        save_last: keeps `last.ckpt`, which `--ckpt_path last` looks for.
+        save_top_k: how many checkpoints are kept beside `last.ckpt`; None means 0 without a monitor, 1 with one.
+        save_weights_only: leaves out optimizer, data and boundary state; such a file cannot be resumed.
+        verbose: says on the terminal when a checkpoint is written.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | None = None,
+        filename: str | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        save_last: bool = True,
+        save_top_k: int | None = None,
+        save_weights_only: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        if every_n_train_steps is None and train_time_interval is None:
+            every_n_train_steps = 50
+        super().__init__(
+            dirpath=dirpath,
+            filename=filename,
+            monitor=monitor,
+            mode=mode,
+            every_n_train_steps=every_n_train_steps,
+            train_time_interval=train_time_interval,
+            save_last=save_last,
+            save_top_k=save_top_k if save_top_k is not None else int(monitor is not None),
+            save_weights_only=save_weights_only,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+            auto_insert_metric_name="/" not in (monitor or ""),
+            verbose=verbose,
+        )
+        self._due_after_validation = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if _mid_accumulation(trainer) or self._should_skip_saving_checkpoint(trainer) or not self._due(trainer):
+            return
+        if _validation_due(trainer):
+            self._due_after_validation = True
+        else:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due_after_validation and not self._should_skip_saving_checkpoint(trainer):
+            self._due_after_validation = False
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Nothing: an epoch's end is no better a moment than any other step."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves the last step where it was not foreseen, as after an early stop."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save(trainer)
+
+    @property
+    def saved_step(self) -> int:
+        """Optimizer step of the newest checkpoint; 0 where there is none."""
+        return self._last_global_step_saved
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "last_global_step_saved": self._last_global_step_saved}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self._last_global_step_saved = state_dict.get("last_global_step_saved", self._last_global_step_saved)
+
+    def _due(self, trainer: Trainer) -> bool:
+        if trainer.global_step == trainer.max_steps or _last_batch_of_fit(trainer):
+            return True
+        if self._train_time_interval is None:
+            return trainer.global_step % self._every_n_train_steps == 0
+        return self._time_is_up(trainer, self._train_time_interval)
+
+    def _time_is_up(self, trainer: Trainer, interval: timedelta) -> bool:
+        now = time.monotonic()
+        since = now - (self._last_time_checked if self._last_time_checked is not None else now)
+        if not trainer.strategy.broadcast(since >= interval.total_seconds()):  # ranks must agree
+            return False
+        self._last_time_checked = now
+        return True
+
+    def _save(self, trainer: Trainer) -> None:
+        metrics = self._monitor_candidates(trainer)
+        self._last_global_step_saved = trainer.global_step  # before the files are written: it is part of them
+        if self.monitor is None or self.monitor in metrics:
+            self._save_topk_checkpoint(trainer, metrics)
+        self._save_last_checkpoint(trainer, metrics)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        part = f"{filepath}.part"
+        try:
+            trainer.save_checkpoint(part, self.save_weights_only)
+            if trainer.is_global_zero:
+                _replace(Path(part), Path(filepath))
+        except BaseException:
+            if trainer.is_global_zero:
+                Path(part).unlink(missing_ok=True)
+            raise
+        trainer.strategy.barrier("AlignmentCheckpoint")
+        self._last_checkpoint_saved = filepath
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        if self.save_last:
+            self.last_model_path = self.format_checkpoint_name(monitor_candidates, self.CHECKPOINT_NAME_LAST)
+            self._save_checkpoint(trainer, self.last_model_path)
+
+
+def _replace(part: Path, target: Path) -> None:
+    """Renames over the target; sharded strategies write folders, which cannot be renamed over."""
+    if part.is_dir() and target.exists():
+        shutil.rmtree(target)
+    os.replace(part, target)
+
+
+def _mid_accumulation(trainer: Trainer) -> bool:
+    return bool(trainer.fit_loop.epoch_loop._should_accumulate())
+
+
+def _last_batch_of_fit(trainer: Trainer) -> bool:
+    loop = trainer.fit_loop
+    last_epoch = loop.max_epochs is not None and trainer.current_epoch + 1 == loop.max_epochs
+    return last_epoch and bool(loop.epoch_loop.batch_progress.is_last_batch)
+
+
+def _validation_due(trainer: Trainer) -> bool:
+    """Whether Lightning validates right after this micro-batch (`loops/training_epoch_loop.py`, `on_advance_end`)."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and not loop.val_loop.skip and loop._should_check_val_fx(fetcher)

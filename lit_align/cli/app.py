@@ -1,0 +1,119 @@
+"""The part of the command line that needs a model: Lightning's subcommands and `measure`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+
+# Imported for their names: jsonargparse finds by its short name any class that is imported.
+import lit_align.data
+import lit_align.judges
+import lit_align.losses
+import lit_align.policy.reference
+import lit_align.report
+import lit_align.sampling  # noqa: F401
+from lit_align import run_folder
+from lit_align.boundary.callback import BoundaryCallback
+from lit_align.cli.keys import Wanted, refuse_unknown_keys
+from lit_align.cli.parser import Parser
+from lit_align.data import AlignmentDataModule
+from lit_align.data.ranks import gather
+from lit_align.module import AlignmentModule
+from lit_align.trainer import AlignmentTrainer
+
+DESCRIPTION = (
+    "Preference alignment that measures its stage while it trains. "
+    "lit-align init DIR copies configs and schedules to start from; lit-align SUBCOMMAND --help lists the options."
+)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the run's whole configuration to `config.yaml` in the run folder."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        path = Path(trainer.default_root_dir) / run_folder.CONFIG
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+
+
+class AlignmentCLI(LightningCLI):
+    """`LightningCLI` over an `AlignmentModule`, an `AlignmentDataModule` and a boundary callback.
+
+    Args:
+        args: command-line words after the program's name.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            AlignmentModule,
+            AlignmentDataModule,
+            trainer_class=AlignmentTrainer,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_class=Parser,
+            parser_kwargs={"prog": "lit-align", "description": DESCRIPTION},
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "measure": {"model", "datamodule"}}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything", type=int, default=0, help="seed of everything that is random in the run, data included"
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--boundary",
+            type=BoundaryCallback | None,
+            default=None,
+            help="measures the stage and swaps the data source; null trains on one source throughout",
+        )
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.set_defaults(
+            {
+                "model": {
+                    "class_path": "lit_align.module.AlignmentModule",
+                    "init_args": {"loss": {"class_path": "lit_align.losses.DPO"}},
+                },
+                "data": {"class_path": "lit_align.data.AlignmentDataModule"},
+            }
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
+        if args and args[0] in self._subcommand_parsers:
+            refuse_unknown_keys(Wanted.of(self._subcommand_parsers[args[0]]), args[1:])
+        self.config = parser.parse_args(args)
+
+    def predict(self, **kwargs: Any) -> None:
+        """Runs the prediction and keeps it: one line of rewards for each held-out pair."""
+        batches = self.trainer.predict(**kwargs) or []
+        rows = [dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)]
+        ranks = gather(rows)  # rank r has every world-th pair, from r on
+        together = [row for at in zip_longest(*ranks) for row in at if row is not None]
+        path = Path(self.trainer.default_root_dir) / run_folder.PREDICTIONS
+        if self.trainer.is_global_zero:
+            run_folder.write_jsonl(path, together)
+            print(f"Rewards of {len(together)} pairs are in {path}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: what the configuration and the command line say goes, not what a checkpoint remembers."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        boundary: Callback | None = self._get(self.config_init, "boundary")
+        return self._instantiate_trainer(config, [] if boundary is None else [boundary])

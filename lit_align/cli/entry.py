@@ -1,0 +1,64 @@
+"""What `lit-align` runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+WRONG_USAGE = 2
+INTERRUPTED = 130  # the shell's number for Ctrl-C
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs `lit-align` with the given words, or with those of the command line.
+
+    Returns:
+        0; 1 after an error, 2 after wrong usage, each of which has been printed; 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    debug = "--debug" in words or os.environ.get("LIT_ALIGN_DEBUG", "") not in ("", "0")
+    words = [word for word in words if word != "--debug"]
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that a user's own classes are found by `class_path`
+    try:
+        _dispatch(words)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if type(error).__name__ == "UsageError":  # by name: its module imports torch
+            print(f"error: {error}\n(lit-align SUBCOMMAND --help lists the options)", file=sys.stderr)
+            return WRONG_USAGE
+        if debug or not _is_message(error):
+            raise
+        print(f"\nerror: {error}\n(--debug shows where)", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _dispatch(words: list[str]) -> None:
+    if words[:1] == ["init"]:
+        from lit_align.cli.init import run
+
+        run(words[1:])
+    elif words[:1] == ["measure"] and any(word.split("=")[0] in ("--on_policy", "--off_policy") for word in words):
+        from lit_align.cli.measure import run
+
+        run(words[1:])
+    else:
+        from lit_align.quiet import quiet
+
+        quiet()
+        from lit_align.cli.app import AlignmentCLI
+
+        AlignmentCLI(words or ["--help"])
+
+
+def _is_message(error: Exception) -> bool:
+    """Whether an error's text is meant for users: wrong input, or raised on purpose by this package."""
+    if isinstance(error, ValueError | OSError | ImportError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])

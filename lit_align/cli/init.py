@@ -1,0 +1,53 @@
+"""`lit-align init DIR`: the configs and schedules of the installed package, to use, read, copy and change."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDERS = ("configs", "callbacks")
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the words after `init` and copies."""
+    parser = argparse.ArgumentParser(prog="lit-align init", description="Copies configs and schedules into a folder.")
+    parser.add_argument("folder", type=Path, help="folder to copy them into; it is made where it is missing")
+    parser.add_argument("--force", action="store_true", help="overwrite files that are there already")
+    parsed = parser.parse_args(list(args))
+    copied = copy_user_files(parsed.folder, force=parsed.force)
+    print(f"Copied {len(copied)} files to {parsed.folder}: configs/ holds runs, callbacks/ schedules.")
+    print(f"Next:\n  cd {parsed.folder}\n  lit-align fit --config configs/quickstart.yaml")
+
+
+def copy_user_files(folder: Path, force: bool = False) -> list[Path]:
+    """Copies `configs/` and `callbacks/` into `folder`.
+
+    Raises:
+        FileExistsError: where a file of that name exists and `force` is off; nothing is copied then.
+    """
+    source = user_files()
+    names = [
+        path.relative_to(source)
+        for part in FOLDERS
+        for path in sorted((source / part).rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
+    taken = [name for name in names if (folder / name).exists()]
+    if taken and not force:
+        raise FileExistsError(
+            f"{folder / taken[0]} exists{f' and {len(taken) - 1} more' if len(taken) > 1 else ''}: "
+            "choose another folder, or --force to overwrite"
+        )
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, folder / name)
+    return [folder / name for name in names]
+
+
+def user_files() -> Path:
+    """Where `configs/` and `callbacks/` lie: inside an installed wheel, or beside the package in a clone."""
+    package = Path(__file__).parents[1]
+    shipped = package / "_user"
+    return shipped if shipped.is_dir() else package.parent

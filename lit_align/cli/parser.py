@@ -1,0 +1,49 @@
+"""The argument parser: Lightning's, with errors short enough to read."""
+
+from __future__ import annotations
+
+import re
+from typing import NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+# jsonargparse reports a wrong value inside a class as a tree over all types it might have had.
+NOISE = re.compile(
+    r"^(Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|- Problem with given class_path"
+    r"|-? ?Expected a <class 'NoneType'>)"
+)
+KEY = re.compile(r"^-? ?Parser key \"([^\"]+)\":\s*(.*)$")
+
+
+class UsageError(Exception):
+    """Wrong options or values; its text is the whole message."""
+
+
+class Parser(LightningArgumentParser):
+    """Raises :class:`UsageError` where Lightning's parser prints all options and exits."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser inside the parser: the outer one tells the whole path
+            super().error(message, ex)
+        raise UsageError(shortened(message)) from ex
+
+
+def shortened(message: str) -> str:
+    """The key and the reasons out of an error of jsonargparse.
+
+    Example:
+        >>> shortened('Parser key "a":\\n  Errors:\\n    - Parser key "b":\\n        Expected a <class \\'int\\'>. Got: x')
+        '`a.b`: expected int. Got: x'
+    """
+    keys: list[str] = []
+    reasons: list[str] = []
+    for line in message.splitlines():
+        text = line.strip()
+        found = KEY.match(text)
+        if found:
+            keys.append(found[1])
+            text = found[2].strip()
+        if text and not NOISE.match(text):
+            reasons.append(re.sub(r"Expected an? <class '([\w.]+)'>", r"expected \1", text).lstrip("- "))
+    where = f"`{'.'.join(dict.fromkeys(keys))}`: " if keys else ""
+    return where + "; ".join(dict.fromkeys(reasons))

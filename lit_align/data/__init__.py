@@ -1,0 +1,23 @@
+"""Rows to records to pairs to tokens to batches, from static data and from the policy's own samples."""
+
+from lit_align.data.datamodule import AlignmentDataModule
+from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.loader import TrainFeed
+from lit_align.data.loading import load_records, load_sets, merge_sets
+from lit_align.data.reading import BadRow
+from lit_align.data.selection import AllAboveMargin, BestRandom, BestWorst, PairSelector
+
+__all__ = [
+    "AlignmentDataModule",
+    "AllAboveMargin",
+    "BadRow",
+    "BestRandom",
+    "BestWorst",
+    "Encoder",
+    "PairSelector",
+    "TokenizedPair",
+    "TrainFeed",
+    "load_records",
+    "load_sets",
+    "merge_sets",
+]

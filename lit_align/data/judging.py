@@ -1,0 +1,142 @@
+"""Candidate sets to scored candidate sets, records to tokenised pairs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.loading import Record, SkipLog, as_set
+from lit_align.data.ranks import gather, shard
+from lit_align.data.reading import BadRow
+from lit_align.data.selection import PairSelector
+from lit_align.judges import Judge
+from lit_align.records import CandidateSet, PreferencePair
+from lit_align.seeding import derive_seed
+
+_SETS_A_CALL = 32  # judged together: large enough to batch, small enough for a bar that moves
+_RECORDS_AT_ONCE = 256
+
+
+def judge_sets(
+    judge: Judge, sets: Sequence[CandidateSet], progress: Callable[[int], object] | None = None
+) -> list[CandidateSet]:
+    """The sets with the judge's scores; NaN where it abstained.
+
+    Args:
+        judge: scores the candidates.
+        sets: what to score.
+        progress: called with the number of candidates scored since the last call.
+
+    Raises:
+        ValueError: if the judge does not give one score for each candidate.
+    """
+    scored: list[CandidateSet] = []
+    for start in range(0, len(sets), _SETS_A_CALL):
+        some = sets[start : start + _SETS_A_CALL]
+        answers = judge.score(some)
+        expected = [len(one.candidates) for one in some]
+        if [len(answer) for answer in answers] != expected:
+            got = [len(answer) for answer in answers]
+            raise ValueError(f"expected {judge.identity} to score {expected} candidates of {len(some)} sets, got {got}")
+        for one, scores in zip(some, answers, strict=True):
+            candidates = tuple(replace(c, score=float(s)) for c, s in zip(one.candidates, scores, strict=True))
+            scored.append(replace(one, candidates=candidates))
+        if progress is not None:
+            progress(sum(expected))
+    return scored
+
+
+def judge_records(
+    records: Sequence[Record], judge: Judge | None, relabel: bool, progress: Callable[[int], object] | None = None
+) -> list[Record]:
+    """Scores what has to be scored: everything with `relabel`, else candidate sets that lack scores.
+
+    The ranks of a run share the work.
+
+    Raises:
+        ValueError: if there is something to score and no judge.
+    """
+    indices = [i for i, record in enumerate(records) if relabel or _lacks_scores(record, judge)]
+    if not indices:
+        return list(records)
+    if judge is None:
+        one = records[indices[0]]
+        what = "relabel: true" if relabel else f"{one.where}: a candidate set without scores"
+        raise ValueError(f"{what} needs a judge: set the data's `judge`, or give each candidate a `score`")
+    rank, world = shard()
+    mine = judge_sets(judge, [as_set(records[i]) for i in indices[rank::world]], progress)
+    judged = list(records)
+    for other, answers in enumerate(gather(mine)):
+        for index, answer in zip(indices[other::world], answers, strict=True):
+            judged[index] = answer
+    return judged
+
+
+def _lacks_scores(record: Record, judge: Judge | None) -> bool:
+    """Without a judge a set is usable if any candidate has a score; with one, the judge fills each gap."""
+    if isinstance(record, PreferencePair):
+        return False
+    known = [candidate.score is not None for candidate in record.candidates]
+    return not any(known) if judge is None else not all(known)
+
+
+def pairs_of(record: Record, selector: PairSelector, seed: int, counts: Counter[str]) -> list[PreferencePair]:
+    """A pair as it is, a scored candidate set through the selector."""
+    return [record] if isinstance(record, PreferencePair) else selector.select(record, seed, counts)
+
+
+def encode_records(
+    records: Sequence[Record],
+    encoder: Encoder,
+    selector: PairSelector,
+    seed: int,
+    counts: Counter[str],
+    log: SkipLog,
+    progress: Callable[[int], object] | None = None,
+) -> tuple[list[TokenizedPair], list[Record]]:
+    """The tokenised pairs of all records, and the records whose prompts can be used.
+
+    Args:
+        records: scored where they are candidate sets.
+        encoder: tokenises.
+        selector: makes pairs of candidate sets.
+        seed: the run's seed.
+        counts: each dropped pair is counted under its reason; `pairs` counts those kept.
+        log: takes the records whose prompt the chat template refuses.
+        progress: called with the number of records done since the last call.
+    """
+    pairs: list[TokenizedPair] = []
+    kept: list[Record] = []
+    for start in range(0, len(records), _RECORDS_AT_ONCE):
+        some = records[start : start + _RECORDS_AT_ONCE]
+        made = [
+            pairs_of(record, selector, derive_seed(seed, "select", start + index), counts)
+            for index, record in enumerate(some)
+        ]
+        encoder.tokenise_ahead([pair for of_record in made for pair in of_record])
+        for record, of_record in zip(some, made, strict=True):
+            try:
+                if encoder.fits(record.prompt):
+                    kept.append(record)
+                pairs += encode_pairs(of_record, encoder, counts)
+            except BadRow as error:
+                log.bad(BadRow(record.where, error.reason, error.why))
+        if progress is not None:
+            progress(len(some))
+    encoder.tokenise_ahead([])
+    counts["pairs"] += len(pairs)
+    return pairs, kept
+
+
+def encode_pairs(pairs: Sequence[PreferencePair], encoder: Encoder, counts: Counter[str]) -> list[TokenizedPair]:
+    """The tokenised pairs; each that is dropped is counted under its reason."""
+    kept = []
+    for pair in pairs:
+        encoded = encoder.encode_pair(pair, counts)
+        if isinstance(encoded, str):
+            counts[encoded] += 1
+        else:
+            kept.append(encoded)
+    return kept

@@ -1,0 +1,58 @@
+"""What Lightning iterates over, and how pairs become a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from lit_align.batch import Padded, PairBatch
+from lit_align.data.encoder import TokenizedPair
+
+
+class _Feeds(Protocol):
+    @property
+    def micro_batches_per_epoch(self) -> int: ...
+
+    def next_batch(self) -> PairBatch: ...
+
+
+class TrainFeed:
+    """The train loader: sized and lazy, it asks the data module for each batch.
+
+    Iterating has no side effects and never ends (Lightning stops after `len` batches): an epoch is a label,
+    all state is the data module's. So a swap of sources acts on the very next micro-batch, and Lightning,
+    which sees a loader with state, does not skip batches on resume.
+    """
+
+    def __init__(self, data: _Feeds) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return self._data.micro_batches_per_epoch
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        return self
+
+    def __next__(self) -> PairBatch:
+        return self._data.next_batch()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to load: the data module's state holds everything."""
+
+
+def collate(pairs: Sequence[TokenizedPair], pad_id: int) -> PairBatch:
+    """A batch of pairs. `target` is there if every pair has one."""
+    targets = [pair.target for pair in pairs if pair.target is not None]
+    return PairBatch(
+        prompt=Padded.from_sequences([pair.prompt for pair in pairs], pad_id),  # type: ignore[misc]
+        chosen=Padded.from_sequences([pair.chosen for pair in pairs], pad_id),  # type: ignore[misc]
+        rejected=Padded.from_sequences([pair.rejected for pair in pairs], pad_id),  # type: ignore[misc]
+        on_policy=torch.tensor([pair.on_policy for pair in pairs]),
+        margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+        target=Padded.from_sequences(targets, pad_id) if len(targets) == len(pairs) else None,  # type: ignore[arg-type]
+    )

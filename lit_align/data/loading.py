@@ -1,0 +1,148 @@
+"""Sources to records, records to candidate sets, and the split by prompt. Free of tokenizers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from lightning.pytorch.utilities import rank_zero_warn
+from tqdm import tqdm
+
+from lit_align.data.parse import parse_row
+from lit_align.data.reading import BadRow, read_rows
+from lit_align.records import CandidateSet, PreferencePair, Prompt, prompt_text
+from lit_align.seeding import derive_seed
+
+OnBadRow = Literal["error", "skip"]
+Record = CandidateSet | PreferencePair
+_EXAMPLES = 3
+
+
+class SkipLog:
+    """Raises bad rows, or counts them and keeps a few for the message.
+
+    Args:
+        on_bad_row: "error" raises the first one; "skip" counts each as `bad_row/REASON`.
+        counts: where they are counted.
+    """
+
+    def __init__(self, on_bad_row: OnBadRow, counts: Counter[str]) -> None:
+        if on_bad_row not in ("error", "skip"):
+            raise ValueError(f"expected on_bad_row to be 'error' or 'skip', got {on_bad_row!r}")
+        self.on_bad_row, self.counts = on_bad_row, counts
+        self.skipped: Counter[str] = Counter()
+        self.examples: list[str] = []
+
+    def bad(self, error: BadRow) -> None:
+        if self.on_bad_row == "error":
+            raise error
+        self.skipped[error.reason] += 1
+        self.counts[f"bad_row/{error.reason}"] += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(str(error))
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common())
+        return f"skipped {self.skipped.total()} bad rows ({reasons}), such as " + "; ".join(self.examples)
+
+    def warn(self) -> None:
+        if self.skipped:
+            rank_zero_warn(str(self), stacklevel=3)
+
+
+def load_records(
+    source: str | list[str],
+    *,
+    split: str = "train",
+    name: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    counts: Counter[str] | None = None,
+    bar: bool = False,
+) -> list[Record]:
+    """All records of a source.
+
+    Args:
+        source: see :func:`~lit_align.data.reading.read_rows`.
+        split: the split of a hub data set or folder.
+        name: the configuration of a hub data set.
+        on_bad_row: whether a bad row is an error or a counted skip.
+        counts: `rows` and `bad_row/REASON` are counted here.
+        bar: whether to show a progress bar.
+
+    Raises:
+        BadRow: for a bad row, with its file and row.
+        ValueError: if no row is left.
+    """
+    counts = Counter() if counts is None else counts
+    log = SkipLog(on_bad_row, counts)
+    records: list[Record] = []
+    for row, where in tqdm(read_rows(source, split, name), "reading", unit=" rows", leave=False, disable=not bar):
+        counts["rows"] += 1
+        try:
+            if isinstance(row, BadRow):
+                raise row
+            records.append(parse_row(row, where))
+        except BadRow as error:
+            log.bad(error)
+    if not records:
+        raise ValueError(f"expected rows in {source}, got none" + (f": {log}" if log.skipped else ""))
+    log.warn()
+    return records
+
+
+def load_sets(
+    source: str | list[str],
+    *,
+    split: str = "train",
+    name: str | None = None,
+    on_bad_row: OnBadRow = "error",
+    counts: Counter[str] | None = None,
+    bar: bool = False,
+) -> list[CandidateSet]:
+    """All records of a source as candidate sets, one for each prompt. See :func:`load_records`, :func:`merge_sets`."""
+    return merge_sets(load_records(source, split=split, name=name, on_bad_row=on_bad_row, counts=counts, bar=bar))
+
+
+def as_set(record: Record) -> CandidateSet:
+    """A candidate set as it is; a pair as the set of its two completions."""
+    if isinstance(record, CandidateSet):
+        return record
+    return CandidateSet(record.prompt, (record.chosen, record.rejected), record.row, record.where)
+
+
+def merge_sets(records: Iterable[Record]) -> list[CandidateSet]:
+    """One set for each prompt, with the distinct candidates of all its records, in the order of first sight."""
+    merged: dict[Prompt, CandidateSet] = {}
+    for one in map(as_set, records):
+        before = merged.get(one.prompt)
+        if before is None:
+            merged[one.prompt] = one
+            continue
+        known = {candidate.text for candidate in before.candidates}
+        new = tuple(candidate for candidate in one.candidates if candidate.text not in known)
+        merged[one.prompt] = replace(before, candidates=before.candidates + new)
+    return list(merged.values())
+
+
+def split_by_prompt(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
+    """(train, held out): a share of the prompts, with all their records, is held out.
+
+    Which prompts depends on the seed and the prompts, not on the order of the rows.
+
+    Args:
+        records: the records to split.
+        fraction: share of the prompts to hold out, in [0, 1); above 0 at least one prompt.
+        seed: the run's seed.
+    """
+    prompts = sorted(
+        {r.prompt for r in records}, key=lambda p: (derive_seed(seed, "held out", prompt_text(p)), repr(p))
+    )
+    count = max(1, round(fraction * len(prompts))) if fraction > 0 else 0
+    if count and count >= len(prompts):
+        raise ValueError(
+            f"expected val_fraction {fraction} to leave training prompts, got {len(prompts)} prompts in all"
+        )
+    held_out = set(prompts[:count])
+    return [r for r in records if r.prompt not in held_out], [r for r in records if r.prompt in held_out]

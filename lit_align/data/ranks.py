@@ -1,0 +1,24 @@
+"""What the processes of a run do together. Without an initialised process group each is on its own."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch.distributed as dist
+
+_T = TypeVar("_T")
+
+
+def shard() -> tuple[int, int]:
+    """(rank, world size) for dividing work whose results :func:`gather` brings together."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def gather(value: _T) -> list[_T]:
+    """The value of each rank, in the order of ranks, on every rank. All ranks must call it."""
+    world = shard()[1]
+    if world == 1:
+        return [value]
+    gathered: list[_T | None] = [None] * world
+    dist.all_gather_object(gathered, value)
+    return gathered  # type: ignore[return-value]

@@ -1,0 +1,250 @@
+"""Rows from files and from the hub, each with the name of its place.
+
+JSON, JSONL and CSV are read with the standard library: Arrow's type inference, which `datasets`
+puts in between, rewrites what it reads (text that looks like a date or like "NA", numbers beside
+text, objects with different keys) and reports a broken line without its number. Parquet, folders
+and the hub have a schema of their own and go through `datasets`. Local Parquet is streamed, so no
+copy of it lands in a cache that could go stale.
+"""
+
+from __future__ import annotations
+
+import csv
+import glob
+import gzip
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+_TEXT = (".json", ".jsonl", ".csv")
+_JSON_CELLS = ("prompt", "chosen", "rejected")
+_SCORE_CELLS = ("chosen_score", "rejected_score", "score_chosen", "score_rejected")
+
+
+class BadRow(ValueError):
+    """A row that cannot be used.
+
+    Args:
+        where: file and row.
+        reason: a short name that skips are counted under.
+        why: what was expected and what came.
+    """
+
+    def __init__(self, where: str, reason: str, why: str) -> None:
+        super().__init__(f"{where}: {why}")
+        self.where, self.reason, self.why = where, reason, why
+
+
+Row = tuple["dict[str, Any] | BadRow", str]
+
+
+def read_rows(source: str | list[str], split: str = "train", name: str | None = None) -> Iterator[Row]:
+    """Yields each row with its place, or a :class:`BadRow` where the row cannot be read.
+
+    Args:
+        source: files (.json, .jsonl, .csv, .parquet, each also with .gz; globs such as `data/*.jsonl`), folders
+            that `datasets` can load, or ids of data sets on the hub; one, or a list read in turn.
+        split: the split of a folder or a hub data set; a local file is one split.
+        name: the configuration of a hub data set.
+
+    Raises:
+        FileNotFoundError: if a source looks like a file and there is none.
+        ValueError: if a file has a suffix that is not known.
+    """
+    for one in [source] if isinstance(source, str) else source:
+        if not _is_local(one):
+            yield from _from_datasets(one, split, name)
+            continue
+        for path in _paths(one):
+            yield from _from_datasets(str(path), split, name) if path.is_dir() else _read_file(path)
+
+
+def _is_local(source: str) -> bool:
+    path = Path(source).expanduser()
+    looks_like_a_file = _suffix(path) in (*_TEXT, ".parquet") or source.startswith(("/", "./", "../", "~"))
+    return looks_like_a_file or glob.has_magic(source) or path.exists() or source.count("/") > 1
+
+
+def _paths(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    if path.exists():
+        return [path]
+    found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+    if not found:
+        raise FileNotFoundError(
+            f"no data at {source!r}: expected a file, a folder, a glob or a hub id such as 'org/name'"
+        )
+    return found
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _read_file(path: Path) -> Iterator[Row]:
+    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+    reader = readers.get(_suffix(path))
+    if reader is None:
+        raise ValueError(f"{path}: expected a file that ends in {', '.join(readers)} (or these with .gz)")
+    return reader(path)
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _where(path: Path | str, row: int, line: int | None = None) -> str:
+    return f"{path}, row {row}" + (f" (line {line})" if line not in (None, row) else "")
+
+
+def _read_jsonl(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        yield from _json_lines(path, file)
+
+
+def _json_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
+    row = 0
+    for line, raw in enumerate(lines, 1):
+        if not raw.strip():
+            continue
+        row += 1
+        where = _where(path, row, line)
+        try:
+            yield _as_row(json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8")), where), where
+        except UnicodeDecodeError as error:
+            yield (
+                BadRow(where, "not_utf8", f"expected text in UTF-8, got {error.object[error.start : error.end]!r}"),
+                where,
+            )
+        except json.JSONDecodeError as error:
+            why = f"expected one JSON object a line, got {_short(raw.decode())}: {error.msg} at column {error.colno}"
+            yield BadRow(where, "bad_json", why), where
+
+
+def _read_json(path: Path) -> Iterator[Row]:
+    with _open(path) as file:
+        content = file.read()
+    try:
+        loaded = json.loads(content.decode("utf-8-sig"))
+    except ValueError as error:
+        if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":  # a list breaks as a whole: no row can be trusted
+            where = _where(path, 1) if not isinstance(error, json.JSONDecodeError) else f"{path}, line {error.lineno}"
+            raise BadRow(where, "bad_json", f"expected a JSON list of objects, got broken JSON: {error}") from error
+        yield from _json_lines(path, content.splitlines(keepends=True))  # many a .json holds JSON lines
+        return
+    for row, value in enumerate(loaded if isinstance(loaded, list) else [loaded], 1):
+        where = _where(path, row)
+        yield _as_row(value, where), where
+
+
+def _as_row(value: Any, where: str) -> dict[str, Any] | BadRow:
+    if isinstance(value, dict):
+        return value
+    return BadRow(where, "not_an_object", f"expected a JSON object, got {_short(value)}")
+
+
+def _read_csv(path: Path) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 128 KiB
+    with _open(path) as file:
+        lines = (raw.decode("utf-8-sig" if number == 0 else "utf-8") for number, raw in enumerate(file))
+        reader = csv.DictReader(lines, strict=True)
+        row = 0
+        while True:
+            row += 1
+            try:
+                cells = next(reader, None)
+            except (csv.Error, UnicodeDecodeError) as error:  # the reader cannot find the next row after this
+                raise BadRow(
+                    _where(path, row, reader.line_num + 1), "bad_csv", f"expected CSV in UTF-8: {error}"
+                ) from error
+            if cells is None:
+                return
+            where = _where(path, row, reader.line_num)
+            yield _from_cells(cells, where, len(reader.fieldnames or ())), where
+
+
+def _from_cells(cells: dict[str, Any], where: str, expected: int) -> dict[str, Any] | BadRow:
+    """Gives the cells of a CSV row their types: chats and candidates may be JSON, scores are numbers."""
+    got = sum(value is not None for key, value in cells.items() if key is not None) + len(cells.get(None) or ())  # type: ignore[call-overload]
+    if got != expected:
+        return BadRow(where, "bad_csv", f"expected {expected} cells as in the header, got {got}")
+    row: dict[str, Any] = dict(cells)
+    for key in _JSON_CELLS:
+        parsed = _json_or_none(row.get(key))
+        if isinstance(parsed, list) and parsed and all(isinstance(turn, dict) and "role" in turn for turn in parsed):
+            row[key] = parsed
+    if isinstance(row.get("chosen"), list):
+        row["prompt"] = row.get("prompt") or None
+    if row.get("candidates"):
+        row["candidates"] = _json_or_none(row["candidates"]) or row["candidates"]
+    for key in ("candidates", "target", *_SCORE_CELLS):  # an empty cell of an optional column is no value
+        if key in row:
+            row[key] = row[key] or None
+    for key in _SCORE_CELLS:
+        if row.get(key) is not None:
+            row[key] = _number_or_text(row[key])
+    return row
+
+
+def _json_or_none(text: Any) -> Any:
+    if not isinstance(text, str) or not text.lstrip().startswith("["):
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None
+
+
+def _number_or_text(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    if path.suffix != ".gz":
+        yield from _stream_parquet(path, str(path))
+        return
+    with _open(path) as packed, tempfile.NamedTemporaryFile(suffix=".parquet") as plain:  # Parquet needs random access
+        shutil.copyfileobj(packed, plain)
+        plain.flush()
+        yield from _stream_parquet(Path(plain.name), str(path))
+
+
+def _stream_parquet(file: Path, name: str) -> Iterator[Row]:
+    from datasets import load_dataset
+    from pyarrow import ArrowInvalid
+
+    try:
+        rows = load_dataset("parquet", data_files=glob.escape(str(file.absolute())), split="train", streaming=True)
+    except ArrowInvalid as error:
+        raise ValueError(f"{name}: expected a Parquet file: {error}") from error
+    for number, row in enumerate(rows, 1):
+        where = _where(name, number)
+        yield dict(row), where
+
+
+def _from_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
+    """A hub data set (cached by its revision) or a folder, either saved by `datasets` or of data files (streamed)."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    folder = Path(source).expanduser()
+    if folder.is_dir() and any((folder / marker).exists() for marker in ("state.json", "dataset_dict.json")):
+        saved = load_from_disk(str(folder))
+        rows: Iterable[Any] = saved[split] if isinstance(saved, DatasetDict) else saved
+    else:
+        rows = load_dataset(source, name, split=split, streaming=folder.is_dir())
+    place = source if split == "train" else f"{source}[{split}]"
+    for number, row in enumerate(rows, 1):
+        where = _where(place, number)
+        yield dict(row), where
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    text = text.strip()
+    return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text[:60]

@@ -1,0 +1,103 @@
+"""One on-policy round: prompts, samples, verdicts, pairs."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.judging import encode_pairs
+from lit_align.data.ranks import gather, shard
+from lit_align.data.selection import PairSelector
+from lit_align.records import CandidateSet, Origin, PreferencePair
+from lit_align.seeding import derive_seed
+
+Sample = Callable[..., list[CandidateSet]]
+JudgeSets = Callable[[Sequence[CandidateSet]], list[CandidateSet]]
+COUNTED = (
+    "prompts", "candidates", "pairs", "ties", "duplicates", "abstentions", "single_candidate", "below_margin",
+    "prompt_too_long", "prompt_cut", "completion_too_long", "equal_completions",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Round:
+    """The pairs of a round and what it took.
+
+    Args:
+        pairs: the same on every rank, in the order of ranks.
+        stats: the counts of :data:`COUNTED`, `index`, `step`, `yield` (pairs per judged answer), `mean_score`
+            (NaN if nothing was scored), `sample_seconds` and `judge_seconds` (of the slowest rank).
+    """
+
+    pairs: list[TokenizedPair]
+    stats: dict[str, int | float]
+
+
+@dataclass(frozen=True)
+class RoundMaker:
+    """Makes rounds.
+
+    Args:
+        sample: sets and the purpose of the draw -> the sets with fresh candidates.
+        judge: sets -> scored sets.
+        selector: makes pairs.
+        encoder: tokenises them.
+        seed: the run's seed.
+    """
+
+    sample: Sample
+    judge: JudgeSets
+    selector: PairSelector
+    encoder: Encoder
+    seed: int
+
+    def make(self, sets: Sequence[CandidateSet], index: int, step: int) -> Round:
+        """Samples, judges and pairs the prompts of `sets`, shared among the ranks.
+
+        Args:
+            sets: the prompts; their static candidates are not used.
+            index: the number of the round, for its seeds.
+            step: the optimizer step at which it is sampled.
+        """
+        rank, world = shard()
+        started = time.perf_counter()
+        sampled = self.sample(sets[rank::world], "round", index, rank)
+        between = time.perf_counter()
+        scored = self.judge(sampled)
+        seconds = {"sample_seconds": between - started, "judge_seconds": time.perf_counter() - between}
+        counts: Counter[str] = Counter(prompts=len(scored))
+        pairs = [
+            pair
+            for number, one in enumerate(scored)
+            for pair in self._pairs(one, derive_seed(self.seed, "round", index, rank, number), step, counts)
+        ]
+        scores = [c.score for one in scored for c in one.candidates if c.score is not None and math.isfinite(c.score)]
+        counts["candidates"] += sum(len(one.candidates) for one in scored)
+        counts["pairs"] += len(pairs)
+        return _together(gather((pairs, counts, seconds, scores)), index, step)
+
+    def _pairs(self, scored: CandidateSet, seed: int, step: int, counts: Counter[str]) -> list[TokenizedPair]:
+        pairs = [_on_policy(pair, step) for pair in self.selector.select(scored, seed, counts)]
+        return encode_pairs(pairs, self.encoder, counts)
+
+
+def _on_policy(pair: PreferencePair, step: int) -> PreferencePair:
+    return replace(pair, origin=Origin.ON_POLICY, step_sampled=step)
+
+
+def _together(
+    parts: Sequence[tuple[list[TokenizedPair], Counter[str], dict[str, float], list[float]]], index: int, step: int
+) -> Round:
+    counts = sum((part[1] for part in parts), Counter())
+    scores = [score for part in parts for score in part[3]]
+    stats: dict[str, Any] = {"index": index, "step": step, **{key: counts[key] for key in COUNTED}}
+    stats["yield"] = counts["pairs"] / counts["candidates"] if counts["candidates"] else 0.0
+    stats["mean_score"] = math.fsum(scores) / len(scores) if scores else math.nan
+    for key in ("sample_seconds", "judge_seconds"):
+        stats[key] = max(part[2][key] for part in parts)
+    return Round([pair for part in parts for pair in part[0]], stats)

@@ -1,0 +1,160 @@
+"""The two sources of pairs. A source holds data and a cursor: what it gives next depends on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from lit_align.data.encoder import TokenizedPair
+from lit_align.data.rounds import Round
+from lit_align.records import CandidateSet
+from lit_align.seeding import derive_seed
+
+MakeRound = Callable[[Sequence[int], int], Round]
+_EMPTY_ROUNDS = 3
+
+
+class _Order:
+    """The endless seeded order of n things: one permutation an epoch."""
+
+    def __init__(self, size: int, seed: int, purpose: str) -> None:
+        self.size, self.seed, self.purpose = size, seed, purpose
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, index = divmod(position, self.size)
+        if epoch != self._epoch:
+            rng = np.random.default_rng(derive_seed(self.seed, self.purpose, epoch))
+            self._epoch, self._permutation = epoch, rng.permutation(self.size)
+        return int(self._permutation[index])
+
+
+class OffPolicySource:
+    """Static pairs in seeded order, epoch after epoch.
+
+    Args:
+        pairs: all training pairs, the same on every rank.
+        seed: the run's seed.
+    """
+
+    def __init__(self, pairs: Sequence[TokenizedPair], seed: int) -> None:
+        self.pairs = pairs
+        self.cursor = 0
+        self._order = _Order(len(pairs), seed, "off-policy")
+
+    def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:
+        """This rank's next `count` pairs; the cursor moves on by those of all ranks."""
+        positions = [self.cursor + slot * world + rank for slot in range(count)]
+        self.cursor += count * world
+        return [self.pairs[self._order[position]] for position in positions]
+
+
+def fingerprint(pairs: Sequence[TokenizedPair], sets: Sequence[CandidateSet]) -> str:
+    """The number of pairs and a hash of their tokens and of the training prompts."""
+    digest = hashlib.blake2b(digest_size=8)
+    for pair in pairs:
+        for ids in (pair.prompt, pair.chosen, pair.rejected):
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+    for one in sets:
+        digest.update(repr(one.prompt).encode("utf-8", "backslashreplace"))
+    return f"{len(pairs)} pairs (hash {digest.hexdigest()})"
+
+
+class OnPolicySource:
+    """Pairs of on-policy rounds, each used once, in seeded order.
+
+    A round is made when too few pairs are left or when a fresh one was requested. The last few pairs of a
+    round that do not fill a batch open the next one; a requested round drops what is left.
+
+    Args:
+        prompts: the number of training prompts.
+        round_prompts: prompts a round (M); no more than there are.
+        seed: the run's seed.
+        make_round: indices of prompts and the round's number -> the round, the same on every rank.
+    """
+
+    def __init__(self, prompts: int, round_prompts: int, seed: int, make_round: MakeRound) -> None:
+        self.round_prompts = min(round_prompts, prompts)
+        self.seed = seed
+        self.make_round = make_round
+        self.pending: list[TokenizedPair] = []
+        self.rounds = 0
+        self.prompt_cursor = 0
+        self.fresh = False
+        self._order = _Order(prompts, seed, "round prompts")
+
+    def ensure(self, count: int) -> None:
+        """Makes rounds until `count` pairs are there.
+
+        Raises:
+            RuntimeError: after three rounds in a row without a pair.
+        """
+        empty = 0
+        while self.fresh or len(self.pending) < count:
+            result = self._next_round()
+            self.pending = [*([] if self.fresh else self.pending), *result]
+            self.fresh = False
+            empty = 0 if result else empty + 1
+            if empty == _EMPTY_ROUNDS:
+                raise RuntimeError(
+                    f"{empty} on-policy rounds of {self.round_prompts} prompts each gave no pair: the judge gave all "
+                    "candidates of each prompt the same score or none, or they were too long. Look at the data's "
+                    "`round_stats`; a judge that grades, more candidates or a higher temperature help."
+                )
+
+    def _next_round(self) -> list[TokenizedPair]:
+        positions = range(self.prompt_cursor, self.prompt_cursor + self.round_prompts)
+        result = self.make_round([self._order[position] for position in positions], self.rounds)
+        rng = np.random.default_rng(derive_seed(self.seed, "round order", self.rounds))
+        self.prompt_cursor += self.round_prompts
+        self.rounds += 1
+        return [result.pairs[index] for index in rng.permutation(len(result.pairs))]
+
+    def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:
+        """This rank's next `count` pairs, which :meth:`ensure` has made sure of."""
+        taken, self.pending = self.pending[: count * world], self.pending[count * world :]
+        return taken[rank::world]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "pending": pack(self.pending),
+            "rounds": self.rounds,
+            "prompt_cursor": self.prompt_cursor,
+            "fresh": self.fresh,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pending = unpack(state["pending"])
+        self.rounds, self.prompt_cursor, self.fresh = state["rounds"], state["prompt_cursor"], state["fresh"]
+
+
+def pack(pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
+    """Pairs as a few tensors, which a checkpoint loaded with `weights_only=True` may hold."""
+    parts = [ids for p in pairs for ids in (p.prompt, p.chosen, p.rejected, p.target) if ids is not None]
+    lengths = [
+        [len(p.prompt), len(p.chosen), len(p.rejected), -1 if p.target is None else len(p.target)] for p in pairs
+    ]
+    return {
+        "tokens": torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0, dtype=torch.int32),
+        "lengths": torch.tensor(lengths, dtype=torch.int64).reshape(-1, 4),
+        "margins": torch.tensor([p.margin for p in pairs], dtype=torch.float64),
+        "on_policy": torch.tensor([p.on_policy for p in pairs], dtype=torch.bool),
+    }
+
+
+def unpack(packed: dict[str, Any]) -> list[TokenizedPair]:
+    """What :func:`pack` was given."""
+    tokens, pairs, start = packed["tokens"].numpy(), [], 0
+    for row, margin, on_policy in zip(packed["lengths"], packed["margins"], packed["on_policy"], strict=True):
+        parts: list[np.ndarray | None] = []
+        for length in row.tolist():
+            parts.append(None if length < 0 else tokens[start : start + length].copy())
+            start += max(length, 0)
+        prompt, chosen, rejected, target = parts
+        assert prompt is not None and chosen is not None and rejected is not None
+        pairs.append(TokenizedPair(prompt, chosen, rejected, float(margin), bool(on_policy), target))
+    return pairs

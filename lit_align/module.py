@@ -1,0 +1,262 @@
+"""AlignmentModule: a policy, its frozen reference and one loss."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from transformers import PreTrainedTokenizerBase
+
+from lit_align.batch import PairBatch
+from lit_align.losses import LossOutput, PairLogps, PreferenceLoss
+from lit_align.policy.logps import batch_logps
+from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
+from lit_align.policy.spec import PolicySpec
+from lit_align.seeding import derive_seed
+
+REFRESHES_KEY = "reference_refreshes"
+START_TOLERANCE = 1e-3
+"""Nats per token by which policy and reference may differ before the first step: rounding, no more."""
+
+
+class AlignmentModule(LightningModule):
+    """Trains a policy on preference pairs (:class:`lit_align.batch.PairBatch`).
+
+    The models are loaded in `configure_model`, so that making the module costs nothing.
+
+    Args:
+        policy: the model to train.
+        loss: the loss over pairs.
+        reference: what the policy is compared with. None takes what equals the policy at the start: a copy
+            of `policy.adapter`, the base with the adapter off for `policy.lora`, a frozen copy otherwise.
+            A loss that needs no reference gets none.
+        optimizer: a class and its arguments, called with the trainable parameters.
+        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. A
+            `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+    """
+
+    def __init__(
+        self,
+        policy: PolicySpec,
+        loss: PreferenceLoss,
+        reference: Reference | None = None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
+        self.spec = policy
+        self.policy: nn.Module | None = None
+        self.loss = loss
+        self.reference = (reference or default_reference(policy)) if loss.needs_reference else None
+        self._make_optimizer = optimizer
+        self._make_scheduler = lr_scheduler
+        self._start_checked = False
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The policy's tokenizer, loaded when first asked for, without the model."""
+        return self.spec.load_tokenizer()
+
+    def configure_model(self) -> None:
+        if self.policy is not None:
+            return
+        policy = self.spec.load_model()
+        if self.reference is not None:
+            self.reference.attach(policy, self.spec)
+        self.policy = policy
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = self._make_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ------------------------------------------------------------------ forward
+
+    def pair_logps(self, batch: PairBatch) -> PairLogps:
+        """Log-probs of a batch under the policy, with gradients, and under the reference, without.
+
+        Raises:
+            ValueError: where the loss asks for targets that the batch does not have.
+        """
+        reference = self._reference_logps(batch)
+        chosen, rejected, *target = batch_logps(self._loaded_policy(), batch, with_target=self.loss.needs_target)
+        return PairLogps(
+            policy_chosen_logps=chosen.sum(),
+            policy_rejected_logps=rejected.sum(),
+            reference_chosen_logps=reference[0] if reference else None,
+            reference_rejected_logps=reference[1] if reference else None,
+            chosen_lengths=chosen.lengths,
+            rejected_lengths=rejected.lengths,
+            policy_target_logps=target[0].sum() if target else None,
+            target_lengths=target[0].lengths if target else None,
+            margin=batch.margin,
+        )
+
+    @torch.no_grad()
+    def _reference_logps(self, batch: PairBatch) -> tuple[Tensor, Tensor] | None:
+        if self.reference is None:
+            return None
+        if batch.reference_chosen_logps is not None and batch.reference_rejected_logps is not None:
+            return batch.reference_chosen_logps, batch.reference_rejected_logps
+        with self.reference.active(self._loaded_policy()) as model:
+            chosen, rejected = batch_logps(model, batch)
+        return chosen.sum(), rejected.sum()
+
+    def _loaded_policy(self) -> nn.Module:
+        if self.policy is None:
+            raise RuntimeError("The policy is not loaded yet: a Trainer calls `configure_model`, or call it yourself.")
+        return self.policy
+
+    def refresh_reference(self) -> None:
+        """Makes the policy's current weights the reference.
+
+        Raises:
+            RuntimeError: where the loss has no reference, or its form cannot be refreshed.
+        """
+        if self.reference is None:
+            raise RuntimeError(f"{type(self.loss).__name__} has no reference to refresh: switch the refresh off.")
+        self.reference.refresh(self._loaded_policy())
+
+    # ------------------------------------------------------------------ steps
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        """Seeds torch from (run seed, rank, micro-batch): dropout then does not depend on what ran before."""
+        data = getattr(self.trainer, "datamodule", None)
+        position = getattr(data, "delivered", self.trainer.fit_loop.total_batch_idx)
+        torch.manual_seed(derive_seed(getattr(data, "seed", 0), "train", self.global_rank, position))
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        pairs = self.pair_logps(batch)
+        if not self._start_checked:
+            self._start_checked = True
+            if self.global_step == 0:
+                self._check_start(pairs, batch)
+        output = self.loss(pairs)
+        self._log_output("", pairs, output, len(batch))
+        self.log("on_policy_fraction", batch.on_policy.float().mean(), batch_size=len(batch))
+        return output.losses.mean()
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self._evaluate("val/", batch)
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self._evaluate("test/", batch)
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, list[float]]:
+        """The implicit rewards of each pair: `chosen_rewards`, `rejected_rewards` and `margins`, each [B]."""
+        output = self.loss(self.pair_logps(batch))
+        chosen, rejected = output.chosen_rewards, output.rejected_rewards
+        return {
+            "chosen_rewards": chosen.tolist(),
+            "rejected_rewards": rejected.tolist(),
+            "margins": (chosen - rejected).tolist(),
+        }
+
+    def _evaluate(self, prefix: str, batch: PairBatch) -> None:
+        pairs = self.pair_logps(batch)
+        self._log_output(prefix, pairs, self.loss(pairs), len(batch))
+
+    def _log_output(self, prefix: str, pairs: PairLogps, output: LossOutput, batch_size: int) -> None:
+        chosen, rejected = output.chosen_rewards, output.rejected_rewards
+        shown = {
+            "loss": output.losses.detach(),
+            "rewards/accuracies": (chosen > rejected).float(),
+            "rewards/margins": chosen - rejected,
+        }
+        kept = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "logps/chosen": pairs.policy_chosen_logps.detach(),
+            "logps/rejected": pairs.policy_rejected_logps.detach(),
+            **output.metrics,
+        }
+        for values, on_bar in ((shown, True), (kept, False)):
+            means = {prefix + name: value.float().mean() for name, value in values.items()}
+            self.log_dict(means, prog_bar=on_bar, batch_size=batch_size, sync_dist=bool(prefix))
+
+    # ------------------------------------------------------------------ step 0
+
+    def _check_start(self, pairs: PairLogps, batch: PairBatch) -> None:
+        """Warns where the policy does not start from its reference, and says why that is suspicious."""
+        if self.reference is None:
+            return
+        reference_chosen, reference_rejected = pairs.references()
+        chosen = (pairs.policy_chosen_logps - reference_chosen).abs() / pairs.chosen_lengths
+        rejected = (pairs.policy_rejected_logps - reference_rejected).abs() / pairs.rejected_lengths
+        difference = torch.cat([chosen, rejected]).max().item()
+        if not difference <= START_TOLERANCE:
+            rank_zero_warn(
+                f"Before the first step the policy and its reference differ by up to {difference:.3g} nats a token, "
+                f"so the rewards do not start at 0 and the loss not at its neutral value (ln 2 for DPO). "
+                f"{self._suspect(batch)}"
+            )
+
+    def _suspect(self, batch: PairBatch) -> str:
+        """The likeliest reason for a policy that differs from its reference at the start."""
+        policy = self._loaded_policy()
+        if batch.reference_chosen_logps is not None:
+            return "The reference log-probs were computed ahead: from another model, template or set of tokens?"
+        if self.spec.adapter is not None and isinstance(self.reference, AdapterOff):
+            return "`policy.adapter` is on in the policy and off in the reference: take AdapterCopy as the reference."
+        if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in policy.modules()):
+            return "Dropout is on in the policy: DPO's convention is none."
+        if isinstance(self.reference, ModelReference) and self.reference.spec is not None:
+            return f"The reference {self.reference.spec.model!r} is another model than the policy's start: is it meant?"
+        return "Were weights loaded, or changed, after the reference was made?"
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what is trained, and the reference where it cannot be loaded anew; never the frozen base."""
+        refreshes = self.reference.refreshes if self.reference is not None else 0
+        names = self._saved_names(refreshes)
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        checkpoint[REFRESHES_KEY] = refreshes
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Demands exactly the weights that this configuration trains.
+
+        Raises:
+            ValueError: where the checkpoint holds others, or fewer, or of another shape.
+        """
+        self.configure_model()
+        refreshes = checkpoint.get(REFRESHES_KEY, 0)
+        names = self._saved_names(refreshes)
+        own = self.state_dict()
+        expected = {name: tuple(own[name].shape) for name in names}
+        _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
+        if self.reference is not None:
+            self.reference.refreshes = refreshes
+
+    def _saved_names(self, refreshes: int) -> set[str]:
+        kept: list[nn.Parameter] = []
+        if self.reference is not None:
+            kept = self.reference.saved_parameters(self._loaded_policy(), refreshes)
+        ids = {id(parameter) for parameter in kept}
+        return {name for name, p in self.named_parameters() if p.requires_grad or id(p) in ids}
+
+
+def _demand_equal(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    reshaped = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
+    if missing or unknown or reshaped:
+        first = (missing or unknown or reshaped)[0]
+        raise ValueError(
+            f"The checkpoint does not fit this configuration: of {len(expected)} weights to restore it lacks "
+            f"{len(missing)}, has {len(unknown)} others and {len(reshaped)} of another shape (such as {first!r}: "
+            f"expected {expected.get(first, 'none')}, found {found.get(first, 'none')}). "
+            "Continue with the `policy` and `reference` settings that wrote it."
+        )

@@ -1,0 +1,19 @@
+"""The policy: loading, adapters, log-probs, and the reference it is compared with."""
+
+from lit_align.policy.cache import cache_dir
+from lit_align.policy.logps import TokenLogps, batch_logps, sequence_logps
+from lit_align.policy.reference import AdapterCopy, AdapterOff, ModelReference, Reference
+from lit_align.policy.spec import LoraSpec, PolicySpec
+
+__all__ = [
+    "AdapterCopy",
+    "AdapterOff",
+    "LoraSpec",
+    "ModelReference",
+    "PolicySpec",
+    "Reference",
+    "TokenLogps",
+    "batch_logps",
+    "cache_dir",
+    "sequence_logps",
+]

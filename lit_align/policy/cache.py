@@ -1,0 +1,11 @@
+"""The folder for what is computed once and used by later runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """`$LIT_ALIGN_CACHE`, or `~/.cache/lit-align`."""
+    return Path(os.environ.get("LIT_ALIGN_CACHE") or Path.home() / ".cache" / "lit-align").expanduser()

@@ -1,0 +1,147 @@
+"""Log-probabilities of completions under a causal language model.
+
+Rows are plain for now: one row per completion, its prompt in front, padding on the right. The forward
+pass that computes a pair's prompt only once takes the place of these functions, behind the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_align.batch import Padded, PairBatch
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """Log-probs of the tokens of B completions.
+
+    Args:
+        logps: [B, C] float32 in nats, 0 at padding.
+        mask: [B, C] bool, True where a token is real.
+    """
+
+    logps: Tensor
+    mask: Tensor
+
+    def sum(self) -> Tensor:
+        """[B] log-prob of each completion."""
+        return self.logps.sum(-1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64, tokens of each completion."""
+        return self.mask.sum(-1)
+
+    def rows(self, start: int, stop: int) -> TokenLogps:
+        """The completions from `start` to `stop`."""
+        return TokenLogps(self.logps[start:stop], self.mask[start:stop])
+
+
+def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded) -> TokenLogps:
+    """log pi(token | prompt, earlier tokens) of every completion token, in float32.
+
+    The LM head runs only on positions that predict a completion token; what a model does to its logits
+    after the head (scaling, soft-capping) applies as in its plain forward pass.
+
+    Args:
+        model: a causal language model of transformers, or one wrapped by peft.
+        prompt: [B, P], each with at least one token.
+        completion: [B, C], the completions of the B prompts.
+
+    Raises:
+        ValueError: where a prompt is empty: nothing would predict the first token of its completion.
+    """
+    prompt_lengths = prompt.lengths
+    if not bool((prompt_lengths > 0).all()):
+        raise ValueError("Every prompt needs at least one token, but one of the batch is empty.")
+    ids, mask = _join(prompt, completion)
+    # token j of a completion is predicted at the position before it: prompt_length - 1 + j
+    predicting = prompt_lengths[:, None] - 1 + torch.arange(completion.ids.shape[1], device=ids.device)
+    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(predicting)
+    logits = _logits_at(model, ids, mask, rows[completion.mask], predicting[completion.mask])
+    values = -F.cross_entropy(logits.float(), completion.ids[completion.mask], reduction="none")
+    return TokenLogps(values.new_zeros(completion.mask.shape).masked_scatter(completion.mask, values), completion.mask)
+
+
+def batch_logps(model: nn.Module, batch: PairBatch, with_target: bool = False) -> list[TokenLogps]:
+    """The chosen, the rejected and, on demand, the target completions of a batch, from one forward pass.
+
+    Args:
+        model: as in :func:`sequence_logps`.
+        batch: B pairs.
+        with_target: also the rows' targets, as a third entry.
+
+    Raises:
+        ValueError: where targets are asked for and a row has none.
+    """
+    completions = [batch.chosen, batch.rejected]
+    if with_target:
+        completions.append(_targets(batch))
+    size = len(batch)
+    prompts = Padded(batch.prompt.ids.repeat(len(completions), 1), batch.prompt.mask.repeat(len(completions), 1))
+    together = sequence_logps(model, prompts, _stack(completions))
+    return [together.rows(i * size, (i + 1) * size) for i in range(len(completions))]
+
+
+def _targets(batch: PairBatch) -> Padded:
+    if batch.target is None or not bool((batch.target.lengths > 0).all()):
+        raise ValueError(
+            "The loss asks for each row's own `target`, but a pair of this batch has none: add the column "
+            "`target` to the data, or choose a loss whose target is the chosen completion."
+        )
+    return batch.target
+
+
+def _stack(parts: list[Padded]) -> Padded:
+    """The rows of all parts, padded to the longest."""
+    width = max(part.ids.shape[1] for part in parts)
+    ids = torch.cat([F.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts])
+    mask = torch.cat([F.pad(part.mask, (0, width - part.mask.shape[1])) for part in parts])
+    return Padded(ids, mask)
+
+
+def _join(prompt: Padded, completion: Padded) -> tuple[Tensor, Tensor]:
+    """Prompt and completion in one row, padding on the right: ids and mask, each [B, T]."""
+    lengths = prompt.lengths + completion.lengths
+    columns = torch.arange(int(lengths.max()), device=lengths.device)
+    mask = columns < lengths[:, None]
+    in_prompt = columns < prompt.lengths[:, None]
+    ids = torch.zeros_like(mask, dtype=torch.long)
+    ids[in_prompt] = prompt.ids[prompt.mask]
+    ids[mask & ~in_prompt] = completion.ids[completion.mask]
+    return ids, mask
+
+
+def _logits_at(model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The model's logits at N chosen positions, [N, vocabulary]."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    with _gather_before(head, rows, columns) as gathered:
+        logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+    return logits[0] if gathered else logits[rows, columns]
+
+
+@contextmanager
+def _gather_before(head: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
+    """Lets the LM head see only the hidden states at (row, column), as one row [1, N, H].
+
+    Yields a list that is empty until the head has run so: a model that does not call its head as a
+    module gives logits for every position instead.
+    """
+    gathered: list[bool] = []
+
+    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        gathered.append(True)
+        return (inputs[0][rows, columns][None], *inputs[1:])
+
+    handle = head.register_forward_pre_hook(gather) if head is not None else None
+    try:
+        yield gathered
+    finally:
+        if handle is not None:
+            handle.remove()

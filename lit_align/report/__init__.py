@@ -1,0 +1,6 @@
+"""What a run says about itself: the win rate against its start and the summary at its end."""
+
+from lit_align.report.summary import RunSummary
+from lit_align.report.win_rate import WinRateCallback
+
+__all__ = ["RunSummary", "WinRateCallback"]

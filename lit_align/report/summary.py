@@ -1,0 +1,202 @@
+"""The end of a run in a few lines, and the same as `summary.json`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger
+
+from lit_align import run_folder
+from lit_align.boundary.callback import BoundaryCallback
+from lit_align.checkpoint import AlignmentCheckpoint
+from lit_align.report.text import render
+from lit_align.report.win_rate import WinRateCallback
+from lit_align.run_folder import last_checkpoint
+
+
+class RunSummary(Callback):
+    """Writes `summary.json` into the run folder at the end of a fit and prints it as text.
+
+    It holds the decisions, whether the run crossed into preference fine-tuning, the win rate against the start,
+    the rows that were left out, the on-policy rounds, the last metrics and where the time went. After an
+    interruption it says how to go on.
+
+    Args:
+        show: prints the text; the file is written in any case.
+    """
+
+    def __init__(self, show: bool = True) -> None:
+        self.show = show
+        self.summary: dict[str, Any] = {}
+        self._seconds = 0.0
+        self._validation_seconds = 0.0
+        self._rounds: list[dict[str, Any]] = []
+        self._began = self._validation_began = time.perf_counter()
+        self._last_round: Any = None
+        self._trained = False
+
+    @property
+    def state_key(self) -> str:
+        return "RunSummary"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seconds": self._seconds + time.perf_counter() - self._began,
+            "validation_seconds": self._validation_seconds,
+            "rounds": self._rounds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = state_dict["seconds"]
+        self._validation_seconds = state_dict["validation_seconds"]
+        self._rounds = list(state_dict["rounds"])
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._began = time.perf_counter()
+        self._trained = False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._trained = True
+        stats = getattr(trainer.datamodule, "round_stats", None)  # type: ignore[attr-defined]
+        if stats and stats != self._last_round:
+            self._last_round = stats
+            self._rounds.append({"step": trainer.global_step, **_mapping(stats)})
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_began = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validation_seconds += time.perf_counter() - self._validation_began
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self.summary = self._collect(trainer)
+        run_folder.write_json(_root(trainer) / run_folder.SUMMARY, self.summary)
+        if self.show:
+            print(render(self.summary, self._answers(trainer)), flush=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Says where the last checkpoint is and how to go on."""
+        if trainer.is_global_zero and self._trained:
+            print(f"\nStopped at step {trainer.global_step}. {_way_on(trainer)}", flush=True)
+
+    def _collect(self, trainer: Trainer) -> dict[str, Any]:
+        decisions = [asdict(decision) for decision in _history(trainer)]
+        win_rate = _win_rate(trainer)
+        result = asdict(win_rate.result) if win_rate is not None and win_rate.result is not None else None
+        return {
+            "steps": trainer.global_step,
+            "crossing": crossing(decisions),
+            "decisions": decisions,
+            "win_rate": result,
+            "rows": dict(getattr(trainer.datamodule, "counts", {}) or {}),  # type: ignore[attr-defined]
+            "rounds": self._rounds,
+            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "seconds": self._time(decisions, win_rate.seconds if win_rate is not None else 0.0),
+            "outputs": _outputs(trainer),
+        }
+
+    def _time(self, decisions: list[dict[str, Any]], win_rate: float) -> dict[str, float]:
+        """Wall seconds by activity; training is what is left."""
+        spent = {
+            "measuring": sum(decision["seconds"] or 0.0 for decision in decisions),
+            "on_policy_rounds": sum(one.get("sample_seconds", 0.0) + one.get("judge_seconds", 0.0) for one in self._rounds),
+            "validation": self._validation_seconds,
+            "win_rate": win_rate,
+        }
+        total = self._seconds + time.perf_counter() - self._began
+        return {"total": total, "training": max(0.0, total - sum(spent.values())), **spent}
+
+    def _answers(self, trainer: Trainer) -> list[dict[str, Any]]:
+        win_rate = _win_rate(trainer)
+        return [] if win_rate is None else win_rate.answers[: win_rate.samples_to_show]
+
+
+def crossing(decisions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Whether the run moved from preference injection to preference fine-tuning because the score crossed 0.5.
+
+    Args:
+        decisions: the lines of `boundary.jsonl`.
+
+    Returns:
+        `crossed` (bool), `step` (of the decision that switched, or None) and `text`, one honest sentence.
+    """
+    measured = [decision for decision in decisions if decision["score"] is not None]
+    if not measured:
+        return {"crossed": False, "step": None, "text": "The boundary was not measured in this run."}
+    first, last = measured[0], measured[-1]
+    if first["score"] >= 0.5:
+        text = f"The run began in preference fine-tuning ({_words(first)}): nothing to cross."
+        return {"crossed": False, "step": None, "text": text}
+    over = [decision for decision in measured if decision["score"] >= 0.5]
+    if not over:
+        best = max(measured, key=lambda decision: decision["score"])
+        text = f"The score did not reach 0.5 (highest: {_words(best)}): the run stayed in preference injection."
+        return {"crossed": False, "step": None, "text": text}
+    switched = next((decision for decision in over if decision["stage"] == "fine_tuning"), None)
+    if switched is None:
+        text = (
+            f"The score reached 0.5 ({_words(over[0])}), but the schedule did not leave preference injection: "
+            f"{over[-1]['reason']}"
+        )
+        return {"crossed": False, "step": None, "text": text}
+    text = f"The run crossed into preference fine-tuning ({_words(switched)})."
+    if last["stage"] != "fine_tuning":
+        text += f" It went back to preference injection ({_words(last)})."
+    return {"crossed": True, "step": switched["step"], "text": text}
+
+
+def _words(decision: Mapping[str, Any]) -> str:
+    interval = f"interval {decision['low']:.2f} to {decision['high']:.2f}"
+    return f"score {decision['score']:.2f} at step {decision['step']}, {interval}"
+
+
+def _way_on(trainer: Trainer) -> str:
+    last = last_checkpoint({Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)})
+    if last is None:
+        return "There is no checkpoint yet: the run starts afresh next time."
+    step = next((c.saved_step for c in trainer.checkpoint_callbacks if isinstance(c, AlignmentCheckpoint)), None)
+    at = "" if step is None else f" of step {step}"
+    return f"The last checkpoint{at} is {last}: the same command with --ckpt_path last goes on from there."
+
+
+def _root(trainer: Trainer) -> Path:
+    return Path(trainer.default_root_dir)
+
+
+def _history(trainer: Trainer) -> list[Any]:
+    found = [callback for callback in trainer.callbacks if isinstance(callback, BoundaryCallback)]  # type: ignore[attr-defined]
+    return list(found[0].history) if found else []
+
+
+def _win_rate(trainer: Trainer) -> WinRateCallback | None:
+    return next((c for c in trainer.callbacks if isinstance(c, WinRateCallback)), None)  # type: ignore[attr-defined]
+
+
+def _mapping(stats: Any) -> dict[str, Any]:
+    return dict(stats) if isinstance(stats, Mapping) else asdict(stats)
+
+
+def _outputs(trainer: Trainer) -> dict[str, str]:
+    """What a reader would open next, by what it is."""
+    root = _root(trainer)
+    files = {
+        "run folder": root,
+        "decisions": root / run_folder.DECISIONS,
+        "sampled answers": root / run_folder.SAMPLES,
+        "before and after": root / run_folder.ANSWERS,
+        "metrics": next((f for logger in trainer.loggers if (f := _csv(logger)) is not None), root / "missing"),
+        "tensorboard": root / run_folder.TENSORBOARD_LOGS,
+        "checkpoint": root / run_folder.CHECKPOINTS / "last.ckpt",
+    }
+    return {name: str(path) for name, path in files.items() if path.exists()}
+
+
+def _csv(logger: Logger) -> Path | None:
+    return Path(logger.log_dir, "metrics.csv") if isinstance(logger, CSVLogger) else None

@@ -1,0 +1,132 @@
+"""The summary of a run as text for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WIDTH = 80
+KEPT = ("rows", "pairs", "prompts")
+STAGES = {"injection": "injection", "fine_tuning": "fine-tuning"}
+
+
+def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Lays a summary out.
+
+    Args:
+        summary: what `summary.json` holds.
+        answers: rows of `answers.jsonl` to show.
+    """
+    blocks = [
+        _decisions(summary["decisions"]),
+        _fill(summary["crossing"]["text"]),
+        _win_rate(summary["win_rate"], answers),
+        _rows(summary["rows"]),
+        _rounds(summary["rounds"]),
+        _metrics(summary["metrics"]),
+        _time(summary["steps"], summary["seconds"]),
+        _outputs(summary["outputs"]),
+    ]
+    return "\n".join(["", *[block for block in blocks if block]])
+
+
+def _fill(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="", subsequent_indent=indent or "  ")
+
+
+def _decisions(decisions: Sequence[Mapping[str, Any]]) -> str:
+    if not decisions:
+        return ""
+    lines = [f"{'step':>6}  {'stage':<11}  {'on-policy':>9}  {'score':>5}  {'interval':<12}  {'prompts':>7}  {'s':>5}"]
+    for one in decisions:
+        measured = one["score"] is not None
+        interval = f"{one['low']:.2f} - {one['high']:.2f}" if measured else ""
+        score = f"{one['score']:.2f}" if measured else "-"
+        lines.append(
+            f"{one['step']:>6}  {STAGES.get(one['stage'], one['stage']):<11}  {100 * one['on_policy_share']:>7.0f} %  "
+            f"{score:>5}  {interval:<12}  {one['prompts'] or 0:>7}  {one['seconds'] or 0:>5.0f}"
+        )
+        lines.append(_fill(f"        {one['reason']}", indent=" " * 8))
+    return "\n".join(lines)
+
+
+def _win_rate(result: Mapping[str, Any] | None, answers: Sequence[Mapping[str, Any]]) -> str:
+    if result is None:
+        return ""
+    text = (
+        f"Win rate against the start: {100 * result['score']:.0f} % "
+        f"({100 * result['low']:.0f} to {100 * result['high']:.0f} %) on {result['prompts']} held-out prompts"
+    )
+    if result["mean_before"] is not None:
+        text += f", mean score {result['mean_before']:.2f} -> {result['mean_after']:.2f}"
+    lines = [_fill(text + ".")]
+    for one in answers:
+        lines.append(f"  prompt  {_one_line(one['prompt'])}")
+        lines.append(f"  before  {_one_line(one['before'])}")
+        lines.append(f"  after   {_one_line(one['after'])}")
+    return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    return textwrap.shorten(" ".join(text.split()) or "(empty)", WIDTH - 10, placeholder=" ...")
+
+
+def _rows(counts: Mapping[str, int]) -> str:
+    """What was read and, of training and held-out rows alike, what was left out and why."""
+    left: dict[str, int] = {}
+    for name, count in counts.items():
+        reason = name.removeprefix("val/")
+        if count and not name.startswith("on_policy/") and reason not in KEPT:
+            left[reason] = left.get(reason, 0) + count
+    read = (
+        f"Data: {counts.get('pairs', 0)} pairs from {counts.get('prompts', 0)} prompts to train on, "
+        f"{counts.get('val/pairs', 0)} held out"
+    )
+    reasons = ", ".join(f"{count} {_reason(name)}" for name, count in left.items())
+    return _fill(f"{read}; left out or changed: {reasons or 'nothing'}.") if counts else ""
+
+
+def _reason(name: str) -> str:
+    return name.replace("bad_row/", "bad row: ").replace("_", " ")
+
+
+def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
+    if not rounds:
+        return ""
+    pairs = sum(int(one.get("pairs", 0)) for one in rounds)
+    candidates = sum(int(one.get("candidates", 0)) for one in rounds)
+    ties = sum(int(one.get("ties", 0)) for one in rounds)
+    return _fill(f"On-policy rounds: {len(rounds)}, {candidates} sampled answers gave {pairs} pairs ({ties} ties).")
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    names = {
+        "loss": "loss",
+        "rewards/accuracies": "reward accuracy",
+        "rewards/margins": "margin",
+        "val/loss": "validation loss",
+        "val/rewards/accuracies": "validation accuracy",
+    }
+    shown = [f"{label} {metrics[name]:.3g}" for name, label in names.items() if name in metrics]
+    return _fill(f"Last metrics: {', '.join(shown)}.") if shown else ""
+
+
+def _time(steps: int, seconds: Mapping[str, float]) -> str:
+    parts = [
+        f"{name.replace('_', ' ')} {_duration(spent)}"
+        for name, spent in seconds.items()
+        if name != "total" and spent >= 0.5
+    ]
+    detail = f": {', '.join(parts)}" if parts else ""
+    return _fill(f"Time: {_duration(seconds['total'])} for {steps} steps{detail}.")
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+def _outputs(outputs: Mapping[str, str]) -> str:
+    width = max((len(name) for name in outputs), default=0)
+    return "\n".join(["Outputs:", *[f"  {name:<{width}}  {path}" for name, path in outputs.items()]])

@@ -1,0 +1,87 @@
+"""The folder of a run: what is in it, and how an earlier run's files are put aside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+CONFIG = "config.yaml"
+DECISIONS = "boundary.jsonl"
+SAMPLES = "samples.jsonl"
+ANSWERS = "answers.jsonl"
+SUMMARY = "summary.json"
+PREDICTIONS = "predictions.jsonl"
+CHECKPOINTS = "checkpoints"
+CSV_LOGS = "csv"
+TENSORBOARD_LOGS = "tensorboard"
+PREVIOUS = "previous"
+OWN = (CONFIG, DECISIONS, SAMPLES, ANSWERS, SUMMARY, PREDICTIONS, CHECKPOINTS, CSV_LOGS, TENSORBOARD_LOGS)
+
+
+def archive(root: Path) -> Path | None:
+    """Moves what an earlier run left in `root` to `previous/N/`; files of other names stay.
+
+    Returns:
+        The folder it moved them to; None where there was nothing.
+    """
+    present = [root / name for name in OWN if (root / name).exists()]
+    if not present:
+        return None
+    taken = [int(folder.name) for folder in (root / PREVIOUS).glob("*") if folder.name.isdigit()]
+    target = root / PREVIOUS / str(max(taken, default=0) + 1)
+    target.mkdir(parents=True)
+    for path in present:
+        path.rename(target / path.name)
+    return target
+
+
+def put_back(root: Path, moved: Path) -> None:
+    """Undoes :func:`archive` for a run that failed before it trained; what that run left is deleted."""
+    for name in OWN:
+        new = root / name
+        if new.is_dir():
+            shutil.rmtree(new)
+        else:
+            new.unlink(missing_ok=True)
+        if (moved / name).exists():
+            (moved / name).rename(new)
+    moved.rmdir()
+    if not any((root / PREVIOUS).iterdir()):
+        (root / PREVIOUS).rmdir()
+
+
+def last_checkpoint(folders: Iterable[Path]) -> Path | None:
+    """The newest `last*.ckpt` in the folders."""
+    found = [path for folder in folders for path in folder.glob("last*.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes JSON whole or not at all; NaN and infinities become null, which every reader understands."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Writes one JSON object a line, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    part.write_text("".join(lines), encoding="utf-8")
+    os.replace(part, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,211 @@
+"""Lightning's Trainer with the defaults of an alignment run, and `measure`."""
+
+from __future__ import annotations
+
+import time
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lit_align import run_folder
+from lit_align.boundary.callback import BoundaryCallback
+from lit_align.checkpoint import AlignmentCheckpoint
+from lit_align.progress import AlignmentProgressBar, note
+from lit_align.report.measurement import readable, result_record
+from lit_align.report.summary import RunSummary
+from lit_align.sampling.modes import in_eval_mode
+
+DEFAULT_ROOT = "runs/default"
+MANY_EPOCHS = 100_000  # with max_steps the steps end a run; without an epoch limit Lightning miscounts its totals
+
+
+class AlignmentTrainer(Trainer):
+    """A `Trainer` that keeps a run in one folder.
+
+    `default_root_dir` is the run folder: `boundary.jsonl`, `samples.jsonl`, `summary.json`, `csv/`,
+    `tensorboard/`, `checkpoints/` and, from the command line, `config.yaml`. A fresh fit moves what an earlier
+    run left there to `previous/N/`; a resumed one goes on in it.
+
+    Args:
+        default_root_dir: the run folder; None means `runs/default`.
+        max_steps: optimizer steps to train, -1 for no limit.
+        max_epochs: passes over the training pairs; None means 1, or no limit where `max_steps` is given.
+        logger: None means a CSV and a TensorBoard logger in the run folder; False means none.
+        callbacks: added to a checkpoint, a progress bar and a summary, unless one of that kind is among them.
+        log_every_n_steps: optimizer steps between two logged rows.
+        gradient_clip_val: largest norm of the gradient; None does not clip.
+        num_sanity_val_steps: validation batches to try before training.
+        use_distributed_sampler: leave it off, the data module shards by rank itself.
+        enable_model_summary: prints Lightning's table of submodules at the start.
+        enable_progress_bar: shows the progress bar.
+        enable_checkpointing: keeps checkpoints.
+        kwargs: all other arguments of `lightning.pytorch.Trainer`.
+
+    Example:
+        >>> trainer = AlignmentTrainer(max_steps=10, default_root_dir="/tmp/run", accelerator="cpu", logger=False)
+        >>> trainer.checkpoint_callback.dirpath
+        '/tmp/run/checkpoints'
+    """
+
+    def __init__(
+        self,
+        *,
+        default_root_dir: str | None = None,
+        max_steps: int = -1,
+        max_epochs: int | None = None,
+        logger: Logger | list[Logger] | bool | None = None,
+        callbacks: Callback | list[Callback] | None = None,
+        log_every_n_steps: int = 1,
+        gradient_clip_val: float | None = 1.0,
+        num_sanity_val_steps: int = 0,
+        use_distributed_sampler: bool = False,
+        enable_model_summary: bool = False,
+        enable_progress_bar: bool = True,
+        enable_checkpointing: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        root = default_root_dir or DEFAULT_ROOT
+        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        own = _own_callbacks(given, enable_checkpointing, enable_progress_bar)
+        for callback in [*given, *own]:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(Path(root, run_folder.CHECKPOINTS).absolute())
+        super().__init__(
+            default_root_dir=root,
+            max_steps=max_steps,
+            max_epochs=max_epochs if max_epochs is not None else (1 if max_steps == -1 else MANY_EPOCHS),
+            logger=_default_loggers(root) if logger is None or logger is True else logger,
+            callbacks=[*given, *own],
+            log_every_n_steps=log_every_n_steps,
+            gradient_clip_val=gradient_clip_val,
+            num_sanity_val_steps=num_sanity_val_steps,
+            use_distributed_sampler=use_distributed_sampler,
+            enable_model_summary=enable_model_summary,
+            enable_progress_bar=enable_progress_bar,
+            enable_checkpointing=enable_checkpointing,
+            **kwargs,
+        )
+        self.measured: dict[str, Any] = {}
+        self._boundary: BoundaryCallback | None = None  # set while `measure` runs
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run writes."""
+        return Path(self.default_root_dir)
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Trains the policy.
+
+        Args:
+            model: the alignment module.
+            train_dataloaders: instead of a data module.
+            val_dataloaders: instead of a data module.
+            datamodule: the alignment data module.
+            ckpt_path: a checkpoint to go on from; "last" is the newest of the run folder, and starts afresh
+                where there is none.
+            weights_only: see `Trainer.fit`.
+        """
+        if ckpt_path == "last":
+            ckpt_path = self._last_checkpoint() or ckpt_path
+        moved = self._put_earlier_run_aside() if ckpt_path in (None, "last") else None
+        try:
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        except BaseException:  # a run that failed at the start has nothing to show for the one it put aside
+            if moved is not None and self.fit_loop.epoch_loop.batch_progress.total.started == 0:
+                run_folder.put_back(self.run_folder, moved)
+            raise
+        if moved is not None:
+            note(f"The earlier run in this folder is now in {moved}")
+
+    def measure(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        output: str | None = None,
+        max_prompts: int | None = None,
+        ckpt_path: str | Path | None = None,
+    ) -> dict[str, Any]:
+        """Tells which stage a model is in, without training it.
+
+        Samples answers from the policy, lets the judge compare them with the data's own candidates, and reports
+        the boundary score as one line of `boundary.jsonl`, without `step`.
+
+        Args:
+            model: the alignment module.
+            datamodule: the alignment data module, with a judge and a sampler.
+            output: JSON file to write.
+            max_prompts: prompts to measure on at most; None means as the boundary callback says.
+            ckpt_path: a checkpoint to measure instead of the starting policy.
+
+        Returns:
+            What was written.
+        """
+        self._boundary = self._boundary_callback(max_prompts)
+        try:
+            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        finally:
+            self._boundary = None
+        if output is not None and self.is_global_zero:
+            run_folder.write_json(Path(output), self.measured)
+        return self.measured
+
+    def _boundary_callback(self, max_prompts: int | None) -> BoundaryCallback:
+        found = [callback for callback in self.callbacks if isinstance(callback, BoundaryCallback)]
+        callback = copy(found[0]) if found else BoundaryCallback()
+        callback.max_prompts = max_prompts or callback.max_prompts
+        return callback
+
+    def _run_stage(self) -> Any:
+        """As Lightning's, with the measurement in place of the loop that `measure` has no use for."""
+        if self._boundary is None:
+            return super()._run_stage()
+        started = time.perf_counter()
+        with isolate_rng(), in_eval_mode(self.lightning_module):
+            result = self._boundary.measure(self, self.lightning_module)
+        result = replace(result, seconds=time.perf_counter() - started)
+        self.measured = result_record(result, "measured on held-out prompts")
+        if self.is_global_zero:
+            note(readable(self.measured))
+        return []
+
+    def _last_checkpoint(self) -> Path | None:
+        folders = {Path(c.dirpath) for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath}
+        return run_folder.last_checkpoint(folders)
+
+    def _put_earlier_run_aside(self) -> Path | None:
+        # Rank 0 alone, and before the loggers choose their version numbers in this folder.
+        return run_folder.archive(self.run_folder) if rank_zero_only.rank == 0 and not self.fast_dev_run else None
+
+
+def _own_callbacks(given: list[Callback], checkpointing: bool, bar: bool) -> list[Callback]:
+    own: list[Callback] = []
+    if bar and not any(isinstance(callback, ProgressBar) for callback in given):
+        own.append(AlignmentProgressBar())
+    if not any(isinstance(callback, RunSummary) for callback in given):
+        own.append(RunSummary())
+    if checkpointing and not any(isinstance(callback, ModelCheckpoint) for callback in given):
+        own.append(AlignmentCheckpoint())
+    return own
+
+
+def _default_loggers(root: str) -> list[Logger]:
+    """Both number their versions, so that a resumed run loses no row of the interrupted one."""
+    return [
+        CSVLogger(root, name=run_folder.CSV_LOGS),
+        TensorBoardLogger(root, name=run_folder.TENSORBOARD_LOGS, default_hp_metric=False),
+    ]

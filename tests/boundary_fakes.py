@@ -1,0 +1,126 @@
+"""A data module and a module with just enough in them to run the boundary callback in a real fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from torch import nn
+
+from lit_align.judges import RuleJudge
+from lit_align.records import Candidate, CandidateSet, Message
+from lit_align.seeding import derive_seed
+
+
+def by_number(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
+    """The truth of these tests: a candidate's text is a number, and the higher one is better."""
+    return [float(candidate) for candidate in candidates]
+
+
+def number_sets(prompts: int, numbers: Sequence[float] = (1.0, 2.0, 3.0, 4.0)) -> list[CandidateSet]:
+    candidates = tuple(Candidate(str(number)) for number in numbers)
+    return [CandidateSet((Message("user", f"prompt {n}"),), candidates, where=f"row {n}") for n in range(prompts)]
+
+
+class FakeFeed:
+    def __init__(self, data: FakeData) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return 1000
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        self.data.shares_seen.append(self.data.share)
+        return torch.tensor([self.data.share])
+
+
+class FakeData(LightningDataModule):
+    """The policy answers two numbers a prompt; `quality[step]` shifts them, so the score is ours to set."""
+
+    def __init__(self, quality: Sequence[float] | None = None, prompts: int = 40) -> None:
+        super().__init__()
+        self.quality = quality
+        self.judge = RuleJudge(by_number)
+        self.seed = 7
+        self.held_out = number_sets(prompts)
+        self.restored = False
+        self.share = -1.0
+        self.shares_seen: list[float] = []
+        self.rounds: list[int] = []
+        self.sampled: list[tuple[int, list[str]]] = []
+
+    def sample(
+        self, sets: Sequence[CandidateSet], *purpose: str | int, num_candidates: int | None = None, desc: str = ""
+    ) -> list[CandidateSet]:
+        step = self.trainer.global_step
+        assert not self.trainer.lightning_module.dropout.training, "sampled in eval mode"
+        self.sampled.append((step, [one.prompt[0].content for one in sets]))
+        quality = 0.5 if self.quality is None else self.quality[step]
+        torch.rand(3)  # a draw that the callback must not let through
+        fresh = []
+        for one in sets:
+            draws = [derive_seed(0, one.prompt[0].content, *purpose, k) / 2**63 for k in range(num_candidates or 2)]
+            numbers = [5 * (quality + 0.5 * (draw - 0.5)) for draw in draws]
+            fresh.append(replace(one, candidates=tuple(Candidate(str(number)) for number in numbers)))
+        return fresh
+
+    def set_on_policy_share(self, share: float) -> None:
+        self.share = share
+
+    def request_round(self) -> None:
+        self.rounds.append(self.trainer.global_step)
+
+    def train_dataloader(self) -> FakeFeed:
+        return FakeFeed(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"share": self.share}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.share = state_dict["share"]
+        self.restored = True
+
+
+class FakeModule(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.dropout = nn.Dropout()
+        self.frozen = nn.Dropout().eval()
+        self.draws: list[float] = []
+        self.refreshed: list[int] = []
+
+    def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
+        assert self.dropout.training and not self.frozen.training, "modes are as before a measurement"
+        self.draws.append(float(torch.rand(())))
+        return (self.weight - batch).square().sum()
+
+    def on_train_start(self) -> None:
+        self.frozen.eval()
+
+    def refresh_reference(self) -> None:
+        self.refreshed.append(self.trainer.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def quiet_trainer(folder: Path, *callbacks: Callback, **arguments: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_steps": 6,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    }
+    return Trainer(callbacks=list(callbacks), **{**settings, **arguments})

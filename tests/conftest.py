@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tests.tiny import save_tiny_model  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random Llama with a chat template."""
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(autouse=True)
+def _isolated() -> Iterator[None]:
+    """Fails a test that leaks environment variables; seeds and restores torch's generator."""
+    before = dict(os.environ)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+    allowed = {"PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PYTEST_CURRENT_TEST"}  # Lightning's and pytest's own
+    leaked = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)} - allowed
+    for key in leaked:
+        os.environ.pop(key, None) if key not in before else os.environ.__setitem__(key, before[key])
+    assert not leaked, f"the test leaked environment variables: {sorted(leaked)}"

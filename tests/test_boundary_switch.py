@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lit_align.boundary import BoundaryResult, Choice, Decision, Switch
+from lit_align.boundary.switch import as_decision
+from lit_align.records import Stage
+
+OFF, ON = Stage.INJECTION, Stage.FINE_TUNING
+
+
+def measured(score: float, sure: bool = True) -> BoundaryResult:
+    """A result whose interval holds 0.5 unless it is sure."""
+    reach = abs(score - 0.5) / 2 if sure else 0.3
+    return BoundaryResult(score, score - reach, score + reach, prompts=10, votes_on=1, votes_off=1, ties=0)
+
+
+def play(switch: Switch, *results: BoundaryResult) -> list[Decision]:
+    history: list[Decision] = []
+    for step, result in enumerate(results):
+        history.append(as_decision(step, result, switch.choose(result, history)))
+    return history
+
+
+SURE_OFF, SURE_ON = measured(0.3), measured(0.7)
+DIM_OFF, DIM_ON = measured(0.45, sure=False), measured(0.55, sure=False)
+TABLE: list[tuple[dict[str, Any], list[BoundaryResult], list[float]]] = [
+    # the paper: below 0.5 off-policy, from 0.5 on on-policy
+    ({}, [SURE_OFF, SURE_ON, SURE_OFF], [0, 1, 0]),
+    ({"undecided": "follow"}, [measured(0.499, sure=False), measured(0.5, sure=False)], [0, 1]),
+    # the first measurement takes the better guess, whatever the rest says
+    ({"patience": 3, "hysteresis": 0.2}, [DIM_ON], [1]),
+    ({"patience": 3, "hysteresis": 0.2}, [DIM_OFF], [0]),
+    # undecided: stay or follow
+    ({}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 0, 1, 1]),
+    ({"undecided": "follow"}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 1, 1, 0]),
+    # hysteresis: leave only if 0.5 is passed by h, and then come back only the same way
+    ({"hysteresis": 0.1}, [SURE_OFF, measured(0.58), measured(0.6), measured(0.42), measured(0.39)], [0, 0, 1, 1, 0]),
+    ({"hysteresis": 0.1, "undecided": "follow"}, [SURE_OFF, DIM_ON, measured(0.61, sure=False)], [0, 0, 1]),
+    # patience: so many in a row, and a break starts the count again
+    ({"patience": 2}, [SURE_OFF, SURE_ON, SURE_ON], [0, 0, 1]),
+    ({"patience": 2}, [SURE_OFF, SURE_ON, SURE_OFF, SURE_ON, SURE_ON], [0, 0, 0, 0, 1]),
+    ({"patience": 2}, [SURE_OFF, SURE_ON, DIM_ON, SURE_ON, SURE_ON], [0, 0, 0, 0, 1]),
+    ({"patience": 2, "hysteresis": 0.1}, [SURE_OFF, SURE_ON, measured(0.55), SURE_ON, SURE_ON], [0, 0, 0, 0, 1]),
+    ({"patience": 3}, [SURE_ON, SURE_OFF, SURE_OFF, SURE_OFF, SURE_ON, SURE_ON, SURE_ON], [1, 1, 1, 0, 0, 0, 1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "results", "shares"), TABLE)
+def test_the_share_after_each_measurement(
+    arguments: dict[str, Any], results: list[BoundaryResult], shares: list[float]
+) -> None:
+    decisions = play(Switch(**arguments), *results)
+    assert [d.on_policy_share for d in decisions] == shares
+    assert [d.stage for d in decisions] == [(ON if share else OFF).value for share in shares]
+
+
+def test_decisions_without_a_score_do_not_count_as_asking() -> None:
+    history = play(Switch(patience=2), SURE_OFF, SURE_ON)
+    history.append(as_decision(2, None, Choice(0.0, "by hand")))
+    assert Switch(patience=2).choose(SURE_ON, history).share == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "results", "says"),
+    [
+        ({}, [SURE_OFF], "first measurement"),
+        ({}, [DIM_ON], "better guess: 0.5 is inside the interval"),
+        ({}, [SURE_OFF, SURE_OFF], "on the side of injection"),
+        ({}, [SURE_OFF, DIM_ON], "undecided"),
+        ({"hysteresis": 0.3}, [SURE_OFF, SURE_ON], "within 0.3 of 0.5"),
+        ({"patience": 2}, [SURE_OFF, SURE_ON], "1 of 2 measurements"),
+        ({}, [SURE_OFF, SURE_ON], "crossed 0.5: from injection to fine-tuning"),
+    ],
+)
+def test_the_reason_says_what_decided(arguments: dict[str, Any], results: list[BoundaryResult], says: str) -> None:
+    assert says in play(Switch(**arguments), *results)[-1].reason
+
+
+@pytest.mark.parametrize("wrong", [{"patience": 0}, {"hysteresis": 0.5}, {"hysteresis": -0.1}, {"undecided": "leave"}])
+def test_arguments_out_of_range_are_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Switch(**wrong)
+
+
+def test_a_choice_without_a_stage_takes_the_measured_one() -> None:
+    assert as_decision(5, SURE_OFF, Choice(0.9, "x")).stage == "injection"
+    assert as_decision(5, None, Choice(0.9, "x")).stage == "fine_tuning"
+    with pytest.raises(ValueError, match=r"\[0, 1\], got 1.5 at step 5"):
+        as_decision(5, None, Choice(1.5, "x"))
