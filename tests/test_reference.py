@@ -31,6 +31,7 @@ def logps(model: nn.Module) -> Tensor:
 
 def reference_logps(reference: Reference, policy: nn.Module) -> Tensor:
     with reference.active(policy) as model:
+        assert not any(".reference." in name for name in trained(model))
         return logps(model)
 
 

@@ -1,13 +1,15 @@
 """The policy: loading, adapters, log-probs, and the reference it is compared with."""
 
 from lit_align.policy.cache import cache_dir
-from lit_align.policy.logps import TokenLogps, batch_logps, sequence_logps
+from lit_align.policy.forward import CompletionForward, batch_logps, shared_logps
+from lit_align.policy.logps import TokenLogps, plain_logps, sequence_logps
 from lit_align.policy.reference import AdapterCopy, AdapterOff, ModelReference, Reference
 from lit_align.policy.spec import LoraSpec, PolicySpec
 
 __all__ = [
     "AdapterCopy",
     "AdapterOff",
+    "CompletionForward",
     "LoraSpec",
     "ModelReference",
     "PolicySpec",
@@ -15,5 +17,7 @@ __all__ = [
     "TokenLogps",
     "batch_logps",
     "cache_dir",
+    "plain_logps",
     "sequence_logps",
+    "shared_logps",
 ]

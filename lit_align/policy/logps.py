@@ -1,12 +1,12 @@
-"""Log-probabilities of completions under a causal language model.
+"""Log-probabilities of completions under a causal language model, by its plain forward pass.
 
-Rows are plain for now: one row per completion, its prompt in front, padding on the right. The forward
-pass that computes a pair's prompt only once takes the place of these functions, behind the same names.
+One row per completion, its prompt in front, padding on the right: the form that every model takes, and the one
+that `forward.py`, which computes each prompt once, is held against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_align.batch import Padded, PairBatch
+from lit_align.batch import Padded
 
 
 @dataclass(frozen=True)
@@ -69,36 +69,21 @@ def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded) -> Toke
     return TokenLogps(values.new_zeros(completion.mask.shape).masked_scatter(completion.mask, values), completion.mask)
 
 
-def batch_logps(model: nn.Module, batch: PairBatch, with_target: bool = False) -> list[TokenLogps]:
-    """The chosen, the rejected and, on demand, the target completions of a batch, from one forward pass.
+def plain_logps(model: nn.Module, prompt: Padded, completions: Sequence[Padded]) -> list[TokenLogps]:
+    """Each of several completions of B prompts, in rows of their own, from one forward pass.
 
     Args:
         model: as in :func:`sequence_logps`.
-        batch: B pairs.
-        with_target: also the rows' targets, as a third entry.
-
-    Raises:
-        ValueError: where targets are asked for and a row has none.
+        prompt: [B, P].
+        completions: any number of [B, C_j].
     """
-    completions = [batch.chosen, batch.rejected]
-    if with_target:
-        completions.append(_targets(batch))
-    size = len(batch)
-    prompts = Padded(batch.prompt.ids.repeat(len(completions), 1), batch.prompt.mask.repeat(len(completions), 1))
+    size, count = len(prompt.ids), len(completions)
+    prompts = Padded(prompt.ids.repeat(count, 1), prompt.mask.repeat(count, 1))
     together = sequence_logps(model, prompts, _stack(completions))
-    return [together.rows(i * size, (i + 1) * size) for i in range(len(completions))]
+    return [together.rows(i * size, (i + 1) * size) for i in range(count)]
 
 
-def _targets(batch: PairBatch) -> Padded:
-    if batch.target is None or not bool((batch.target.lengths > 0).all()):
-        raise ValueError(
-            "The loss asks for each row's own `target`, but a pair of this batch has none: add the column "
-            "`target` to the data, or choose a loss whose target is the chosen completion."
-        )
-    return batch.target
-
-
-def _stack(parts: list[Padded]) -> Padded:
+def _stack(parts: Sequence[Padded]) -> Padded:
     """The rows of all parts, padded to the longest."""
     width = max(part.ids.shape[1] for part in parts)
     ids = torch.cat([F.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts])
