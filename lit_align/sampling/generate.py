@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lit_align.records import Candidate, FinishReason
 from lit_align.sampling.base import Sampler
+from lit_align.sampling.draw import Draw
 from lit_align.sampling.modes import in_eval_mode
 from lit_align.seeding import derive_seed
 
@@ -106,21 +107,19 @@ class TransformersSampler(Sampler):
                 inputs=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=self._config(stop_ids, pad_id),
+                logits_processor=[Draw(self.temperature, self.top_k, self.top_p)] if self.temperature > 0 else [],
             )
         return output[:, ids.shape[1] :].cpu()
 
     def _config(self, stop_ids: Sequence[int], pad_id: int) -> GenerationConfig:
-        config = GenerationConfig(
-            do_sample=self.temperature > 0,
+        return GenerationConfig(
+            do_sample=False,  # `Draw` samples
             min_new_tokens=self.min_new_tokens,
             max_new_tokens=self.max_new_tokens,
             eos_token_id=list(stop_ids) or None,
             pad_token_id=pad_id,
             use_cache=True,
         )
-        if self.temperature > 0:
-            config.update(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
-        return config
 
 
 def left_padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
