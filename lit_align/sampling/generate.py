@@ -152,11 +152,21 @@ def _undisturbed(model: nn.Module) -> Iterator[Any]:
     generator = policy.get_base_model() if hasattr(model, "get_base_model") else policy
     own = generator.generation_config
     generator.generation_config = GenerationConfig()
+    head = generator.get_output_embeddings()
+    hook = head.register_forward_pre_hook(_in_one_piece) if head is not None else None
     try:
         with in_eval_mode(model), torch.no_grad():  # not inference_mode: its tensors fail in a later backward
             yield generator
     finally:
         generator.generation_config = own
+        if hook is not None:
+            hook.remove()
+
+
+def _in_one_piece(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """After the prompt the head gets every row's last position, a view with gaps, for which torch's matrix product
+    on a CPU would copy the head's weights once for each row."""
+    return tuple(one.contiguous() for one in inputs)
 
 
 @contextmanager
