@@ -22,14 +22,14 @@ class AlignmentProgressBar(TQDMProgressBar):
         refresh_rate: optimizer steps between two updates; 0 hides the bar.
     """
 
-    BAR_FORMAT = "{desc} {n_fmt}/{total_fmt} {bar:12} [{elapsed}<{remaining}, {rate_fmt}]{postfix}"
+    TRAIN_FORMAT = "{n_fmt}/{total_fmt} {bar} {remaining} left {rate_fmt}{postfix}"  # the bar takes what is left
 
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate)
 
     def init_train_tqdm(self) -> Tqdm:
         bar = super().init_train_tqdm()
-        bar.unit = "step"
+        bar.bar_format = self.TRAIN_FORMAT
         return bar
 
     def on_train_start(self, trainer: Trainer, *_: Any) -> None:
@@ -37,7 +37,7 @@ class AlignmentProgressBar(TQDMProgressBar):
         bar = self.train_progress_bar
         bar.reset(total=_total_steps(trainer))
         bar.initial = bar.n = trainer.global_step
-        bar.set_description_str("fit")
+        bar.refresh()
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
         """Nothing: the bar spans all epochs."""
@@ -46,12 +46,23 @@ class AlignmentProgressBar(TQDMProgressBar):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         bar = self.train_progress_bar
-        if trainer.global_step > bar.n and self._should_update(trainer.global_step, bar.total or 0):
+        if trainer.global_step > bar.n and self._should_update(trainer.global_step, int(bar.total or 0)):
             self._show(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.train_progress_bar.disable:
             self._show(trainer, pl_module)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        super().on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+        self.val_progress_bar.set_description_str("validating")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves the line to whatever is said next."""
+        if self._train_progress_bar is not None:
+            self._train_progress_bar.close()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.val_progress_bar.close()
@@ -59,7 +70,7 @@ class AlignmentProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The postfix while training: stage, on-policy share, loss, reward accuracy, reward margin; short."""
-        logged = {**trainer.callback_metrics, **trainer.progress_bar_metrics}
+        logged: dict[str, Any] = {**trainer.callback_metrics, **trainer.progress_bar_metrics}
         shown = {
             label: _short(float(value))
             for name, label in METRICS.items()
@@ -71,7 +82,7 @@ class AlignmentProgressBar(TQDMProgressBar):
         bar = self.train_progress_bar
         bar.n = trainer.global_step
         metrics = self.get_metrics(trainer, pl_module)
-        bar.set_postfix_str(" ".join(f"{name} {value}" for name, value in metrics.items()))
+        bar.set_postfix_str(" ".join(f"{name} {value}".strip() for name, value in metrics.items()))
 
 
 def _stage(trainer: Trainer) -> dict[str, str]:
@@ -80,7 +91,7 @@ def _stage(trainer: Trainer) -> dict[str, str]:
         history = getattr(callback, "history", None)
         if history:
             stage = getattr(history[-1].stage, "value", history[-1].stage)
-            return {"stage": STAGES.get(stage, stage), "on": f"{100 * history[-1].on_policy_share:.0f}%"}
+            return {STAGES.get(stage, stage): "", "on": f"{100 * history[-1].on_policy_share:.0f}%"}
     share = getattr(trainer.datamodule, "on_policy_share", None)  # type: ignore[attr-defined]
     return {} if share is None else {"on": f"{100 * share:.0f}%"}
 
@@ -91,8 +102,10 @@ def _total_steps(trainer: Trainer) -> int | None:
 
 
 def _short(value: float) -> str:
-    """Three significant digits: 0.693, 12.3, 1.2e+03."""
-    return f"{value:.3g}"
+    """Few digits: 0.693, 12.3, 1204, 0.001, 0."""
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.3f}"
 
 
 def note(text: str) -> None:

@@ -126,7 +126,7 @@ class AlignmentTrainer(Trainer):
         try:
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
         except BaseException:  # a run that failed at the start has nothing to show for the one it put aside
-            if moved is not None and self.fit_loop.epoch_loop.batch_progress.total.started == 0:
+            if moved is not None and self.fit_loop.epoch_loop.batch_progress.total.ready == 0:
                 run_folder.put_back(self.run_folder, moved)
             raise
         if moved is not None:
@@ -165,7 +165,8 @@ class AlignmentTrainer(Trainer):
         return self.measured
 
     def _boundary_callback(self, max_prompts: int | None) -> BoundaryCallback:
-        found = [callback for callback in self.callbacks if isinstance(callback, BoundaryCallback)]
+        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
+        found = [callback for callback in callbacks if isinstance(callback, BoundaryCallback)]
         callback = copy(found[0]) if found else BoundaryCallback()
         callback.max_prompts = max_prompts or callback.max_prompts
         return callback
@@ -189,7 +190,9 @@ class AlignmentTrainer(Trainer):
 
     def _put_earlier_run_aside(self) -> Path | None:
         # Rank 0 alone, and before the loggers choose their version numbers in this folder.
-        return run_folder.archive(self.run_folder) if rank_zero_only.rank == 0 and not self.fast_dev_run else None
+        if rank_zero_only.rank != 0 or self.fast_dev_run:  # type: ignore[attr-defined]
+            return None
+        return run_folder.archive(self.run_folder)
 
 
 def _own_callbacks(given: list[Callback], checkpointing: bool, bar: bool) -> list[Callback]:

@@ -20,7 +20,7 @@ import lit_align.sampling  # noqa: F401
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.cli.keys import Wanted, refuse_unknown_keys
-from lit_align.cli.parser import Parser
+from lit_align.cli.parser import Parser, UsageError
 from lit_align.data import AlignmentDataModule
 from lit_align.data.ranks import gather
 from lit_align.module import AlignmentModule
@@ -40,7 +40,7 @@ class SaveConfig(SaveConfigCallback):
             return
         path = Path(trainer.default_root_dir) / run_folder.CONFIG
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
 
 
 class AlignmentCLI(LightningCLI):
@@ -96,13 +96,19 @@ class AlignmentCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
         if args and args[0] in self._subcommand_parsers:
-            refuse_unknown_keys(Wanted.of(self._subcommand_parsers[args[0]]), args[1:])
+            wanted = Wanted.of(self._subcommand_parsers[args[0]])
+            wanted.defaults["data"].get("init_args", {}).pop("seed", None)
+            given = refuse_unknown_keys(wanted, args[1:])
+            if "seed" in given["data"].get("init_args", {}):
+                raise UsageError("`data.seed` follows `seed_everything`: set that one")
         self.config = parser.parse_args(args)
 
     def predict(self, **kwargs: Any) -> None:
         """Runs the prediction and keeps it: one line of rewards for each held-out pair."""
-        batches = self.trainer.predict(**kwargs) or []
-        rows = [dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)]
+        batches: list[Any] = self.trainer.predict(**kwargs) or []
+        rows = [
+            dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)
+        ]
         ranks = gather(rows)  # rank r has every world-th pair, from r on
         together = [row for at in zip_longest(*ranks) for row in at if row is not None]
         path = Path(self.trainer.default_root_dir) / run_folder.PREDICTIONS

@@ -16,7 +16,12 @@ from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._parameter_resolvers import get_signature_parameters
-from jsonargparse._typehints import ActionTypeHint, get_all_subclass_paths, get_subclass_types, resolve_class_path_by_name
+from jsonargparse._typehints import (
+    ActionTypeHint,
+    get_all_subclass_paths,
+    get_subclass_types,
+    resolve_class_path_by_name,
+)
 from jsonargparse._util import import_object
 
 from lit_align.cli.parser import UsageError
@@ -64,8 +69,11 @@ def _add(keys: dict[str, Any], path: Sequence[str], kind: Any) -> None:
         _add(keys[head], rest, kind)
 
 
-def refuse_unknown_keys(wanted: Wanted, args: Sequence[str]) -> None:
+def refuse_unknown_keys(wanted: Wanted, args: Sequence[str]) -> dict[str, Any]:
     """Checks the config files and the options of a command line, in their order.
+
+    Returns:
+        What they set, nested, with the class of each object under `class_path`.
 
     Raises:
         UsageError: at the first key or class that is not known, or a config file that cannot be read.
@@ -73,6 +81,7 @@ def refuse_unknown_keys(wanted: Wanted, args: Sequence[str]) -> None:
     known: Any = wanted.defaults
     for where, layer in _layers(wanted, args):
         known = _visit(layer, wanted.keys, known, (), where)
+    return dict(known)
 
 
 def _layers(wanted: Wanted, args: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -153,7 +162,9 @@ def _visit_class(
         return known
     component = _resolve(name, bases, path, where) if isinstance(name, str) else bases[0]
     kinds = _parameters(component)
-    arguments = before.get("init_args", {}) if name == before.get("class_path") else {}
+    earlier = before.get("class_path")
+    same = earlier is None or component is _resolve(earlier, bases, path, where)
+    arguments = before.get("init_args", {}) if same else {}
     for key, one in given.items():
         if key == "init_args":
             arguments = _visit_keys(one, kinds, arguments, (*path, key), where)
@@ -164,7 +175,7 @@ def _visit_class(
 
 def _resolve(name: str, bases: tuple[type, ...], path: tuple[str, ...], where: str) -> Any:
     """The class that a `class_path` names, in full or by its short name."""
-    full = resolve_class_path_by_name(bases, name)
+    full = resolve_class_path_by_name(bases, name)  # type: ignore[arg-type]
     if "." not in full:
         names = {one.rsplit(".", 1)[1] for base in bases for one in get_all_subclass_paths(base)}
         _refuse((*path, "class_path"), names, where, wrong=name)

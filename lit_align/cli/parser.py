@@ -32,7 +32,7 @@ def shortened(message: str) -> str:
     """The key and the reasons out of an error of jsonargparse.
 
     Example:
-        >>> shortened('Parser key "a":\\n  Errors:\\n    - Parser key "b":\\n        Expected a <class \\'int\\'>. Got: x')
+        >>> shortened('Parser key "a":\\n  Errors:\\n  - Parser key "b":\\n    Expected a <class \\'int\\'>. Got: x')
         '`a.b`: expected int. Got: x'
     """
     keys: list[str] = []

@@ -17,8 +17,8 @@ from lit_align.policy.logps import TokenLogps, plain_logps
 from lit_align.policy.shared_prompt import attention_mask, shared_rows, takes_mask
 
 TOLERANCE = 1e-3
-HALF_TOLERANCE = 0.05
-"""Mean nats per token by which the two ways may differ: rounding in float32 and in half precision."""
+HALF_TOLERANCE = 0.1
+"""Mean nats per token by which two ways to the same log-probs differ at most: float32, half precision."""
 
 
 class CompletionForward:
@@ -52,7 +52,7 @@ class CompletionForward:
     @torch.no_grad()
     def _takes_shared_rows(self, model: nn.Module, prompt: Padded, completions: Sequence[Padded]) -> bool:
         if not takes_mask(_config(model)):
-            return _refused(model, f"its attention is {_config(model)._attn_implementation!r} or of a kind unknown here")
+            return _refused(model, f"attention {_config(model)._attn_implementation!r} or of an unknown kind")
         first_prompt, firsts = _first(prompt), [_first(completion) for completion in completions]
         try:
             with _eval_mode(model):  # an adapter's dropout would make any two passes differ
@@ -63,8 +63,7 @@ class CompletionForward:
                 raise
             return _refused(model, f"it raised {type(error).__name__}: {error}")
         difference = (shared - plain).abs().mean().item()
-        tolerance = TOLERANCE if _dtype(model) == torch.float32 else HALF_TOLERANCE
-        if not difference <= tolerance:
+        if not difference <= rounding(model):
             return _refused(model, f"its log-probs differ by {difference:.2g} nats a token")
         return True
 
@@ -105,6 +104,11 @@ def shared_logps(model: nn.Module, prompt: Padded, completions: Sequence[Padded]
         TokenLogps(part.new_zeros(one.mask.shape).masked_scatter(one.mask, part), one.mask)
         for one, part in zip(completions, parts, strict=True)
     ]
+
+
+def rounding(model: nn.Module) -> float:
+    """Mean nats per token that rounding explains between two ways to the same log-probs."""
+    return TOLERANCE if _dtype(model) == torch.float32 else HALF_TOLERANCE
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def token_logps(hidden: Tensor, targets: Tensor, head: nn.Module, config: Pretra
     if _trained(head):
         parts = [checkpoint(_logps, logits, h, t, use_reentrant=False) for h, t in _chunks(hidden, targets)]
         return _joined(hidden, parts)
-    values: Tensor = _FrozenHead.apply(hidden, targets, logits)  # type: ignore[no-untyped-call]
+    values: Tensor = _FrozenHead.apply(hidden, targets, logits)
     return values
 
 

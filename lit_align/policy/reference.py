@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,6 +69,17 @@ class Reference(nn.Module, ABC):
         """The parameters a checkpoint must hold after that many refreshes; others are loaded anew at each start."""
         return []
 
+    def start(self, policy: PolicySpec) -> PolicySpec | None:
+        """The model that it equals until it is refreshed, so that its log-probs can be computed once and kept.
+
+        None: there is none, and the reference runs at each step. So it is for a form of one's own, unless it
+        overrides this.
+        """
+        return None
+
+    def release(self) -> None:
+        """Gives back the memory that it takes, until it is active again."""
+
 
 class AdapterOff(Reference):
     """The policy's own base with the adapter switched off: costs no memory."""
@@ -79,6 +91,9 @@ class AdapterOff(Reference):
     def active(self, policy: nn.Module) -> Iterator[nn.Module]:
         with _adapted(policy, self).disable_adapter():
             yield policy
+
+    def start(self, policy: PolicySpec) -> PolicySpec:
+        return replace(policy, adapter=None)
 
 
 class AdapterCopy(Reference):
@@ -108,6 +123,9 @@ class AdapterCopy(Reference):
         finally:
             adapted.set_adapter(POLICY_ADAPTER)
 
+    def start(self, policy: PolicySpec) -> PolicySpec:
+        return policy
+
     def saved_parameters(self, policy: nn.Module, refreshes: int) -> list[nn.Parameter]:
         return [copied for _, copied in self._adapter_pairs(policy)]
 
@@ -124,11 +142,11 @@ class AdapterCopy(Reference):
 
 
 class ModelReference(Reference):
-    """A second model in memory.
+    """A second model in memory, loaded when it is first active and not before.
 
     Args:
-        model: the reference model, with the policy's tokenizer; None takes a frozen copy of the policy's
-            own starting weights, which can be refreshed.
+        model: the reference model, with the policy's tokenizer; None takes the policy's own starting weights,
+            and can be refreshed.
 
     Raises:
         ValueError: from `attach`, where the two models' vocabularies differ.
@@ -139,26 +157,31 @@ class ModelReference(Reference):
         self.spec = model
         self.can_refresh = model is None
         self.model: nn.Module | None = None
+        self._loads: PolicySpec | None = None
+        self._dtype: torch.dtype | None = None  # the policy's as it was loaded: the Trainer's precision may change it
 
     def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
-        if self.spec is None:
-            self.model = copy.deepcopy(policy)
-        else:
+        if self.spec is not None:
             _demand_same_vocabulary(spec, self.spec)
-            self.model = self.spec.load_model()
-        self.model.requires_grad_(False)
-        self.model.eval()
+        self._loads = self.start(spec)
+        self._dtype = _dtype(policy)
 
     @contextmanager
     def active(self, policy: nn.Module) -> Iterator[nn.Module]:
-        if self.model is None:
-            raise RuntimeError("ModelReference has no model yet: `attach` must run first.")
-        yield self.model
+        yield self._loaded(policy)
 
     def train(self, mode: bool = True) -> ModelReference:
         """Stays in eval mode: a reference has no dropout."""
         super().train(False)
         return self
+
+    def start(self, policy: PolicySpec) -> PolicySpec:
+        return self.spec or policy
+
+    def release(self) -> None:
+        """Forgets the model where it can be loaded anew."""
+        if not self.refreshes:
+            self.model = None
 
     def saved_parameters(self, policy: nn.Module, refreshes: int) -> list[nn.Parameter]:
         return [copied for _, copied in self._trained_pairs(policy)] if refreshes else []
@@ -170,10 +193,22 @@ class ModelReference(Reference):
 
     def _trained_pairs(self, policy: nn.Module) -> list[tuple[nn.Parameter, nn.Parameter]]:
         """Each trained parameter of the policy with its copy's."""
-        if self.model is None:
-            return []
-        copies = dict(self.model.named_parameters())
+        copies = dict(self._loaded(policy).named_parameters())
         return [(own, copies[name]) for name, own in policy.named_parameters() if own.requires_grad]
+
+    def _loaded(self, policy: nn.Module) -> nn.Module:
+        """The model, where the policy is and in the precision that the Trainer has put the policy in."""
+        if self.model is None:
+            if self._loads is None:
+                raise RuntimeError("ModelReference does not know its model yet: `attach` must run first.")
+            # Also in the middle of a validation, and leaving no trace in the random state.
+            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+                model = self._loads.load_model().requires_grad_(False).eval()
+                nn.Module.to(model, next(policy.parameters()).device)
+                if _dtype(policy) != self._dtype:
+                    nn.Module.to(model, _dtype(policy))
+            self.model = model
+        return self.model
 
 
 def default_reference(spec: PolicySpec) -> Reference:
@@ -205,3 +240,8 @@ def _demand_same_vocabulary(policy: PolicySpec, reference: PolicySpec) -> None:
             f"The reference {reference.model!r} and the policy {policy.model!r} have different vocabularies, so the "
             "same token ids mean different text: take a reference of the same model family."
         )
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    """Of the weights that are not quantised."""
+    return next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)

@@ -106,7 +106,9 @@ class RunSummary(Callback):
         """Wall seconds by activity; training is what is left."""
         spent = {
             "measuring": sum(decision["seconds"] or 0.0 for decision in decisions),
-            "on_policy_rounds": sum(one.get("sample_seconds", 0.0) + one.get("judge_seconds", 0.0) for one in self._rounds),
+            "on_policy_rounds": sum(
+                one.get("sample_seconds", 0.0) + one.get("judge_seconds", 0.0) for one in self._rounds
+            ),
             "validation": self._validation_seconds,
             "win_rate": win_rate,
         }
@@ -158,7 +160,8 @@ def _words(decision: Mapping[str, Any]) -> str:
 
 
 def _way_on(trainer: Trainer) -> str:
-    last = last_checkpoint({Path(c.dirpath) for c in trainer.checkpoint_callbacks if getattr(c, "dirpath", None)})
+    folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks}
+    last = last_checkpoint(Path(folder) for folder in folders if folder)
     if last is None:
         return "There is no checkpoint yet: the run starts afresh next time."
     step = next((c.saved_step for c in trainer.checkpoint_callbacks if isinstance(c, AlignmentCheckpoint)), None)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.measure import measure_sets
@@ -137,9 +138,10 @@ class WinRateCallback(Callback):
     def _sample(self, trainer: Trainer, prompts: Sequence[CandidateSet], moment: str) -> list[CandidateSet]:
         started = time.perf_counter()
         rank = shard()[0]
-        answered = trainer.datamodule.sample(  # type: ignore[attr-defined]
-            prompts, "win_rate", moment, rank, num_candidates=1, desc=f"answers at the {moment}"
-        )
+        with isolate_rng():
+            answered = trainer.datamodule.sample(  # type: ignore[attr-defined]
+                prompts, "win_rate", moment, rank, num_candidates=1, desc=f"answers at the {moment}"
+            )
         self._seconds += time.perf_counter() - started
         return list(answered)
 

@@ -1,0 +1,95 @@
+"""What a model's log-probs depend on, so that stored ones are found again and never taken for another model's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.hub import cached_file
+
+from lit_align.policy.source import is_local, locate_model
+from lit_align.policy.spec import PolicySpec
+
+_WEIGHTS = ("*.safetensors", "*.bin")  # in the order in which they are preferred
+_BLOCK = 1 << 24
+
+
+def model_identity(spec: PolicySpec, precision: str = "32-true") -> dict[str, Any]:
+    """The weights, quantisation, dtype and saved adapter of a model, as plain JSON values.
+
+    Weights in a folder are known by the content of their files, those of the hub by the commit. Fresh
+    adapters (`lora`) are left out: they start as the identity. So are the paths: a moved folder is the same.
+
+    Args:
+        spec: how the model is loaded.
+        precision: the Trainer's, which decides what the weights are computed in.
+
+    Raises:
+        ValueError: where the commit of a hub id cannot be told.
+        FileNotFoundError: where a file is missing.
+    """
+    name = locate_model(spec.model)
+    return {
+        "model": _source(name, "config.json", spec.revision),
+        "adapter": None if spec.adapter is None else _adapter(spec.adapter),
+        "quantization": spec.quantization,
+        "dtype": _stored_dtype(_file(name, "config.json", spec.revision)) if spec.dtype == "auto" else spec.dtype,
+        "precision": precision,
+    }
+
+
+def _adapter(adapter: str) -> dict[str, str]:
+    name = str(Path(adapter).expanduser()) if is_local(adapter) else adapter
+    return _source(name, "adapter_config.json", None)
+
+
+def _source(name: str, config: str, revision: str | None) -> dict[str, str]:
+    path = _file(name, config, revision)
+    if Path(name).is_dir():
+        return {"files": _content([path, *_weight_files(path.parent)])}
+    if path.parent.parent.name != "snapshots":
+        raise ValueError(f"the commit of {name!r} cannot be told from {path}")
+    return {"hub": name, "commit": path.parent.name}
+
+
+def _file(name: str, file: str, revision: str | None) -> Path:
+    """The path of a model's file on this machine; a hub model is in the hub's cache, since it was loaded."""
+    if Path(name).is_dir():
+        return Path(name) / file
+    try:
+        return Path(str(cached_file(name, file, revision=revision or "main", local_files_only=True)))
+    except OSError as error:
+        raise FileNotFoundError(f"{file} of {name!r} is not in the hub's cache: {error}") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The weights and the model's own code, if it brings any."""
+    found = next((files for pattern in _WEIGHTS if (files := sorted(folder.glob(pattern)))), None)
+    if found is None:
+        raise FileNotFoundError(f"expected weights ({' or '.join(_WEIGHTS)}) in {folder}, found none")
+    return [*found, *sorted(folder.glob("*.py"))]
+
+
+def _content(paths: Iterable[Path]) -> str:
+    """One hash of the content of all files."""
+    with ThreadPoolExecutor() as pool:  # hashing lets other threads run
+        digests = list(pool.map(_digest, paths))
+    return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.digest()
+
+
+def _stored_dtype(config: Path) -> str:
+    """What dtype "auto" means: the config's, or that of the weights, which are part of the identity themselves."""
+    values = json.loads(config.read_text(encoding="utf-8"))
+    return str(values.get("dtype") or values.get("torch_dtype") or "auto")

@@ -1,0 +1,104 @@
+"""Unknown keys and wrong values: refused in one short message that names the nearest known key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lit_align.cli import main
+
+GOOD = "model:\n  init_args:\n    policy: {model: nowhere}\ndata:\n  init_args: {train: nowhere.jsonl}\n"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert main(list(args)) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 2, error
+    return error.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "message"),
+    [
+        ("trianer: {max_steps: 3}", "unknown key `trianer` in {file}: did you mean `trainer`?"),
+        ("modle:", "unknown key `modle` in {file}: did you mean `model`?"),
+        ("trainer: {max_step: 3}", "unknown key `trainer.max_step` in {file}: did you mean `trainer.max_steps`?"),
+        (
+            "data: {init_args: {batchsize: 3}}",
+            "unknown key `data.init_args.batchsize` in {file}: did you mean `data.init_args.batch_size`?",
+        ),
+        (
+            "model: {init_args: {policy: {model: x, lora: {rank: 3}}}}",
+            "unknown key `model.init_args.policy.lora.rank` in {file}: known here: alpha, dropout, r, target_modules",
+        ),
+        (
+            "model: {init_args: {optimizer: {class_path: torch.optim.AdamW, init_args: {lrr: 1}}}}",
+            "unknown key `model.init_args.optimizer.init_args.lrr` in {file}: "
+            "did you mean `model.init_args.optimizer.init_args.lr`?",
+        ),
+        (
+            "model: {init_args: {loss: {class_path: DPOO}}}",
+            "unknown class `DPOO` for `model.init_args.loss` in {file}: did you mean `DPO`?",
+        ),
+        (
+            "boundary: {class_path: BoundaryCallback, init_args: {every_n_step: 3}}",
+            "unknown key `boundary.init_args.every_n_step` in {file}: did you mean `boundary.init_args.every_n_steps`?",
+        ),
+        (
+            "trainer: {callbacks: [{class_path: WinRateCallback, init_args: {num_promts: 3}}]}",
+            "unknown key `trainer.callbacks.0.init_args.num_promts` in {file}: "
+            "did you mean `trainer.callbacks.0.init_args.num_prompts`?",
+        ),
+        ("data: {init_args: {seed: 3}}", "`data.seed` follows `seed_everything`: set that one"),
+    ],
+)
+def test_unknown_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], yaml: str, message: str) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml)
+    assert refused(capsys, "fit", "--config", str(file)) == "error: " + message.format(file=file)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model.loss.bta=1", "unknown key `model.loss.bta` in the command line: did you mean `model.loss.beta`?"),
+        ("--data.batchsize=1", "unknown key `data.batchsize` in the command line: did you mean `data.batch_size`?"),
+        (
+            "--trainer.maxsteps=1",
+            "unknown key `trainer.maxsteps` in the command line: did you mean `trainer.max_steps`?",
+        ),
+        ("--ckptpath=last", "unknown key `ckptpath` in the command line: did you mean `ckpt_path`?"),
+        ("--model.loss.beta=abc", "`model.loss.beta`: expected float. Got value: abc"),
+        ("--trainer.max_steps=abc", "`trainer.max_steps`: expected int. Got value: abc"),
+    ],
+)
+def test_unknown_or_wrong_on_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    assert refused(capsys, "fit", "--config", str(tmp_path / "c.yaml"), option) == f"error: {message}"
+
+
+def test_a_loss_chosen_on_the_command_line_brings_its_own_keys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    args = ["fit", "--config", str(tmp_path / "c.yaml"), "--model.loss", "SLiCHF"]
+    with pytest.raises(SystemExit) as done:
+        main([*args, "--model.loss.delta", "2", "--print_config"])
+    assert done.value.code == 0
+    assert "delta: 2.0" in capsys.readouterr().out
+    assert "model.loss.beta" in refused(capsys, *args, "--model.loss.beta", "2")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "does not exist" in refused(capsys, "fit", "--config", str(tmp_path / "none.yaml"))
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    assert "should hold keys and values, but holds a list" in refused(
+        capsys, "fit", "--config", str(tmp_path / "list.yaml")
+    )
+
+
+def test_a_missing_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "policy.model" in refused(capsys, "fit")

@@ -1,0 +1,112 @@
+"""A run's folder: earlier runs are put aside, files are whole or absent; the summary tells the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lit_align import run_folder
+from lit_align.report.summary import crossing
+from lit_align.report.text import WIDTH, render
+
+
+def test_archive_moves_what_is_the_runs_own_and_numbers_upwards(tmp_path: Path) -> None:
+    assert run_folder.archive(tmp_path) is None
+    for run in ("first", "second"):
+        (tmp_path / "boundary.jsonl").write_text(run)
+        (tmp_path / "csv" / "version_0").mkdir(parents=True)
+        (tmp_path / "notes.txt").write_text("mine")
+        run_folder.archive(tmp_path)
+    assert (tmp_path / "previous/1/boundary.jsonl").read_text() == "first"
+    assert (tmp_path / "previous/2/boundary.jsonl").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "previous"]
+
+
+def test_put_back_undoes_archive_and_drops_what_the_failed_run_left(tmp_path: Path) -> None:
+    (tmp_path / "boundary.jsonl").write_text("kept")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_text("weights")
+    moved = run_folder.archive(tmp_path)
+    assert moved is not None
+    (tmp_path / "csv" / "version_0").mkdir(parents=True)
+    (tmp_path / "config.yaml").write_text("of the failed run")
+    run_folder.put_back(tmp_path, moved)
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == [
+        "boundary.jsonl", "checkpoints", "checkpoints/last.ckpt",
+    ]  # fmt: skip
+
+
+def test_last_checkpoint_is_the_newest(tmp_path: Path) -> None:
+    assert run_folder.last_checkpoint([tmp_path, tmp_path / "missing"]) is None
+    for age, name in enumerate(("last.ckpt", "last-v1.ckpt", "step=4.ckpt")):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert run_folder.last_checkpoint([tmp_path]) == tmp_path / "last.ckpt"
+
+
+def test_json_is_strict_and_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "summary.json"
+    run_folder.write_json(path, {"a": float("nan"), "b": [float("inf"), {"c": 1.5}], "d": "ü"})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": None, "b": [None, {"c": 1.5}], "d": "ü"}
+    with pytest.raises(TypeError):
+        run_folder.write_json(path, {"a": object()})
+    assert json.loads(path.read_text(encoding="utf-8"))["d"] == "ü"
+
+
+def decision(step: int, score: float | None, stage: str, reason: str = "because") -> dict[str, Any]:
+    spread = None if score is None else 0.05
+    return {
+        "step": step, "stage": stage, "on_policy_share": float(stage == "fine_tuning"), "score": score,
+        "low": None if spread is None else score - spread, "high": None if spread is None else score + spread,
+        "prompts": None if score is None else 64, "seconds": None if score is None else 12.0, "reason": reason,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("decisions", "crossed", "step", "words"),
+    [
+        ([], False, None, "not measured"),
+        ([decision(0, None, "fine_tuning")], False, None, "not measured"),
+        ([decision(0, 0.6, "fine_tuning")], False, None, "nothing to cross"),
+        ([decision(0, 0.3, "injection"), decision(9, 0.45, "injection")], False, None, "highest: score 0.45 at step 9"),
+        ([decision(0, 0.3, "injection"), decision(9, 0.52, "injection", "0.5 inside")], False, None, "0.5 inside"),
+        ([decision(0, 0.3, "injection"), decision(9, 0.6, "fine_tuning")], True, 9, "score 0.60 at step 9"),
+        # A switch that no score asked for is no crossing.
+        ([decision(0, 0.3, "injection"), decision(5, 0.4, "fine_tuning")], False, None, "did not reach 0.5"),
+        (
+            [decision(0, 0.3, "injection"), decision(5, 0.6, "fine_tuning"), decision(9, 0.4, "injection")],
+            True, 5, "went back",
+        ),
+    ],
+)  # fmt: skip
+def test_crossing_is_told_as_it_was(decisions: list[Any], crossed: bool, step: int | None, words: str) -> None:
+    found = crossing(decisions)
+    assert (found["crossed"], found["step"]) == (crossed, step)
+    assert words in found["text"]
+
+
+def test_the_text_fits_a_terminal_and_holds_the_numbers() -> None:
+    decisions = [decision(0, 0.3, "injection"), decision(20, 0.6, "fine_tuning", "a long reason " * 12)]
+    summary = {
+        "steps": 40,
+        "crossing": crossing(decisions),
+        "decisions": decisions,
+        "win_rate": {"score": 0.81, "low": 0.7, "high": 0.9, "prompts": 64, "mean_before": 0.25, "mean_after": 0.75},
+        "rows": {"rows": 12, "pairs": 10, "prompts": 9, "val/pairs": 3, "ties": 2, "val/ties": 1, "bad_row/empty": 1},
+        "rounds": [{"pairs": 30, "candidates": 64, "ties": 2}],
+        "metrics": {"loss": 0.5, "rewards/accuracies": 0.75},
+        "seconds": {"total": 200.4, "training": 150.0, "measuring": 50.0},
+        "outputs": {"decisions": "runs/x/boundary.jsonl"},
+    }
+    answer = {"prompt": "p " * 80, "before": "", "after": "two\nlines"}
+    text = render(summary, [answer])
+    assert max(len(line) for line in text.splitlines()) <= WIDTH
+    for words in (
+        "81 % (70 to 90 %) on 64 held-out prompts", "0.25 -> 0.75", "10 pairs from 9 prompts", "3 ties",
+        "1 bad row: empty", "64 sampled answers gave 30 pairs", "3 min 20 s for 40 steps", "(empty)", "two lines",
+    ):  # fmt: skip
+        assert words in " ".join(text.split()), words
