@@ -16,14 +16,14 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.batch import PairBatch
 from lit_align.losses import LossOutput, PairLogps, PreferenceLoss
-from lit_align.policy.forward import CompletionForward, batch_logps
+from lit_align.pairs import ReferenceLogps, make_pair_logps
+from lit_align.policy.forward import CompletionForward, batch_logps, rounding
+from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
 from lit_align.seeding import derive_seed
 
 REFRESHES_KEY = "reference_refreshes"
-START_TOLERANCE = 1e-3
-"""Nats per token by which policy and reference may differ before the first step: rounding, no more."""
 
 
 class AlignmentModule(LightningModule):
@@ -91,30 +91,28 @@ class AlignmentModule(LightningModule):
         Raises:
             ValueError: where the loss asks for targets that the batch does not have.
         """
+        loss, policy = self.loss, self._loaded_policy()
         reference = self._reference_logps(batch)
-        policy = self._loaded_policy()
-        chosen, rejected, *target = batch_logps(policy, batch, self._forward, with_target=self.loss.needs_target)
-        return PairLogps(
-            policy_chosen_logps=chosen.sum(),
-            policy_rejected_logps=rejected.sum(),
-            reference_chosen_logps=reference[0] if reference else None,
-            reference_rejected_logps=reference[1] if reference else None,
-            chosen_lengths=chosen.lengths,
-            rejected_lengths=rejected.lengths,
-            policy_target_logps=target[0].sum() if target else None,
-            target_lengths=target[0].lengths if target else None,
-            margin=batch.margin,
-        )
+        completions = batch_logps(policy, batch, self._forward, loss.needs_target, loss.needs_collisions)
+        return make_pair_logps(batch, completions, reference, with_tokens=loss.needs_token_logps)
 
-    @torch.no_grad()
-    def _reference_logps(self, batch: PairBatch) -> tuple[Tensor, Tensor] | None:
+    def _reference_logps(self, batch: PairBatch) -> ReferenceLogps | None:
         if self.reference is None:
             return None
-        if batch.reference_chosen_logps is not None and batch.reference_rejected_logps is not None:
-            return batch.reference_chosen_logps, batch.reference_rejected_logps
+        stored = ReferenceLogps.stored_in(batch, with_tokens=self.loss.needs_token_logps)
+        return stored or ReferenceLogps.of(*self.run_reference(batch))
+
+    @torch.no_grad()
+    def run_reference(self, batch: PairBatch) -> list[TokenLogps]:
+        """Log-probs of the chosen and the rejected tokens under the reference, by a forward pass of it.
+
+        Raises:
+            RuntimeError: where the loss has no reference.
+        """
+        if self.reference is None:
+            raise RuntimeError(f"{type(self.loss).__name__} has no reference to run.")
         with self.reference.active(self._loaded_policy()) as model:
-            chosen, rejected = batch_logps(model, batch, self._forward)
-        return chosen.sum(), rejected.sum()
+            return batch_logps(model, batch, self._forward)
 
     def _loaded_policy(self) -> nn.Module:
         if self.policy is None:
@@ -130,6 +128,7 @@ class AlignmentModule(LightningModule):
         if self.reference is None:
             raise RuntimeError(f"{type(self.loss).__name__} has no reference to refresh: switch the refresh off.")
         self.reference.refresh(self._loaded_policy())
+        self.loss.reference_changed()
 
     # ------------------------------------------------------------------ steps
 
@@ -198,7 +197,7 @@ class AlignmentModule(LightningModule):
         chosen = (pairs.policy_chosen_logps - reference_chosen).abs() / pairs.chosen_lengths
         rejected = (pairs.policy_rejected_logps - reference_rejected).abs() / pairs.rejected_lengths
         difference = torch.cat([chosen, rejected]).max().item()
-        if not difference <= START_TOLERANCE:
+        if not difference <= rounding(self._loaded_policy()):
             rank_zero_warn(
                 f"Before the first step the policy and its reference differ by up to {difference:.3g} nats a token, "
                 f"so the rewards do not start at 0 and the loss not at its neutral value (ln 2 for DPO). "
@@ -208,14 +207,14 @@ class AlignmentModule(LightningModule):
     def _suspect(self, batch: PairBatch) -> str:
         """The likeliest reason for a policy that differs from its reference at the start."""
         policy = self._loaded_policy()
-        if batch.reference_chosen_logps is not None:
-            return "The reference log-probs were computed ahead: from another model, template or set of tokens?"
         if self.spec.adapter is not None and isinstance(self.reference, AdapterOff):
             return "`policy.adapter` is on in the policy and off in the reference: take AdapterCopy as the reference."
         if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in policy.modules()):
             return "Dropout is on in the policy: DPO's convention is none."
         if isinstance(self.reference, ModelReference) and self.reference.spec is not None:
             return f"The reference {self.reference.spec.model!r} is another model than the policy's start: is it meant?"
+        if batch.reference_chosen_logps is not None:
+            return "The reference log-probs were computed ahead: from another model, template or set of tokens?"
         return "Were weights loaded, or changed, after the reference was made?"
 
     # ------------------------------------------------------------------ checkpoints
@@ -247,7 +246,8 @@ class AlignmentModule(LightningModule):
         if self.reference is not None:
             kept = self.reference.saved_parameters(self._loaded_policy(), refreshes)
         ids = {id(parameter) for parameter in kept}
-        return {name for name, p in self.named_parameters() if p.requires_grad or id(p) in ids}
+        weights = {name for name, p in self.named_parameters() if p.requires_grad or id(p) in ids}
+        return weights | {f"loss.{name}" for name in self.loss.state_dict()}
 
 
 def _demand_equal(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

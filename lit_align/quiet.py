@@ -31,6 +31,7 @@ MESSAGES = (
     "Detected KeyboardInterrupt",  # the run says itself where it stopped
     "Using default `ModelCheckpoint`",
     "The following generation flags are not valid",
+    "Failed to load CPU gemm_4bit_forward",  # bitsandbytes has a slower way of its own
 )
 LOGGERS = (
     "lightning.pytorch",
@@ -40,6 +41,7 @@ LOGGERS = (
     "lightning.fabric.utilities.seed",
     "transformers.generation.configuration_utils",
     "transformers.generation.utils",
+    "bitsandbytes.backends.cpu.ops",
 )
 
 

@@ -92,6 +92,14 @@ def test_a_loss_chosen_on_the_command_line_brings_its_own_keys(
     assert "model.loss.beta" in refused(capsys, *args, "--model.loss.beta", "2")
 
 
+def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--config", str(tmp_path / "c.yaml"), "--model.optimizer.lr", "6e-4", "--print_config"])
+    assert done.value.code == 0
+    assert "lr: 0.0006" in capsys.readouterr().out
+
+
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "does not exist" in refused(capsys, "fit", "--config", str(tmp_path / "none.yaml"))
     (tmp_path / "list.yaml").write_text("- a\n- b\n")

@@ -1,181 +1,224 @@
-"""One tester runs over every exported loss; numbers derived by hand; identities."""
+"""One tester runs over every exported loss; identities."""
 
 from __future__ import annotations
 
 import math
 import pickle
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+import torch.multiprocessing
 
-import lit_align.losses as losses
-from lit_align.losses import DPO, LossOutput, PairLogps, PreferenceLoss, RSOHinge, SLiCHF
-
-MAKERS: list[Callable[[], PreferenceLoss]] = [
+from lit_align.losses import (
+    AOT,
+    BCO,
+    CPO,
     DPO,
-    lambda: DPO(beta=0.5, label_smoothing=0.1),
+    EXO,
+    FDPO,
+    IPO,
+    LDDPO,
+    NCA,
+    NLL,
+    RPO,
+    SPPO,
+    AlphaDivergence,
+    AOTUnpaired,
+    APODown,
+    APOZero,
+    DiscoPOP,
+    Divergence,
+    ForwardKL,
+    JensenShannon,
+    LengthNormalizedDPO,
+    LossOutput,
+    PreferenceLoss,
+    ReverseKL,
+    RobustDPO,
     RSOHinge,
-    SLiCHF,
-    lambda: SLiCHF(delta=2.0, lambda_=0.0),
-    lambda: SLiCHF(target="row"),
-]
-
-
-def pairs(
-    chosen: list[float],
-    rejected: list[float],
-    reference_chosen: list[float] | None = None,
-    reference_rejected: list[float] | None = None,
-    target: list[float] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> PairLogps:
-    def tensor(values: list[float] | None) -> Tensor | None:
-        return None if values is None else torch.tensor(values, dtype=dtype)
-
-    lengths = torch.full((len(chosen),), 4)
-    return PairLogps(
-        torch.tensor(chosen, dtype=dtype).requires_grad_(),
-        torch.tensor(rejected, dtype=dtype).requires_grad_(),
-        tensor(reference_chosen),
-        tensor(reference_rejected),
-        lengths,
-        lengths,
-        tensor(target),
-        lengths,
-    )
-
-
-def ordinary(dtype: torch.dtype = torch.float32) -> PairLogps:
-    return pairs([-10.0, -20.0, -5.0], [-10.5, -19.0, -5.5], [-11.0] * 3, [-11.5] * 3, [-9.0] * 3, dtype=dtype)
+    SimPO,
+    SoftSPPO,
+    WeightedSum,
+)
+from tests.loss_cases import CASES, Case, exported_losses, ordinary, pairs, replace_leaves, row, swapped, wrong
 
 
 def test_every_exported_loss_is_tested() -> None:
-    exported = {value for value in vars(losses).values() if isinstance(value, type)} - {PreferenceLoss}
-    assert {type(make()) for make in MAKERS} == {c for c in exported if issubclass(c, PreferenceLoss)}
+    assert {type(case.make()) for case in CASES} == exported_losses()
 
 
-@pytest.mark.parametrize("make", MAKERS)
+def test_every_divergence_is_tested() -> None:
+    losses = [case.make() for case in CASES]
+    assert {type(loss.divergence) for loss in losses if isinstance(loss, FDPO)} == set(Divergence.__subclasses__())
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 class TestEveryLoss:
-    def test_one_value_per_pair(self, make: Callable[[], PreferenceLoss]) -> None:
-        output = make()(ordinary())
+    def test_one_value_per_pair(self, case: Case) -> None:
+        output = case.make()(ordinary())
         assert isinstance(output, LossOutput)
         for value in (output.losses, output.chosen_rewards, output.rejected_rewards, *output.metrics.values()):
             assert value.shape == (3,)
 
-    def test_a_pair_does_not_see_its_neighbours(self, make: Callable[[], PreferenceLoss]) -> None:
-        whole = make()(ordinary())
-        values = {f.name: getattr(ordinary(), f.name) for f in fields(PairLogps)}
-        alone = make()(PairLogps(**{k: v[1:2] if v is not None else None for k, v in values.items()}))
-        torch.testing.assert_close(alone.losses, whole.losses[1:2])
+    def test_a_pair_sees_its_neighbours_only_where_the_loss_says_so(self, case: Case) -> None:
+        loss, batch = case.make(), ordinary()
+        alone = torch.cat([case.make()(row(batch, i)).losses for i in range(3)])
+        assert torch.allclose(loss(batch).losses, alone) == loss.per_pair
 
     @pytest.mark.parametrize("gap", [-1e5, 0.0, 1e5])
-    def test_finite_at_extremes(self, make: Callable[[], PreferenceLoss], gap: float) -> None:
-        extreme = pairs([-1e5 + gap], [-1e5], [-1e5], [-1e5], [-1e5])
-        output = make()(extreme)
+    def test_finite_at_extremes(self, case: Case, gap: float) -> None:
+        extreme = replace_leaves(ordinary(), [-1e5 + gap] * 3, [-1e5] * 3)
+        output = case.make()(extreme)
         output.losses.sum().backward()
         for value in (output.losses, extreme.policy_chosen_logps.grad, extreme.policy_rejected_logps.grad):
-            assert value is not None and value.isfinite().all()
+            assert value is None or value.isfinite().all()
 
-    def test_a_step_down_the_gradient_prefers_the_chosen(self, make: Callable[[], PreferenceLoss]) -> None:
-        batch = ordinary()
-        make()(batch).losses.sum().backward()
+    def test_a_step_down_the_gradient_prefers_the_chosen(self, case: Case) -> None:
+        batch = wrong() if case.only_when_wrong else ordinary()
+        case.make()(batch).losses.sum().backward()
         chosen, rejected = batch.policy_chosen_logps.grad, batch.policy_rejected_logps.grad
-        assert chosen is not None and rejected is not None
-        assert (chosen < 0).all() and (rejected > 0).all()
+        assert chosen is not None and (chosen < 0).all()
+        assert (rejected is not None and bool((rejected > 0).all())) == case.moves_rejected
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-    def test_keeps_the_dtype(self, make: Callable[[], PreferenceLoss], dtype: torch.dtype) -> None:
-        output = make()(ordinary(dtype))
+    def test_keeps_the_dtype(self, case: Case, dtype: torch.dtype) -> None:
+        output = case.make()(ordinary(dtype))
         assert output.losses.dtype == dtype
-        torch.testing.assert_close(output.losses.float(), make()(ordinary()).losses, rtol=0.02, atol=0.05)
+        torch.testing.assert_close(output.losses.float(), case.make()(ordinary()).losses, rtol=0.02, atol=0.05)
 
-    def test_pickles(self, make: Callable[[], PreferenceLoss]) -> None:
-        loss = make()
-        torch.testing.assert_close(pickle.loads(pickle.dumps(loss))(ordinary()).losses, loss(ordinary()).losses)
+    def test_pickles(self, case: Case) -> None:
+        loss = case.make()
+        copy = pickle.loads(pickle.dumps(loss))
+        torch.testing.assert_close(copy(ordinary()).losses, loss(ordinary()).losses)
 
-    def test_no_gradient_into_reference_or_rewards(self, make: Callable[[], PreferenceLoss]) -> None:
+    def test_no_gradient_into_reference_or_rewards(self, case: Case) -> None:
         batch = ordinary()
-        output = make()(batch)
+        output = case.make()(batch)
         output.losses.sum().backward()
-        assert batch.references()[0].grad is None and batch.references()[1].grad is None
+        assert batch.reference_chosen_logps is not None and batch.reference_chosen_logps.grad is None
+        assert batch.reference_rejected_logps is not None and batch.reference_rejected_logps.grad is None
         assert not any(v.requires_grad for v in (output.chosen_rewards, output.rejected_rewards))
         assert not any(v.requires_grad for v in output.metrics.values())
 
-    def test_needs_what_it_says(self, make: Callable[[], PreferenceLoss]) -> None:
-        loss = make()
-        bare = replace(ordinary(), reference_chosen_logps=None, reference_rejected_logps=None)
-        if loss.needs_reference:
-            with pytest.raises(ValueError, match="without reference log-probs"):
-                loss(bare)
-        else:
-            torch.testing.assert_close(loss(bare).losses, loss(ordinary()).losses)
+    def test_needs_what_it_says(self, case: Case) -> None:
+        """With only what it says it needs the loss is the same; without one of these it is refused."""
+        loss, expected = case.make(), case.make()(ordinary()).losses
+        wants = {
+            ("reference_chosen_logps", "reference_rejected_logps"): loss.needs_reference,
+            ("tokens",): loss.needs_token_logps,
+            ("policy_target_logps",): loss.needs_target,
+            ("policy_chosen_collisions", "policy_rejected_collisions"): loss.needs_collisions,
+        }
+        without = {name: None for names, needed in wants.items() if not needed for name in names}
+        torch.testing.assert_close(loss(replace(ordinary(), **without)).losses, expected)
+        for names in (names for names, needed in wants.items() if needed):
+            bare = replace(ordinary(), **{name: None for name in names})
+            if names[0].startswith("reference") and loss.needs_token_logps and bare.tokens is not None:
+                tokens = replace(bare.tokens, reference_chosen_logps=None, reference_rejected_logps=None)
+                bare = replace(bare, tokens=tokens)
+            with pytest.raises(ValueError, match="the pairs came without"):
+                case.make()(bare)
+
+    def test_evaluation_changes_nothing(self, case: Case) -> None:
+        loss = case.make().eval()
+        before = {name: value.clone() for name, value in loss.state_dict().items()}
+        loss(ordinary())
+        for name, value in loss.state_dict().items():
+            torch.testing.assert_close(value, before[name])
 
 
-# log-ratios: chosen -1 - (-2) = 1, rejected -4 - (-3) = -1; their difference is 2
-BY_HAND = pairs([-1.0], [-4.0], [-2.0], [-3.0], [-7.0])
-
-
-def test_dpo_by_hand() -> None:
-    output = DPO(beta=0.5)(BY_HAND)  # sigmoid(0.5 * 2) = 1 / (1 + e^-1)
-    assert output.losses.item() == pytest.approx(math.log(1 + math.exp(-1)))
-    assert (output.chosen_rewards.item(), output.rejected_rewards.item()) == (0.5, -0.5)
-
-
-def test_dpo_label_smoothing_by_hand() -> None:
-    right, wrong = math.log(1 + math.exp(-1)), math.log(1 + math.exp(1))
-    assert DPO(0.5, label_smoothing=0.2)(BY_HAND).losses.item() == pytest.approx(0.8 * right + 0.2 * wrong)
-
-
-def test_rso_hinge_by_hand() -> None:
-    output = RSOHinge(beta=0.25)(BY_HAND)  # 1 - 0.25 * 2
-    assert output.losses.item() == pytest.approx(0.5)
-    assert (output.chosen_rewards.item(), output.rejected_rewards.item()) == (0.25, -0.25)
-    assert RSOHinge(beta=0.6)(BY_HAND).losses.item() == 0.0  # 1 - 1.2 < 0: beyond the margin
-
-
-def test_slic_hf_by_hand() -> None:
-    # hinge: max(0, 5 - (-1) + (-4)) = 2; regulariser: -0.5 * log-prob of the target
-    chosen = SLiCHF(delta=5.0, lambda_=0.5)(BY_HAND)
-    assert chosen.losses.item() == pytest.approx(2 + 0.5 * 1)
-    row = SLiCHF(delta=5.0, lambda_=0.5, target="row")(BY_HAND)
-    assert row.losses.item() == pytest.approx(2 + 0.5 * 7)
-    assert (row.metrics["slic/hinge"].item(), row.metrics["slic/regulariser"].item()) == (2.0, 3.5)
-    assert SLiCHF(delta=2.0, lambda_=0.5)(BY_HAND).losses.item() == pytest.approx(0.5)  # 2 + 1 - 4 < 0
-
-
-def test_policy_equal_to_reference_is_neutral() -> None:
-    same = pairs([-3.0, -8.0], [-5.0, -2.0], [-3.0, -8.0], [-5.0, -2.0])
-    for loss, neutral in ((DPO(), math.log(2)), (DPO(label_smoothing=0.3), math.log(2)), (RSOHinge(), 1.0)):
-        output = loss(same)
-        torch.testing.assert_close(output.losses, torch.full((2,), neutral))
-        assert (output.chosen_rewards == 0).all() and (output.rejected_rewards == 0).all()
-
-
-def test_swapping_chosen_and_rejected_negates_dpos_logit() -> None:
-    swapped = pairs([-4.0], [-1.0], [-3.0], [-2.0])
-    # -log sigmoid(-h) = h - log sigmoid(h), with h = 0.5 * 2
-    torch.testing.assert_close(DPO(0.5)(swapped).losses, 1.0 + DPO(0.5)(BY_HAND).losses)
+# ------------------------------------------------------------------ identities
 
 
 @pytest.mark.parametrize(
-    ("make", "name"),
+    ("loss", "neutral"),
     [
-        (lambda: DPO(beta=0), "beta"),
-        (lambda: DPO(label_smoothing=0.5), "label_smoothing"),
-        (lambda: RSOHinge(beta=-1), "beta"),
-        (lambda: SLiCHF(delta=0), "delta"),
-        (lambda: SLiCHF(lambda_=-0.1), "lambda_"),
-        (lambda: SLiCHF(target="best"), "target"),  # type: ignore[arg-type]
+        (DPO(), math.log(2)),
+        (DPO(label_smoothing=0.3), math.log(2)),
+        (RobustDPO(), math.log(2)),
+        (LengthNormalizedDPO(), math.log(2)),
+        (IPO(beta=0.5), 1.0),
+        (EXO(label_smoothing=0.25), math.log(4 / 3) / 2),
+        (NCA(), 2 * math.log(2)),
+        (BCO(), 2 * math.log(2)),
+        (SPPO(beta=0.5), 2.0),
+        (AOT(), math.log(2)),
+        (AOTUnpaired(), math.log(2)),
+        (APOZero(), 1.0),
+        (APODown(), 1.0),
+        (DiscoPOP(), (math.log(2) + 1) / 2),
+        (FDPO(ForwardKL()), math.log(2)),
+        (FDPO(JensenShannon()), math.log(2)),
+        (FDPO(AlphaDivergence()), math.log(2)),
+        (RSOHinge(), 1.0),
+        (LDDPO(), math.log(2)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, PreferenceLoss) else "",
+)
+def test_policy_equal_to_reference_is_neutral(loss: PreferenceLoss, neutral: float) -> None:
+    output = loss(pairs([-3.0, -8.0], [-5.0, -2.0], [-3.0, -8.0], [-5.0, -2.0], [2, 5], [3, 1]))
+    torch.testing.assert_close(output.losses, torch.full((2,), neutral))
+    torch.testing.assert_close(output.chosen_rewards, torch.zeros(2))
+    torch.testing.assert_close(output.rejected_rewards, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "slope"),
+    [
+        (DPO, 1.0),
+        (lambda: DPO(label_smoothing=0.2), 0.6),
+        (lambda: RobustDPO(label_smoothing=0.2), 1 / 0.6),
+        (LengthNormalizedDPO, 1.0),
+        (lambda: IPO(beta=0.5), 8.0),
+        (lambda: BCO(reward_shift=False), 1.0),
+        (lambda: FDPO(ReverseKL()), 1.0),
+        (lambda: FDPO(ForwardKL()), 1.0),
+        (lambda: FDPO(JensenShannon()), 1.0),
+        (lambda: FDPO(AlphaDivergence(0.5)), 1.0),
+        (lambda: SimPO(gamma=0.0), 1.0),
+        (lambda: CPO(alpha=0.0), 1.0),
+        (LDDPO, 1.0),
     ],
 )
-def test_hyper_parameters_out_of_range_are_refused(make: Callable[[], PreferenceLoss], name: str) -> None:
-    with pytest.raises(ValueError, match=f"`{name}` must be"):
-        make()
+def test_swapping_chosen_and_rejected_costs_the_margin(make: Callable[[], PreferenceLoss], slope: float) -> None:
+    """-log sigmoid(z) + log sigmoid(-z) = -z; IPO: (h - c)^2 - (h + c)^2 = -4 c h with c = 1 / (2 beta), z = beta h."""
+    batch = ordinary(torch.float64)
+    output = make()(batch)
+    difference = output.losses - make()(swapped(batch)).losses
+    torch.testing.assert_close(difference, -slope * (output.chosen_rewards - output.rejected_rewards))
 
 
-def test_slic_hf_without_its_targets_says_what_to_do() -> None:
-    with pytest.raises(ValueError, match="add the column `target`"):
-        SLiCHF(target="row")(replace(ordinary(), policy_target_logps=None))
+def test_swapping_a_soft_pair_changes_nothing() -> None:
+    loss = SoftSPPO(beta=0.1)
+    torch.testing.assert_close(loss(ordinary()).losses, loss(swapped(ordinary())).losses)
+
+
+def test_apo_zero_of_a_pair_and_its_swap_sum_to_two() -> None:
+    total = APOZero()(ordinary()).losses + APOZero()(swapped(ordinary())).losses
+    torch.testing.assert_close(total, torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize("divergence", [ForwardKL(), AlphaDivergence(0.9)])
+def test_an_exponential_cut_off_still_has_a_gradient(divergence: Divergence) -> None:
+    """A chosen completion 100 nats below the reference, and one 200 below, which costs more."""
+    batch = pairs([-100.0, -200.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
+    losses = FDPO(divergence)(batch).losses
+    losses.sum().backward()
+    assert batch.policy_chosen_logps.grad is not None and (batch.policy_chosen_logps.grad < -1e10).all()
+    assert losses[1] > losses[0]
+
+
+def test_limits_meet_other_losses() -> None:
+    batch, expected = ordinary(torch.float64), DPO(0.1)(ordinary(torch.float64)).losses
+    for loss in (RobustDPO(0.1, 0.0), FDPO(ReverseKL(), 0.1), LDDPO(1.0, DPO(0.1)), WeightedSum([DPO(0.1)])):
+        torch.testing.assert_close(loss(batch).losses, expected)
+    torch.testing.assert_close(FDPO(AlphaDivergence(1e-7), 0.1)(batch).losses, expected)
+    almost_forward = FDPO(AlphaDivergence(1 - 1e-9))(batch).losses
+    torch.testing.assert_close(almost_forward, FDPO(ForwardKL())(batch).losses)
+    certain = replace(batch, margin=torch.full((3,), 1e3))
+    torch.testing.assert_close(SoftSPPO()(certain).losses, SPPO()(batch).losses)
+    torch.testing.assert_close(RPO(0.1, 0.5)(batch).losses, expected + 0.5 * NLL()(batch).losses)
+    for sorting in (AOT, AOTUnpaired):
+        torch.testing.assert_close(sorting(0.1)(row(batch, 1)).losses, expected[1:2])

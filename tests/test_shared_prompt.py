@@ -117,7 +117,11 @@ def test_equal_to_plain_rows(name: str, attention: str) -> None:
 def test_equal_under_lora(tmp_path, quantization, checkpointing) -> None:
     folder = save_tiny_model(tmp_path / "model")
     spec = PolicySpec(
-        str(folder), dtype="float32", quantization=quantization, lora=LoraSpec(r=4), gradient_checkpointing=checkpointing
+        str(folder),
+        dtype="float32",
+        quantization=quantization,
+        lora=LoraSpec(r=4),
+        gradient_checkpointing=checkpointing,
     )
     model = spec.load_model()
     for name, parameter in model.named_parameters():
@@ -128,7 +132,9 @@ def test_equal_under_lora(tmp_path, quantization, checkpointing) -> None:
 
 def test_layout_by_hand() -> None:
     prompt = Padded.from_sequences([[5, 6], [7]], 0)
-    layout = shared_rows(prompt, [Padded.from_sequences([[10], [11, 12]], 0), Padded.from_sequences([[20, 21], [22]], 0)])
+    layout = shared_rows(
+        prompt, [Padded.from_sequences([[10], [11, 12]], 0), Padded.from_sequences([[20, 21], [22]], 0)]
+    )
     assert layout.ids.tolist() == [[5, 6, 10, 20, 21], [7, 11, 12, 22, 0]]
     assert layout.positions[0].tolist() == [0, 1, 2, 2, 3]
     assert layout.positions[1, :4].tolist() == [0, 1, 2, 1]
@@ -158,7 +164,7 @@ def test_the_head_in_chunks_equals_the_head_at_once(monkeypatch: pytest.MonkeyPa
     hidden = torch.randn(10, 8, requires_grad=True)
     targets = torch.randint(50, (10,))
     weights = torch.randn(10)
-    (token_logps(hidden, targets, head, config) * weights).sum().backward()
+    (token_logps(hidden, targets, head, config)[0] * weights).sum().backward()
     got, got_head = hidden.grad, head.weight.grad
     hidden.grad = head.weight.grad = None
     expected = torch.log_softmax(head(hidden) / 3, -1)[torch.arange(10), targets]
@@ -167,6 +173,20 @@ def test_the_head_in_chunks_equals_the_head_at_once(monkeypatch: pytest.MonkeyPa
     assert (got_head is None) != trained
     if trained:
         torch.testing.assert_close(got_head, head.weight.grad)
+
+
+@pytest.mark.parametrize("chunk", [3, 256])
+def test_collisions_are_those_of_the_whole_distribution(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(head_module, "CHUNK", chunk)
+    model = make(CONFIGS["gemma2_caps"])
+    for way in (shared_logps, plain_logps):
+        one = way(model, PROMPT, COMPLETIONS[:1], with_collisions=True)[0]
+        ids = torch.cat([PROMPT.ids[0][PROMPT.mask[0]], COMPLETIONS[0].ids[0][COMPLETIONS[0].mask[0]]])
+        probabilities = model(input_ids=ids[None]).logits[0].float().softmax(-1)[PROMPT.mask[0].sum() - 1 : -1]
+        assert not one.collisions.requires_grad
+        wanted = probabilities.square().sum(-1).log()
+        torch.testing.assert_close(one.collisions[0, : len(wanted)], wanted, atol=1e-5, rtol=1e-5)
+        assert (one.collisions[~one.mask] == 0).all()
 
 
 def test_no_more_logits_than_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

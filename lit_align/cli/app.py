@@ -1,4 +1,4 @@
-"""The part of the command line that needs a model: Lightning's subcommands and `measure`."""
+"""The part of the command line that needs a model: Lightning's subcommands, `measure` and `precompute`."""
 
 from __future__ import annotations
 
@@ -68,7 +68,8 @@ class AlignmentCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        return {**LightningCLI.subcommands(), "measure": {"model", "datamodule"}}
+        own = {"model", "datamodule"}
+        return {**LightningCLI.subcommands(), "measure": own, "precompute": own}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(

@@ -134,7 +134,7 @@ def _visit(value: Any, kind: Any, known: Any, path: tuple[str, ...], where: str)
         item = _item_type(kind)
         return [_visit(one, item, None, (*path, str(n)), where) for n, one in enumerate(value)]
     bases = tuple(base for base in _class_types(kind) if not dataclasses.is_dataclass(base))
-    if bases and (isinstance(value, Mapping) or (isinstance(value, str) and not _takes_text(kind))):
+    if bases and (isinstance(value, Mapping) or (isinstance(value, str) and not _is_plain(value, kind))):
         return _visit_class(value, bases, known, path, where)
     record = next((one for one in _alternatives(kind) if dataclasses.is_dataclass(one)), None)
     if record is not None and isinstance(value, Mapping):
@@ -214,9 +214,15 @@ def _alternatives(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
 
 
-def _takes_text(kind: Any) -> bool:
-    """Whether plain text is a value of the type, so that it need not name a class."""
-    return any(one is str or one is Any or get_origin(one) is Literal for one in _alternatives(kind))
+def _is_plain(value: str, kind: Any) -> bool:
+    """Whether a text is a value of the type itself, so that it does not name a class; "6e-4" is text to YAML."""
+    if any(one is str or one is Any or get_origin(one) is Literal for one in _alternatives(kind)):
+        return True
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _item_type(kind: Any) -> Any:

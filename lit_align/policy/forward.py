@@ -32,13 +32,16 @@ class CompletionForward:
     def __init__(self) -> None:
         self._shares: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
-    def __call__(self, model: nn.Module, prompt: Padded, completions: Sequence[Padded]) -> list[TokenLogps]:
+    def __call__(
+        self, model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False
+    ) -> list[TokenLogps]:
         """The log-probs of each token, in float32.
 
         Args:
             model: a causal language model of transformers, or one wrapped by peft.
             prompt: [B, P], each with at least one token.
             completions: any number of [B, C_j].
+            with_collisions: also fill `TokenLogps.collisions`.
 
         Raises:
             ValueError: where a prompt is empty: nothing would predict the first token of its completion.
@@ -47,7 +50,7 @@ class CompletionForward:
             raise ValueError("Every prompt needs at least one token, but one of the batch is empty.")
         if model not in self._shares:
             self._shares[model] = self._takes_shared_rows(model, prompt, completions)
-        return (shared_logps if self._shares[model] else plain_logps)(model, prompt, completions)
+        return (shared_logps if self._shares[model] else plain_logps)(model, prompt, completions, with_collisions)
 
     @torch.no_grad()
     def _takes_shared_rows(self, model: nn.Module, prompt: Padded, completions: Sequence[Padded]) -> bool:
@@ -69,7 +72,11 @@ class CompletionForward:
 
 
 def batch_logps(
-    model: nn.Module, batch: PairBatch, forward: CompletionForward, with_target: bool = False
+    model: nn.Module,
+    batch: PairBatch,
+    forward: CompletionForward,
+    with_target: bool = False,
+    with_collisions: bool = False,
 ) -> list[TokenLogps]:
     """The chosen, the rejected and, on demand, the target completions of a batch, from one forward pass.
 
@@ -78,6 +85,7 @@ def batch_logps(
         batch: B pairs.
         forward: computes them.
         with_target: also the rows' targets, as a third entry.
+        with_collisions: also fill `TokenLogps.collisions`.
 
     Raises:
         ValueError: where targets are asked for and a row has none.
@@ -85,10 +93,12 @@ def batch_logps(
     completions = [batch.chosen, batch.rejected]
     if with_target:
         completions.append(_targets(batch))
-    return forward(model, batch.prompt, completions)
+    return forward(model, batch.prompt, completions, with_collisions)
 
 
-def shared_logps(model: nn.Module, prompt: Padded, completions: Sequence[Padded]) -> list[TokenLogps]:
+def shared_logps(
+    model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False
+) -> list[TokenLogps]:
     """Several completions of B prompts in one row each, from one forward pass; see `shared_prompt.py`."""
     rows = shared_rows(prompt, completions)
     mask = attention_mask(rows, _config(model), _dtype(model))
@@ -98,11 +108,13 @@ def shared_logps(model: nn.Module, prompt: Padded, completions: Sequence[Padded]
         model(input_ids=rows.ids, attention_mask=mask, position_ids=rows.positions, use_cache=False)
     pairs = list(zip(completions, rows.predicting, strict=True))
     gathered = torch.cat([hidden[0][index.expand_as(at)[one.mask], at[one.mask]] for one, at in pairs])
-    values = token_logps(gathered, torch.cat([one.ids[one.mask] for one in completions]), head, _config(model))
-    parts = values.split([int(one.mask.sum()) for one in completions])
+    targets = torch.cat([one.ids[one.mask] for one in completions])
+    values, collisions = token_logps(gathered, targets, head, _config(model), with_collisions)
+    sizes = [int(one.mask.sum()) for one in completions]
+    collided = [None] * len(sizes) if collisions is None else collisions.split(sizes)
     return [
-        TokenLogps(part.new_zeros(one.mask.shape).masked_scatter(one.mask, part), one.mask)
-        for one, part in zip(completions, parts, strict=True)
+        TokenLogps.from_flat(one.mask, part, collision)
+        for one, part, collision in zip(completions, values.split(sizes), collided, strict=True)
     ]
 
 

@@ -17,7 +17,9 @@ CHUNK = 256
 Logits = Callable[[Tensor], Tensor]
 
 
-def token_logps(hidden: Tensor, targets: Tensor, head: nn.Module, config: PretrainedConfig) -> Tensor:
+def token_logps(
+    hidden: Tensor, targets: Tensor, head: nn.Module, config: PretrainedConfig, with_collisions: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """log softmax(head(hidden))[targets], in float32.
 
     The gradient of a frozen head's log-probs is one vector a token, computed along with them: neither logits nor
@@ -28,45 +30,66 @@ def token_logps(hidden: Tensor, targets: Tensor, head: nn.Module, config: Pretra
         targets: [N] token ids.
         head: the model's output embeddings.
         config: of the model, which may scale or cap the logits.
+        with_collisions: also compute :func:`collisions`.
 
     Returns:
-        [N] float32, in nats.
+        The log-probs, [N] float32 in nats, and on demand the collisions, [N], without gradients.
     """
     logits = _finished(head, config)
-    if not (torch.is_grad_enabled() and (hidden.requires_grad or _trained(head))):
-        return _joined(hidden, [_logps(logits, h, t) for h, t in _chunks(hidden, targets)])
-    if _trained(head):
-        parts = [checkpoint(_logps, logits, h, t, use_reentrant=False) for h, t in _chunks(hidden, targets)]
-        return _joined(hidden, parts)
-    values: Tensor = _FrozenHead.apply(hidden, targets, logits)
-    return values
+    if not len(targets):
+        return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
+    if torch.is_grad_enabled() and hidden.requires_grad and not _trained(head):
+        values, collided = _FrozenHead.apply(hidden, targets, logits, with_collisions)
+    else:
+        recompute = torch.is_grad_enabled() and _trained(head)
+        parts = [
+            checkpoint(_logps, logits, h, t, with_collisions, use_reentrant=False)
+            if recompute
+            else _logps(logits, h, t, with_collisions)
+            for h, t in _chunks(hidden, targets)
+        ]
+        values, collided = (torch.cat(some) for some in zip(*parts, strict=True))
+    return values, collided if with_collisions else None
+
+
+def collisions(logits: Tensor) -> Tensor:
+    """log sum_v p(v)^2 of each row of logits [N, V]: how likely two draws agree, [N] float32, without gradients."""
+    logits = logits.detach().float()
+    return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
 
 
 class _FrozenHead(torch.autograd.Function):
     """log p of each target, with d log p / d hidden computed in the forward, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits: Logits) -> Tensor:
-        values, gradients = [], []
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, logits: Logits, with_collisions: bool
+    ) -> tuple[Tensor, Tensor]:
+        values, gradients, collided = [], [], []
         for chunk, target in _chunks(hidden.detach(), targets):
             with torch.enable_grad():
                 leaf = chunk.requires_grad_()
-                value = _logps(logits, leaf, target)
+                value, collision = _logps(logits, leaf, target, with_collisions)
                 # each value depends on its own row alone, so the gradient of the sum holds every row's gradient
                 (gradient,) = torch.autograd.grad(value.sum(), leaf)
             values.append(value.detach())
             gradients.append(gradient)
-        ctx.save_for_backward(torch.cat(gradients) if gradients else torch.zeros_like(hidden))
-        return _joined(hidden, values)
+            collided.append(collision)
+        ctx.save_for_backward(torch.cat(gradients))
+        together = torch.cat(collided)
+        ctx.mark_non_differentiable(together)
+        return torch.cat(values), together
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
         (gradients,) = ctx.saved_tensors
-        return (upstream[0][:, None] * gradients).to(gradients.dtype), None, None
+        return (upstream[0][:, None] * gradients).to(gradients.dtype), None, None, None
 
 
-def _logps(logits: Logits, hidden: Tensor, targets: Tensor) -> Tensor:
-    return -F.cross_entropy(logits(hidden).float(), targets, reduction="none")
+def _logps(logits: Logits, hidden: Tensor, targets: Tensor, with_collisions: bool) -> tuple[Tensor, Tensor]:
+    """[N] log-probs and [N] collisions, or none of them: [0]."""
+    found = logits(hidden).float()
+    return -F.cross_entropy(found, targets, reduction="none"), collisions(found if with_collisions else found[:0])
 
 
 def _finished(head: nn.Module, config: PretrainedConfig) -> Logits:
@@ -91,8 +114,4 @@ def _trained(head: nn.Module) -> bool:
 
 
 def _chunks(hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)) if len(targets) else []
-
-
-def _joined(hidden: Tensor, parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+    return list(zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_align.batch import Padded
+from lit_align.policy.head import collisions
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,21 @@ class TokenLogps:
     Args:
         logps: [B, C] float32 in nats, 0 at padding.
         mask: [B, C] bool, True where a token is real.
+        collisions: [B, C] log sum_v pi(v)^2 where each token was predicted, detached and 0 at padding; on demand.
     """
 
     logps: Tensor
     mask: Tensor
+    collisions: Tensor | None = None
+
+    @classmethod
+    def from_flat(cls, mask: Tensor, values: Tensor, collisions: Tensor | None) -> TokenLogps:
+        """Spreads the values of the real tokens, [N] in the order of `mask`, over [B, C]."""
+
+        def spread(flat: Tensor) -> Tensor:
+            return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+
+        return cls(spread(values), mask, None if collisions is None else spread(collisions))
 
     def sum(self) -> Tensor:
         """[B] log-prob of each completion."""
@@ -40,10 +52,11 @@ class TokenLogps:
 
     def rows(self, start: int, stop: int) -> TokenLogps:
         """The completions from `start` to `stop`."""
-        return TokenLogps(self.logps[start:stop], self.mask[start:stop])
+        collisions = None if self.collisions is None else self.collisions[start:stop]
+        return TokenLogps(self.logps[start:stop], self.mask[start:stop], collisions)
 
 
-def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded) -> TokenLogps:
+def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded, with_collisions: bool = False) -> TokenLogps:
     """log pi(token | prompt, earlier tokens) of every completion token, in float32.
 
     The LM head runs only on positions that predict a completion token; what a model does to its logits
@@ -53,6 +66,7 @@ def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded) -> Toke
         model: a causal language model of transformers, or one wrapped by peft.
         prompt: [B, P], each with at least one token.
         completion: [B, C], the completions of the B prompts.
+        with_collisions: also fill `TokenLogps.collisions`.
 
     Raises:
         ValueError: where a prompt is empty: nothing would predict the first token of its completion.
@@ -66,20 +80,23 @@ def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded) -> Toke
     rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(predicting)
     logits = _logits_at(model, ids, mask, rows[completion.mask], predicting[completion.mask])
     values = -F.cross_entropy(logits.float(), completion.ids[completion.mask], reduction="none")
-    return TokenLogps(values.new_zeros(completion.mask.shape).masked_scatter(completion.mask, values), completion.mask)
+    return TokenLogps.from_flat(completion.mask, values, collisions(logits) if with_collisions else None)
 
 
-def plain_logps(model: nn.Module, prompt: Padded, completions: Sequence[Padded]) -> list[TokenLogps]:
+def plain_logps(
+    model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False
+) -> list[TokenLogps]:
     """Each of several completions of B prompts, in rows of their own, from one forward pass.
 
     Args:
         model: as in :func:`sequence_logps`.
         prompt: [B, P].
         completions: any number of [B, C_j].
+        with_collisions: also fill `TokenLogps.collisions`.
     """
     size, count = len(prompt.ids), len(completions)
     prompts = Padded(prompt.ids.repeat(count, 1), prompt.mask.repeat(count, 1))
-    together = sequence_logps(model, prompts, _stack(completions))
+    together = sequence_logps(model, prompts, _stack(completions), with_collisions)
     return [together.rows(i * size, (i + 1) * size) for i in range(count)]
 
 

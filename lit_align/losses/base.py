@@ -1,0 +1,59 @@
+"""What the losses share: the form of those over log-ratios, the sigmoid, checks of hyper-parameters."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_align.losses.types import LossOutput, PairLogps, PreferenceLoss
+
+
+class LogRatioLoss(PreferenceLoss):
+    """A loss over one score per completion, by default its log-ratio to the reference.
+
+    The reward of a completion is beta times its score.
+
+    Args:
+        beta: scale of the scores, > 0.
+
+    Raises:
+        ValueError: where beta is not positive.
+    """
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        check("beta", beta, 0 < beta < math.inf, "> 0")
+        self.beta = beta
+
+    def scores(self, pairs: PairLogps) -> tuple[Tensor, Tensor]:
+        """The scores of the chosen and the rejected completions, each [B]."""
+        return pairs.log_ratios()
+
+    @abstractmethod
+    def compare(self, chosen: Tensor, rejected: Tensor) -> Tensor:
+        """The losses [B] of the scores, each [B]."""
+
+    def forward(self, pairs: PairLogps) -> LossOutput:
+        chosen, rejected = self.scores(pairs)
+        return self.output(self.compare(chosen, rejected), chosen, rejected)
+
+    def output(self, losses: Tensor, chosen: Tensor, rejected: Tensor) -> LossOutput:
+        """The losses, with the rewards of two scores; each [B]."""
+        return LossOutput(losses, (self.beta * chosen).detach(), (self.beta * rejected).detach())
+
+
+def smoothed_sigmoid_loss(logits: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """-(1 - e) log sigmoid(z) - e log sigmoid(-z), [B]: cross-entropy with labels that are wrong with probability e."""
+    right = -F.logsigmoid(logits)
+    if label_smoothing == 0:
+        return right
+    return (1 - label_smoothing) * right - label_smoothing * F.logsigmoid(-logits)
+
+
+def check(name: str, value: object, valid: bool, expected: str) -> None:
+    """Raises a ValueError that names the hyper-parameter, what it may be and what it is."""
+    if not valid:
+        raise ValueError(f"`{name}` must be {expected}, but it is {value!r}.")
