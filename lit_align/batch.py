@@ -73,6 +73,8 @@ class PairBatch(_OnDevice):
         target: tokens of SLiC-HF's regulariser targets, where the data have them.
         reference_chosen_logps: [B] float32, where they were computed ahead.
         reference_rejected_logps: [B] float32, likewise.
+        reference_chosen_token_logps: [B, C] float32, their tokens, 0 at padding.
+        reference_rejected_token_logps: [B, R] float32, likewise.
     """
 
     prompt: Padded
@@ -83,6 +85,8 @@ class PairBatch(_OnDevice):
     target: Padded | None = None
     reference_chosen_logps: Tensor | None = None
     reference_rejected_logps: Tensor | None = None
+    reference_chosen_token_logps: Tensor | None = None
+    reference_rejected_token_logps: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.prompt.ids)

@@ -1,12 +1,13 @@
-"""Lightning's Trainer with the defaults of an alignment run, and `measure`."""
+"""Lightning's Trainer with the defaults of an alignment run, and `measure` and `precompute`."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
@@ -93,7 +94,7 @@ class AlignmentTrainer(Trainer):
             **kwargs,
         )
         self.measured: dict[str, Any] = {}
-        self._boundary: BoundaryCallback | None = None  # set while `measure` runs
+        self._in_place_of_stage: Callable[[], None] | None = None  # set while `measure` or `precompute` runs
 
     @property
     def run_folder(self) -> Path:
@@ -155,14 +156,55 @@ class AlignmentTrainer(Trainer):
         Returns:
             What was written.
         """
-        self._boundary = self._boundary_callback(max_prompts)
-        try:
-            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
-        finally:
-            self._boundary = None
+        boundary = self._boundary_callback(max_prompts)
+        self._run_in_place(lambda: self._measure(boundary), model, datamodule, ckpt_path)
         if output is not None and self.is_global_zero:
             run_folder.write_json(Path(output), self.measured)
         return self.measured
+
+    def precompute(self, model: LightningModule, datamodule: LightningDataModule) -> dict[str, Any]:
+        """Computes the reference's log-probs of all static pairs, held-out ones included, and stores them for `fit`.
+
+        What is stored already is not computed again, so it may be interrupted and run again.
+
+        Args:
+            model: the alignment module.
+            datamodule: the alignment data module.
+
+        Returns:
+            `pairs`, `found`, `computed`, `seconds` and `folder`.
+
+        Raises:
+            ValueError: where there is nothing to store: the loss needs no reference, or it is not to be kept.
+        """
+        filled: dict[str, Any] = {}
+        data = cast(Any, datamodule)
+        self._run_in_place(lambda: filled.update(data.fill_reference()), model, datamodule)
+        if not filled:
+            raise ValueError(
+                "there are no reference log-probs to store: the loss needs no reference, or the data's "
+                "`reference_cache` is null, or the reference cannot be stored (a warning above says why)"
+            )
+        if filled["computed"] and self.is_global_zero:
+            computed, seconds = filled["computed"], filled["seconds"]
+            note(
+                f"Reference log-probs: computed {computed} pairs in {seconds:.0f} s ({computed / seconds:.1f} pairs/s)"
+            )
+        return filled
+
+    def _run_in_place(
+        self,
+        work: Callable[[], None],
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        ckpt_path: str | Path | None = None,
+    ) -> None:
+        """Sets everything up as for a validation and does `work` in its place."""
+        self._in_place_of_stage = work
+        try:
+            self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
+        finally:
+            self._in_place_of_stage = None
 
     def _boundary_callback(self, max_prompts: int | None) -> BoundaryCallback:
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
@@ -172,17 +214,20 @@ class AlignmentTrainer(Trainer):
         return callback
 
     def _run_stage(self) -> Any:
-        """As Lightning's, with the measurement in place of the loop that `measure` has no use for."""
-        if self._boundary is None:
+        """As Lightning's, or what runs in place of its loops."""
+        if self._in_place_of_stage is None:
             return super()._run_stage()
+        self._in_place_of_stage()
+        return []
+
+    def _measure(self, boundary: BoundaryCallback) -> None:
         started = time.perf_counter()
         with isolate_rng(), in_eval_mode(self.lightning_module):
-            result = self._boundary.measure(self, self.lightning_module)
+            result = boundary.measure(self, self.lightning_module)
         result = replace(result, seconds=time.perf_counter() - started)
         self.measured = result_record(result, "measured on held-out prompts")
         if self.is_global_zero:
             note(readable(self.measured))
-        return []
 
     def _last_checkpoint(self) -> Path | None:
         folders = {Path(c.dirpath) for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath}

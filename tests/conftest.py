@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import lightning  # noqa: F401  # sets an environment variable when it is first imported
 import pytest
 import torch
 
@@ -17,6 +18,13 @@ from tests.tiny import save_tiny_model  # noqa: E402
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny random Llama with a chat template."""
     return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(autouse=True)
+def _own_reference_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another one stored."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setattr("lit_align.data.reference_logps.cache_dir", lambda: folder)
 
 
 @pytest.fixture(autouse=True)

@@ -266,6 +266,26 @@ def test_measure_needs_no_training(folder: Path, capsys: pytest.CaptureFixture[s
     assert "Boundary score" in capsys.readouterr().out
 
 
+def test_precompute_fills_what_fit_then_finds(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["--config", "c.yaml", "--model.loss", "DPO", "--data.reference_cache", "stored"]
+    assert main(["precompute", *args]) == 0
+    out = capsys.readouterr().out
+    assert "0 of 16 static pairs found" in out and "computed 16 pairs in" in out
+    (store,) = Path("stored").iterdir()
+    assert (store / "manifest.json").exists() and not Path("run/config.yaml").exists()
+    assert main(["precompute", *args]) == 0
+    out = capsys.readouterr().out
+    assert "all 16 static pairs found" in out and "computed" not in out
+    files = sorted(store.iterdir())
+    assert main(["fit", *args, "--model.loss.beta", "0.3", "--seed_everything", "1"]) == 0
+    assert "static pairs found" in capsys.readouterr().out and sorted(store.iterdir()) == files
+
+
+def test_precompute_says_why_there_is_nothing_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["precompute", "--config", "c.yaml"]) == 1  # the config's own loss has no reference
+    assert "the loss needs no reference" in capsys.readouterr().err
+
+
 def test_measure_from_two_files_of_recorded_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def write(path: Path, sets: dict[str, list[float]]) -> Path:
         rows = [
@@ -294,7 +314,7 @@ def test_measure_from_two_files_of_recorded_scores(tmp_path: Path, capsys: pytes
 def test_only_what_works_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "{fit,validate,test,predict,measure}" in capsys.readouterr().out
+    assert "{fit,validate,test,predict,measure,precompute}" in capsys.readouterr().out
 
 
 def test_init_copies_configs_and_schedules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -377,8 +377,9 @@ def test_a_judge_with_the_wrong_number_of_scores_is_refused(tmp_path: Path) -> N
 def test_long_prompts_leave_the_sets_too(tmp_path: Path) -> None:
     rows = [*pair_rows(3), {"prompt": "long " * 40, "chosen": "a", "rejected": "b"}]
     path = write(tmp_path / "l.jsonl", rows)
-    dropped = data_module(path, max_prompt_tokens=40)
-    assert dropped.counts["prompt_too_long"] == 1 and len(dropped.train_sets) == len(dropped.train_pairs) == 3
+    tied = write(tmp_path / "t.jsonl", [{**SETS[1], "prompt": "other " * 40}])
+    dropped = data_module([path, tied], max_prompt_tokens=40)
+    assert dropped.counts["prompt_too_long"] == 2 and len(dropped.train_sets) == len(dropped.train_pairs) == 3
     cut = data_module(path, max_prompt_tokens=40, too_long="cut_prompt")
     assert cut.counts["prompt_cut"] == 1 and len(cut.train_sets) == len(cut.train_pairs) == 4
     with pytest.raises(ValueError, match=r"expected training pairs in .*completion_too_long: 3"):

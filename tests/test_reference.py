@@ -130,6 +130,36 @@ def test_a_second_model_stays_in_eval_mode(tiny_model: Path) -> None:
     assert not any(module.training for module in reference.modules())
 
 
+@pytest.mark.parametrize("lora", [None, LoraSpec(r=4)])
+def test_a_copy_is_loaded_when_first_used_and_can_be_given_back(lora: LoraSpec | None, tiny_model: Path) -> None:
+    reference = ModelReference()
+    policy = attached(reference, PolicySpec(str(tiny_model), lora=lora))
+    start, state = logps(policy), torch.get_rng_state()
+    assert reference.model is None
+    shake(policy)
+    torch.set_rng_state(state)
+    with torch.inference_mode():  # as in a validation
+        torch.testing.assert_close(reference_logps(reference, policy), start, rtol=0, atol=1e-6)
+    assert torch.equal(torch.get_rng_state(), state)
+    reference.release()
+    assert reference.model is None
+    with torch.inference_mode():
+        reference_logps(reference, policy)
+    reference.refresh(policy)
+    reference.release()  # could not be loaded anew
+    torch.testing.assert_close(reference_logps(reference, policy), logps(policy), rtol=0, atol=1e-6)
+
+
+def test_a_copy_follows_the_precision_of_the_policy(tiny_model: Path) -> None:
+    reference = ModelReference()
+    policy = attached(reference, PolicySpec(str(tiny_model))).to(torch.bfloat16)
+    with reference.active(policy) as model:
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    kept = ModelReference(PolicySpec(str(tiny_model), dtype="bfloat16"))  # of its own dtype where the policy kept its
+    with kept.active(attached(kept, PolicySpec(str(tiny_model)))) as model:
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
 def test_the_policy_is_itself_again_after_an_error(tiny_model: Path, sft_adapter: Path) -> None:
     for name in FORMS:
         reference, spec = form(name, tiny_model, sft_adapter)

@@ -19,6 +19,7 @@ from lit_align.data.encoder import Encoder, TokenizedPair, TooLong
 from lit_align.data.judging import encode_records, judge_records, judge_sets
 from lit_align.data.loader import TrainFeed, collate
 from lit_align.data.loading import OnBadRow, Record, SkipLog, load_records, merge_sets, split_by_prompt
+from lit_align.data.reference_feed import ReferenceFeed
 from lit_align.data.rounds import COUNTED, Round, RoundMaker
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
@@ -57,6 +58,9 @@ class AlignmentDataModule(LightningDataModule):
         sampler: draws candidates from the policy.
         round_prompts: prompts an on-policy round (M).
         on_policy_share: share of on-policy pairs at the start, in [0, 1]; a callback may change it.
+        reference_cache: the folder where the reference's log-probs of static pairs are kept from run to run, at 4
+            bytes a completion token and 20 a completion; "auto" is `reference` in the cache folder
+            (`$LIT_ALIGN_CACHE` or `~/.cache/lit-align`). null keeps none, and the reference runs at each step.
         seed: seed of every draw.
 
     Attributes:
@@ -94,6 +98,7 @@ class AlignmentDataModule(LightningDataModule):
         sampler: Sampler | None = None,
         round_prompts: int = 64,
         on_policy_share: float = 0.0,
+        reference_cache: str | None = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -112,6 +117,8 @@ class AlignmentDataModule(LightningDataModule):
         self.selector = selector if selector is not None else BestWorst()
         self.judge, self.relabel, self.sampler = judge, relabel, sampler
         self.round_prompts, self.seed = round_prompts, seed
+        self.reference_cache = reference_cache
+        self._reference = ReferenceFeed(self)
         self.counts: Counter[str] = Counter()
         self.round_stats: dict[str, int | float] = {}
         self.train_sets: list[CandidateSet] = []
@@ -213,7 +220,12 @@ class AlignmentDataModule(LightningDataModule):
         if self._world() > 1:
             sampler = DistributedSampler(self.val_pairs, self._world(), self._rank(), shuffle=False)  # type: ignore[arg-type]
         return [
-            DataLoader(self.val_pairs, self.val_batch_size, sampler=sampler, collate_fn=self._collate)  # type: ignore[arg-type]
+            DataLoader(
+                self.val_pairs,  # type: ignore[arg-type]
+                batch_size=self.val_batch_size,
+                sampler=sampler,
+                collate_fn=self._collate_held_out,
+            )
         ]
 
     def test_dataloader(self) -> list[DataLoader[PairBatch]]:
@@ -230,7 +242,20 @@ class AlignmentDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def _collate(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        return collate(pairs, self.encoder.pad_id)
+        return collate(pairs, self.encoder.pad_id, [self._reference.of(pair) for pair in pairs])
+
+    def _collate_held_out(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
+        self._reference.before_held_out()
+        return self._collate(pairs)
+
+    def fill_reference(self) -> dict[str, Any]:
+        """Computes and keeps the reference's log-probs of all static pairs that lack them, held-out ones included.
+
+        Returns:
+            `pairs`, `found`, `computed`, `seconds` and `folder`; nothing where the loss has no reference, or its
+            log-probs are not kept.
+        """
+        return self._reference.fill_all()
 
     # Which pair comes next
 
@@ -251,6 +276,10 @@ class AlignmentDataModule(LightningDataModule):
             self._require("on-policy pairs", "sampler", "judge")
         self._share = float(share)
 
+    def upcoming(self, count: int) -> Sequence[TokenizedPair]:
+        """The next `count` static pairs of all ranks, or all pairs where that is fewer."""
+        return self._off.upcoming(count)
+
     def request_round(self) -> None:
         """The next on-policy pair comes from a fresh round; what is left of the current one is dropped."""
         self._on.fresh = True
@@ -265,6 +294,8 @@ class AlignmentDataModule(LightningDataModule):
             raise self._no_pairs()
         if on_count:
             self._on.ensure(on_count * world)
+        if on_count < self.batch_size:
+            self._reference.before_static((self.batch_size - on_count) * world)
         on, off = self._on.take(on_count, rank, world), self._off.take(self.batch_size - on_count, rank, world)
         self.delivered += 1
         return self._collate([on.pop(0) if is_on else off.pop(0) for is_on in from_policy])
@@ -272,7 +303,8 @@ class AlignmentDataModule(LightningDataModule):
     def _make_round(self, indices: Sequence[int], index: int) -> Round:
         self._require("an on-policy round", "sampler", "judge")
         step = int(getattr(self.trainer, "global_step", 0))
-        maker = RoundMaker(self.sample, self._judge_with_bar, self.selector, self.encoder, self.seed)
+        add_reference = self._reference.for_round
+        maker = RoundMaker(self.sample, self._judge_with_bar, self.selector, self.encoder, add_reference, self.seed)
         made = maker.make([self.train_sets[i] for i in indices], index, step)
         self.round_stats = made.stats
         self.counts.update({f"on_policy/{key}": int(made.stats[key]) for key in COUNTED})
@@ -380,7 +412,8 @@ class AlignmentDataModule(LightningDataModule):
 
     def progress(self, total: int | None, desc: str, unit: str) -> tqdm:
         """A bar with a rate: on rank 0 only, and off where the Trainer's own bar is off."""
-        return tqdm(total=total, desc=desc, unit=unit, leave=False, dynamic_ncols=True, disable=not self._shows_bars())
+        off = not self._shows_bars()  # the delay: no bar for what takes no time
+        return tqdm(total=total, desc=desc, unit=unit, leave=False, dynamic_ncols=True, delay=0.5, disable=off)
 
     def _shows_bars(self) -> bool:
         return self.trainer is None or (

@@ -120,7 +120,9 @@ def encode_records(
             try:
                 if encoder.fits(record.prompt):
                     kept.append(record)
-                pairs += encode_pairs(of_record, encoder, counts)
+                    pairs += encode_pairs(of_record, encoder, counts)
+                else:  # counted once a row, also where the row makes several pairs or none
+                    counts["prompt_too_long"] += 1
             except BadRow as error:
                 log.bad(BadRow(record.where, error.reason, error.why))
         if progress is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from lit_align.batch import Padded, PairBatch
@@ -45,14 +47,39 @@ class TrainFeed:
         """Nothing to load: the data module's state holds everything."""
 
 
-def collate(pairs: Sequence[TokenizedPair], pad_id: int) -> PairBatch:
-    """A batch of pairs. `target` is there if every pair has one."""
+def collate(
+    pairs: Sequence[TokenizedPair],
+    pad_id: int,
+    reference: Sequence[tuple[np.ndarray, np.ndarray] | None] | None = None,
+) -> PairBatch:
+    """A batch of pairs. `target` is there if every pair has one, and so are the reference's log-probs.
+
+    Args:
+        pairs: at least one.
+        pad_id: the id at padding.
+        reference: the reference's log-probs of each pair's chosen and rejected tokens, where they are known.
+    """
     targets = [pair.target for pair in pairs if pair.target is not None]
-    return PairBatch(
+    batch = PairBatch(
         prompt=Padded.from_sequences([pair.prompt for pair in pairs], pad_id),  # type: ignore[misc]
         chosen=Padded.from_sequences([pair.chosen for pair in pairs], pad_id),  # type: ignore[misc]
         rejected=Padded.from_sequences([pair.rejected for pair in pairs], pad_id),  # type: ignore[misc]
         on_policy=torch.tensor([pair.on_policy for pair in pairs]),
         margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
         target=Padded.from_sequences(targets, pad_id) if len(targets) == len(pairs) else None,  # type: ignore[arg-type]
+    )
+    known = [values for values in reference or () if values is not None]
+    return batch if len(known) < len(pairs) else _with_reference(batch, known)
+
+
+def _with_reference(batch: PairBatch, values: Sequence[tuple[np.ndarray, np.ndarray]]) -> PairBatch:
+    chosen, rejected = (torch.zeros(side.mask.shape) for side in (batch.chosen, batch.rejected))
+    chosen[batch.chosen.mask] = torch.from_numpy(np.concatenate([pair[0] for pair in values]))
+    rejected[batch.rejected.mask] = torch.from_numpy(np.concatenate([pair[1] for pair in values]))
+    return replace(
+        batch,
+        reference_chosen_logps=chosen.sum(-1),
+        reference_rejected_logps=rejected.sum(-1),
+        reference_chosen_token_logps=chosen,
+        reference_rejected_token_logps=rejected,
     )

@@ -18,6 +18,7 @@ from lit_align.seeding import derive_seed
 
 Sample = Callable[..., list[CandidateSet]]
 JudgeSets = Callable[[Sequence[CandidateSet]], list[CandidateSet]]
+AddReference = Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
 COUNTED = (
     "prompts", "candidates", "pairs", "ties", "duplicates", "abstentions", "single_candidate", "below_margin",
     "prompt_too_long", "prompt_cut", "completion_too_long", "equal_completions",
@@ -31,7 +32,8 @@ class Round:
     Args:
         pairs: the same on every rank, in the order of ranks.
         stats: the counts of :data:`COUNTED`, `index`, `step`, `yield` (pairs per judged answer), `mean_score`
-            (NaN if nothing was scored), `sample_seconds` and `judge_seconds` (of the slowest rank).
+            (NaN if nothing was scored), `sample_seconds`, `judge_seconds` and `reference_seconds` (of the
+            slowest rank).
     """
 
     pairs: list[TokenizedPair]
@@ -47,6 +49,7 @@ class RoundMaker:
         judge: sets -> scored sets.
         selector: makes pairs.
         encoder: tokenises them.
+        add_reference: pairs -> the pairs with their reference log-probs, where the loss has a reference.
         seed: the run's seed.
     """
 
@@ -54,6 +57,7 @@ class RoundMaker:
     judge: JudgeSets
     selector: PairSelector
     encoder: Encoder
+    add_reference: AddReference
     seed: int
 
     def make(self, sets: Sequence[CandidateSet], index: int, step: int) -> Round:
@@ -79,6 +83,9 @@ class RoundMaker:
         scores = [c.score for one in scored for c in one.candidates if c.score is not None and math.isfinite(c.score)]
         counts["candidates"] += sum(len(one.candidates) for one in scored)
         counts["pairs"] += len(pairs)
+        between = time.perf_counter()
+        pairs = self.add_reference(pairs)
+        seconds["reference_seconds"] = time.perf_counter() - between
         return _together(gather((pairs, counts, seconds, scores)), index, step)
 
     def _pairs(self, scored: CandidateSet, seed: int, step: int, counts: Counter[str]) -> list[TokenizedPair]:
@@ -98,6 +105,6 @@ def _together(
     stats: dict[str, Any] = {"index": index, "step": step, **{key: counts[key] for key in COUNTED}}
     stats["yield"] = counts["pairs"] / counts["candidates"] if counts["candidates"] else 0.0
     stats["mean_score"] = math.fsum(scores) / len(scores) if scores else math.nan
-    for key in ("sample_seconds", "judge_seconds"):
+    for key in ("sample_seconds", "judge_seconds", "reference_seconds"):
         stats[key] = max(part[2][key] for part in parts)
     return Round([pair for part in parts for pair in part[0]], stats)

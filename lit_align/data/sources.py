@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lit_align.data.encoder import TokenizedPair
+from lit_align.data.encoder import PairReference, TokenizedPair
 from lit_align.data.rounds import Round
 from lit_align.records import CandidateSet
 from lit_align.seeding import derive_seed
@@ -51,6 +51,12 @@ class OffPolicySource:
         positions = [self.cursor + slot * world + rank for slot in range(count)]
         self.cursor += count * world
         return [self.pairs[self._order[position]] for position in positions]
+
+    def upcoming(self, count: int) -> Sequence[TokenizedPair]:
+        """The next `count` pairs of all ranks together, or all pairs where that is fewer."""
+        if count >= len(self.pairs):
+            return self.pairs
+        return [self.pairs[self._order[self.cursor + offset]] for offset in range(count)]
 
 
 def fingerprint(pairs: Sequence[TokenizedPair], sets: Sequence[CandidateSet]) -> str:
@@ -138,23 +144,46 @@ def pack(pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
     lengths = [
         [len(p.prompt), len(p.chosen), len(p.rejected), -1 if p.target is None else len(p.target)] for p in pairs
     ]
+    logps = [values for p in pairs if p.reference is not None for values in (p.reference.chosen, p.reference.rejected)]
     return {
         "tokens": torch.from_numpy(np.concatenate(parts)) if parts else torch.empty(0, dtype=torch.int32),
         "lengths": torch.tensor(lengths, dtype=torch.int64).reshape(-1, 4),
         "margins": torch.tensor([p.margin for p in pairs], dtype=torch.float64),
         "on_policy": torch.tensor([p.on_policy for p in pairs], dtype=torch.bool),
+        "reference_logps": torch.from_numpy(np.concatenate(logps)) if logps else torch.empty(0),
+        "reference_versions": torch.tensor([-1 if p.reference is None else p.reference.version for p in pairs]),
     }
 
 
 def unpack(packed: dict[str, Any]) -> list[TokenizedPair]:
     """What :func:`pack` was given."""
-    tokens, pairs, start = packed["tokens"].numpy(), [], 0
-    for row, margin, on_policy in zip(packed["lengths"], packed["margins"], packed["on_policy"], strict=True):
-        parts: list[np.ndarray | None] = []
-        for length in row.tolist():
-            parts.append(None if length < 0 else tokens[start : start + length].copy())
-            start += max(length, 0)
-        prompt, chosen, rejected, target = parts
-        assert prompt is not None and chosen is not None and rejected is not None
-        pairs.append(TokenizedPair(prompt, chosen, rejected, float(margin), bool(on_policy), target))
+    tokens, logps = _Parts(packed["tokens"].numpy()), _Parts(packed["reference_logps"].numpy())
+    columns = [packed[key].tolist() for key in ("lengths", "margins", "on_policy", "reference_versions")]
+    pairs = []
+    for (prompt, chosen, rejected, target), margin, on_policy, version in zip(*columns, strict=True):
+        reference = None
+        if version >= 0:
+            reference = PairReference(logps.next(chosen), logps.next(rejected), version)
+        pairs.append(
+            TokenizedPair(
+                prompt=tokens.next(prompt),
+                chosen=tokens.next(chosen),
+                rejected=tokens.next(rejected),
+                margin=margin,
+                on_policy=on_policy,
+                target=None if target < 0 else tokens.next(target),
+                reference=reference,
+            )
+        )
     return pairs
+
+
+class _Parts:
+    """Takes arrays back out of their concatenation."""
+
+    def __init__(self, together: np.ndarray) -> None:
+        self.together, self.start = together, 0
+
+    def next(self, length: int) -> np.ndarray:
+        self.start += length
+        return self.together[self.start - length : self.start].copy()

