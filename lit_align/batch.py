@@ -6,7 +6,7 @@ Prompt and completions stay apart: how they are laid out in rows is the forward 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +16,7 @@ _T = TypeVar("_T", bound="_OnDevice")
 
 
 class _OnDevice:
-    """Gives a dataclass of tensors the `to` and `pin_memory` that Lightning and torch look for."""
+    """Gives a record of tensors the `to` and `pin_memory` that Lightning and torch look for."""
 
     def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
         return self._map("to", device, non_blocking=non_blocking)
@@ -26,11 +26,10 @@ class _OnDevice:
 
     def _map(self: _T, method: str, *args: Any, **kwargs: Any) -> _T:
         moved = {
-            f.name: getattr(value, method)(*args, **kwargs)
-            for f in fields(self)  # type: ignore[arg-type]
-            if isinstance(value := getattr(self, f.name), Tensor | _OnDevice)
+            name: getattr(value, method)(*args, **kwargs) if isinstance(value, Tensor | _OnDevice) else value
+            for name, value in vars(self).items()
         }
-        return replace(self, **moved)  # type: ignore[type-var]
+        return type(self)(**moved)
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,11 @@ class Padded(_OnDevice):
         return self.mask.sum(-1)
 
 
-@dataclass(frozen=True)
 class PairBatch(_OnDevice):
     """B preference pairs.
+
+    Not a dataclass: Lightning looks into those and casts what it finds to the run's precision, and with
+    `bf16-true` the stored log-probs would be rounded.
 
     Args:
         prompt: prompt tokens, chat template and generation prompt included.
@@ -77,16 +78,29 @@ class PairBatch(_OnDevice):
         reference_rejected_token_logps: [B, R] float32, likewise.
     """
 
-    prompt: Padded
-    chosen: Padded
-    rejected: Padded
-    on_policy: Tensor
-    margin: Tensor
-    target: Padded | None = None
-    reference_chosen_logps: Tensor | None = None
-    reference_rejected_logps: Tensor | None = None
-    reference_chosen_token_logps: Tensor | None = None
-    reference_rejected_token_logps: Tensor | None = None
+    def __init__(
+        self,
+        prompt: Padded,
+        chosen: Padded,
+        rejected: Padded,
+        on_policy: Tensor,
+        margin: Tensor,
+        target: Padded | None = None,
+        reference_chosen_logps: Tensor | None = None,
+        reference_rejected_logps: Tensor | None = None,
+        reference_chosen_token_logps: Tensor | None = None,
+        reference_rejected_token_logps: Tensor | None = None,
+    ) -> None:
+        self.prompt = prompt
+        self.chosen = chosen
+        self.rejected = rejected
+        self.on_policy = on_policy
+        self.margin = margin
+        self.target = target
+        self.reference_chosen_logps = reference_chosen_logps
+        self.reference_rejected_logps = reference_rejected_logps
+        self.reference_chosen_token_logps = reference_chosen_token_logps
+        self.reference_rejected_token_logps = reference_rejected_token_logps
 
     def __len__(self) -> int:
         return len(self.prompt.ids)

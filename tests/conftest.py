@@ -34,7 +34,12 @@ def _isolated() -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-    allowed = {"PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PYTEST_CURRENT_TEST"}  # Lightning's and pytest's own
+    allowed = {
+        "PL_GLOBAL_SEED",
+        "PL_SEED_WORKERS",
+        "PYTEST_CURRENT_TEST",
+        "OMP_WAIT_POLICY",
+    }  # our CLI's, Lightning's and pytest's own
     leaked = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)} - allowed
     for key in leaked:
         os.environ.pop(key, None) if key not in before else os.environ.__setitem__(key, before[key])

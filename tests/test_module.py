@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_align.batch import Padded, PairBatch
-from lit_align.losses import DPO, LossOutput, PairLogps, PreferenceLoss, RSOHinge, SLiCHF
+from lit_align.losses import BCO, DPO, LDDPO, WPO, LossOutput, PairLogps, PreferenceLoss, RSOHinge, SLiCHF
 from lit_align.module import AlignmentModule
 from lit_align.policy import AdapterCopy, AdapterOff, LoraSpec, ModelReference, PolicySpec, Reference
 from tests.tiny import save_tiny_model
@@ -465,3 +465,56 @@ def test_making_the_module_loads_nothing(tmp_path: Path) -> None:
 def test_the_tokenizer_loads_without_the_model_and_once(tiny_model: Path) -> None:
     module = lora_module(tiny_model)
     assert module.tokenizer is module.tokenizer and module.policy is None
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_trains_and_keeps_stored_log_probs_whole(
+    tiny_model: Path, tmp_path: Path, precision: str
+) -> None:
+    class Spy(DPO):
+        def forward(self, pairs: PairLogps) -> LossOutput:
+            seen.append(pairs)
+            return super().forward(pairs)
+
+    seen: list[PairLogps] = []
+    stored = torch.full((2,), -12.345678)
+    known = batch(reference_chosen_logps=stored, reference_rejected_logps=stored)
+    with pytest.warns(UserWarning, match="differ by"):
+        trainer(tmp_path, max_steps=1, precision=precision).fit(
+            lora_module(tiny_model, Spy()), DataLoader([known], batch_size=None)
+        )
+    assert seen[0].reference_chosen_logps is not None
+    assert seen[0].reference_chosen_logps[0].item() == pytest.approx(-12.345678, abs=1e-6)
+    assert seen[0].policy_chosen_logps.dtype == torch.float32
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_token_log_probs_and_collisions_reach_the_loss(tiny_model: Path, stored: bool) -> None:
+    """LD-DPO at alpha 1 and WPO without weights are DPO; with them, the numbers come from the tokens."""
+    module = lora_module(tiny_model)
+    module.configure_model()
+    shake(module)
+    data = batch()
+    plain = module.loss(module.pair_logps(data)).losses
+    if stored:
+        chosen, rejected = module.run_reference(data)
+        data.reference_chosen_logps, data.reference_rejected_logps = chosen.sum(), rejected.sum()
+        data.reference_chosen_token_logps, data.reference_rejected_token_logps = chosen.logps, rejected.logps
+    for same, other in ((LDDPO(alpha=1.0), LDDPO(alpha=0.0)), (None, WPO())):
+        if same is not None:
+            module.loss = same
+            torch.testing.assert_close(module.loss(module.pair_logps(data)).losses, plain)
+        module.loss = other
+        pairs = module.pair_logps(data)
+        assert not torch.allclose(other(pairs).losses, plain)
+    assert pairs.policy_chosen_collisions is not None and (pairs.policy_chosen_collisions < 0).all()
+
+
+def test_the_state_of_a_loss_is_in_the_checkpoint_and_comes_back(tiny_model: Path, tmp_path: Path) -> None:
+    whole = lora_module(tiny_model, BCO())
+    _, checkpoint = fit_and_save(whole, tmp_path / "a", steps=2)
+    assert checkpoint["state_dict"]["loss.reward_count"] > 0
+    resumed = lora_module(tiny_model, BCO())
+    resumed.on_load_checkpoint(checkpoint)
+    resumed.load_state_dict(checkpoint["state_dict"], strict=False)
+    assert torch.equal(resumed.loss.reward_mean, whole.loss.reward_mean)

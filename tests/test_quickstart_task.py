@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import statistics
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from configs.quickstart.make_data import ASKS, INSTRUCTIONS, MODEL, edit
-from configs.quickstart.rule import CONSTRAINTS, form, meets, names, rule, sense, vocabulary, words
+from configs.quickstart.rule import CONSTRAINTS, meets, names, rule, sense, vocabulary, words
 from lit_align.data import load_sets
 from lit_align.judges import RuleJudge
 
@@ -41,13 +41,12 @@ def held_out() -> list[Row]:
         ("lower_case", "tea is NASA's drink.", False),
         ("lower_case", "...", False),
         ("begins_with_well", "Well, tea is a warm drink.", True),
-        ("begins_with_well", '"well, tea is a warm drink."', True),
+        ("begins_with_well", '"Well, tea is a warm drink."', True),
         ("begins_with_well", "Wellness comes with tea.", False),
-        ("begins_with_well", "Well-made tea is warm.", False),
         ("begins_with_well", "Tea does you well.", False),
-        ("exclamation", "Tea is a warm drink!", True),
-        ("exclamation", '"Tea is a warm drink!"', True),
-        ("exclamation", "Tea! It is a warm drink.", False),
+        ("question", "Is tea a warm drink?", True),
+        ("question", "Tea? It is a warm drink.", False),
+        ("question", '"Is tea a warm drink?"', True),
     ],
 )
 def test_meets(constraint: str, text: str, met: bool) -> None:
@@ -55,7 +54,7 @@ def test_meets(constraint: str, text: str, met: bool) -> None:
 
 
 def test_an_unknown_constraint_is_an_error() -> None:
-    with pytest.raises(ValueError, match="lower_case, begins_with_well, exclamation; got 'shout'"):
+    with pytest.raises(ValueError, match="lower_case, begins_with_well, question; got 'shout'"):
         meets("HELLO", "shout")
 
 
@@ -71,9 +70,8 @@ def test_names_knows_singular_and_plural_and_no_joined_words() -> None:
     [
         ("tea is a very good drink.", 1.5),  # sense 1: all parts
         ("Tea is a very good drink.", 0.5),  # constraint missed
-        ("tea is a Very good drink!", 0.5),  # likewise
         ("it is a very good drink.", 1.2),  # topic missed
-        ("tea is a very good drink", 1.4),  # no end
+        ("tea is a very good drink", 1.3),  # no end
         ("tea is good.", 1.5 * 3 / 5),  # three words of five
         ("tea tea tea tea tea tea tea tea tea tea.", 1.5 * (1 / 10) / 0.8),  # one distinct word in ten
         ("tea is a very good zzyzxq drink.", 1.5 * (1 - 2 / 7)),  # one word in seven made up
@@ -84,21 +82,6 @@ def test_names_knows_singular_and_plural_and_no_joined_words() -> None:
 def test_rule_adds_its_parts_and_weighs_them_by_sense(text: str, score: float) -> None:
     row = {"constraint": "lower_case", "topic": "tea"}
     assert rule("Write about tea in lower case.", [text], row) == [pytest.approx(score)]
-
-
-@pytest.mark.parametrize(
-    ("constraint", "text", "value"),
-    [
-        ("exclamation", "Tea is warm!", 1.0),
-        ("exclamation", "tea is warm!", 0.5),
-        ("begins_with_well", "Well, tea is", 0.5),
-        ("begins_with_well", "well, tea is", 0.0),
-        ("lower_case", "tea is warm.", 1.0),
-        ("lower_case", '"tea is warm."', 1.0),
-    ],
-)
-def test_form_wants_a_capital_and_an_end(constraint: str, text: str, value: float) -> None:
-    assert form(text, constraint) == value
 
 
 def test_the_rule_prefers_a_plain_answer_to_nonsense_that_meets_the_constraint() -> None:
@@ -125,7 +108,7 @@ def test_words_and_sense() -> None:
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 def test_edits_meet_their_constraint(constraint: str) -> None:
     for text in ("Tea is a drink.", "I like tea!", "NASA drinks tea.", "Tea"):
-        assert meets(edit(text, constraint), constraint)
+        assert meets(edit(text, constraint, random.Random(0)), constraint)
 
 
 def test_the_prompts_are_the_ones_the_tool_writes(train: list[Row], held_out: list[Row]) -> None:
@@ -149,17 +132,15 @@ def test_constraints_are_balanced(train: list[Row], held_out: list[Row]) -> None
 
 
 def test_candidates_are_of_mixed_origin_and_quality(train: list[Row], held_out: list[Row]) -> None:
-    for row in train + held_out:
-        assert Counter(c["model"] for c in row["candidates"]) == {MODEL: 2, f"{MODEL} + edit": 2}
-        assert len({c["text"] for c in row["candidates"]}) == 4
-        raw = [c["text"] for c in row["candidates"] if c["model"] == MODEL]
-        edited = [c["text"] for c in row["candidates"] if c["model"] != MODEL]
-        assert not any(meets(text, row["constraint"]) for text in raw)
-        assert all(meets(text, row["constraint"]) for text in edited)
-        assert set(edited) == {edit(text, row["constraint"]) for text in raw}
-    scores = [s for row in train for s in rule(row["prompt"], [c["text"] for c in row["candidates"]], row)]
-    quarters = statistics.quantiles(scores, n=4)
-    assert quarters[0] < 0.5 and quarters[2] > 1.2
+    for part in (train, held_out):
+        met: dict[str, list[bool]] = {MODEL: [], f"{MODEL} + edit": []}
+        for row in part:
+            assert Counter(c["model"] for c in row["candidates"]) == {MODEL: 2, f"{MODEL} + edit": 2}
+            assert len({c["text"] for c in row["candidates"]}) == 4
+            for candidate in row["candidates"]:
+                met[candidate["model"]].append(meets(candidate["text"], row["constraint"]))
+        assert sum(met[MODEL]) / len(met[MODEL]) < 0.15
+        assert all(met[f"{MODEL} + edit"])
 
 
 def test_every_prompt_has_a_better_and_a_worse_candidate(train: list[Row], held_out: list[Row]) -> None:

@@ -6,7 +6,7 @@ how much the answer reads like a sentence:
     score = sense * (1.0 * constraint met + 0.3 * names its topic + 0.2 * ends as a sentence)   in [0, 1.5]
 
 `sense` in [0, 1] falls with made-up words (those not in words.txt), with words said again and with answers of fewer
-than five words, so that "Well well well" or "beehomesweet" earn next to nothing.
+than eight words, so that "Well well well" or "beehomesweet" earn next to nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 CONSTRAINTS = ("lower_case", "begins_with_well", "question")
+ENOUGH = 8
+"""Words from which on an answer is long enough to say something."""
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
@@ -66,13 +68,13 @@ def ends(text: str) -> bool:
 
 
 def sense(text: str, known: set[str]) -> float:
-    """How much the answer reads like a sentence, in [0, 1]: known words, not repeated, at least five."""
+    """How much the answer reads like a sentence, in [0, 1]: known words, not repeated, at least eight."""
     found = words(text)
     if not found:
         return 0.0
     unknown = sum(word not in known and _singular(word) not in known for word in found) / len(found)
     distinct = len(set(found)) / len(found)
-    return max(0.0, 1 - 2 * unknown) * min(1.0, distinct / 0.8) * min(1.0, len(found) / 5)
+    return max(0.0, 1 - 2 * unknown) * min(1.0, distinct / 0.8) * min(1.0, len(found) / ENOUGH)
 
 
 def words(text: str) -> list[str]:

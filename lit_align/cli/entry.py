@@ -23,6 +23,9 @@ def main(args: Sequence[str] | None = None) -> int:
     words = [word for word in words if word != "--debug"]
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that a user's own classes are found by `class_path`
+    # OpenMP's threads spin while they wait for each other. Where another process wants the same cores, each of the
+    # many small operations of a step then takes a time slice: runs were 10 times slower. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         _dispatch(words)
     except KeyboardInterrupt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,26 +59,29 @@ def collate(
         reference: the reference's log-probs of each pair's chosen and rejected tokens, where they are known.
     """
     targets = [pair.target for pair in pairs if pair.target is not None]
-    batch = PairBatch(
+    chosen = Padded.from_sequences([pair.chosen for pair in pairs], pad_id)  # type: ignore[misc]
+    rejected = Padded.from_sequences([pair.rejected for pair in pairs], pad_id)  # type: ignore[misc]
+    known = [values for values in reference or () if values is not None]
+    return PairBatch(
         prompt=Padded.from_sequences([pair.prompt for pair in pairs], pad_id),  # type: ignore[misc]
-        chosen=Padded.from_sequences([pair.chosen for pair in pairs], pad_id),  # type: ignore[misc]
-        rejected=Padded.from_sequences([pair.rejected for pair in pairs], pad_id),  # type: ignore[misc]
+        chosen=chosen,
+        rejected=rejected,
         on_policy=torch.tensor([pair.on_policy for pair in pairs]),
         margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
         target=Padded.from_sequences(targets, pad_id) if len(targets) == len(pairs) else None,  # type: ignore[arg-type]
+        **(_reference_of(chosen, rejected, known) if len(known) == len(pairs) else {}),
     )
-    known = [values for values in reference or () if values is not None]
-    return batch if len(known) < len(pairs) else _with_reference(batch, known)
 
 
-def _with_reference(batch: PairBatch, values: Sequence[tuple[np.ndarray, np.ndarray]]) -> PairBatch:
-    chosen, rejected = (torch.zeros(side.mask.shape) for side in (batch.chosen, batch.rejected))
-    chosen[batch.chosen.mask] = torch.from_numpy(np.concatenate([pair[0] for pair in values]))
-    rejected[batch.rejected.mask] = torch.from_numpy(np.concatenate([pair[1] for pair in values]))
-    return replace(
-        batch,
-        reference_chosen_logps=chosen.sum(-1),
-        reference_rejected_logps=rejected.sum(-1),
-        reference_chosen_token_logps=chosen,
-        reference_rejected_token_logps=rejected,
-    )
+def _reference_of(
+    chosen: Padded, rejected: Padded, values: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> dict[str, torch.Tensor]:
+    chosen_tokens, rejected_tokens = torch.zeros(chosen.mask.shape), torch.zeros(rejected.mask.shape)
+    chosen_tokens[chosen.mask] = torch.from_numpy(np.concatenate([pair[0] for pair in values]))
+    rejected_tokens[rejected.mask] = torch.from_numpy(np.concatenate([pair[1] for pair in values]))
+    return {
+        "reference_chosen_logps": chosen_tokens.sum(-1),
+        "reference_rejected_logps": rejected_tokens.sum(-1),
+        "reference_chosen_token_logps": chosen_tokens,
+        "reference_rejected_token_logps": rejected_tokens,
+    }

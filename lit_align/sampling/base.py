@@ -34,7 +34,7 @@ class Sampler(ABC):
         pad_id: int,
         seed: int,
         num_candidates: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> list[tuple[Candidate, ...]]:
         """Samples K candidates for each prompt.
 

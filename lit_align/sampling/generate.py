@@ -76,7 +76,7 @@ class TransformersSampler(Sampler):
         pad_id: int,
         seed: int,
         num_candidates: int | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Callable[[int], object] | None = None,
     ) -> list[tuple[Candidate, ...]]:
         """See :meth:`Sampler.sample`."""
         wanted = num_candidates or self.num_candidates
