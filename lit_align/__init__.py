@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lit_align.losses import DPO, RSOHinge, SLiCHF
     from lit_align.module import AlignmentModule
     from lit_align.policy import LoraSpec, PolicySpec
+    from lit_align.refresh import ReferenceRefresh
     from lit_align.report import WinRateCallback
     from lit_align.sampling import TransformersSampler
     from lit_align.trainer import AlignmentTrainer
@@ -32,6 +33,7 @@ _HOME = {
     "PolicySpec": "policy",
     "RSOHinge": "losses",
     "RecordedScores": "judges",
+    "ReferenceRefresh": "refresh",
     "RewardModelJudge": "judges",
     "RuleJudge": "judges",
     "SLiCHF": "losses",
@@ -54,6 +56,7 @@ __all__ = [
     "PolicySpec",
     "RSOHinge",
     "RecordedScores",
+    "ReferenceRefresh",
     "RewardModelJudge",
     "RuleJudge",
     "SLiCHF",

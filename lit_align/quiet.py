@@ -11,6 +11,7 @@ WARNINGS = (
     r".*does not have many workers which may be a bottleneck.*",  # the pairs are tokenised ahead
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own
+    r".*Total length of `list` across ranks is zero.*",  # no held-out pairs, no validation
     r".*Trying to infer the `batch_size`.*",
     r".*Experiment logs directory .* exists and is not empty.*",
     r".*You called `self.log\('.*', \.\.\.\)` in your .* but have no logger configured.*",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -96,6 +97,7 @@ class FakeModule(LightningModule):
         self.frozen = nn.Dropout().eval()
         self.draws: list[float] = []
         self.refreshed: list[int] = []
+        self.reference = SimpleNamespace(can_refresh=True)
 
     def training_step(self, batch: torch.Tensor, index: int) -> torch.Tensor:
         assert self.dropout.training and not self.frozen.training, "modes are as before a measurement"

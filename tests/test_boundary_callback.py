@@ -326,3 +326,10 @@ def test_two_ranks_share_the_prompts_and_agree(tmp_path: Path) -> None:
         assert step == other_step and len(mine) == 16 and len(theirs) == 15
         assert sorted(mine + theirs) == sorted(one.prompt[0].content for one in number_sets(31))
     assert lines(tmp_path / "boundary.jsonl") == first["history"]
+
+
+def test_a_reference_that_cannot_be_refreshed_is_refused_at_the_start(tmp_path: Path) -> None:
+    module = FakeModule()
+    module.reference.can_refresh = False
+    with pytest.raises(ValueError, match="refresh_reference needs a reference that can be refreshed"):
+        quiet_trainer(tmp_path, BoundaryCallback(refresh_reference=True)).fit(module, datamodule=FakeData(RISING))

@@ -18,6 +18,7 @@ from lit_align.batch import Padded, PairBatch
 from lit_align.losses import BCO, DPO, LDDPO, WPO, LossOutput, PairLogps, PreferenceLoss, RSOHinge, SLiCHF
 from lit_align.module import AlignmentModule
 from lit_align.policy import AdapterCopy, AdapterOff, LoraSpec, ModelReference, PolicySpec, Reference
+from lit_align.refresh import ReferenceRefresh
 from tests.tiny import save_tiny_model
 
 FIELD_NAMES = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"} | {
@@ -518,3 +519,20 @@ def test_the_state_of_a_loss_is_in_the_checkpoint_and_comes_back(tiny_model: Pat
     resumed.on_load_checkpoint(checkpoint)
     resumed.load_state_dict(checkpoint["state_dict"], strict=False)
     assert torch.equal(resumed.loss.reward_mean, whole.loss.reward_mean)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_reference_follows_every_n_steps(tiny_model: Path, tmp_path: Path, accumulate: int) -> None:
+    module = lora_module(tiny_model, reference=AdapterCopy())
+    task = trainer(
+        tmp_path, ReferenceRefresh(2), max_steps=5, accumulate_grad_batches=accumulate, num_sanity_val_steps=0
+    )
+    task.fit(module, loader(8))
+    assert module.reference is not None and module.reference.refreshes == 2
+
+
+def test_a_reference_that_cannot_follow_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs a reference that can be refreshed, got AdapterOff"):
+        trainer(tmp_path, ReferenceRefresh(2)).fit(lora_module(tiny_model), loader())
+    with pytest.raises(ValueError, match="at least 1"):
+        ReferenceRefresh(0)

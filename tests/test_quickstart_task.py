@@ -68,13 +68,13 @@ def test_names_knows_singular_and_plural_and_no_joined_words() -> None:
 @pytest.mark.parametrize(
     ("text", "score"),
     [
-        ("tea is a very good drink.", 1.5),  # sense 1: all parts
-        ("Tea is a very good drink.", 0.5),  # constraint missed
-        ("it is a very good drink.", 1.2),  # topic missed
-        ("tea is a very good drink", 1.3),  # no end
-        ("tea is good.", 1.5 * 3 / 5),  # three words of five
+        ("tea is a very good drink at night.", 1.5),  # sense 1: all parts
+        ("Tea is a very good drink at night.", 0.5),  # constraint missed
+        ("it is a very good drink at night.", 1.2),  # topic missed
+        ("tea is a very good drink at night", 1.3),  # no end
+        ("tea is good.", 1.5 * 3 / 8),  # three words of eight
         ("tea tea tea tea tea tea tea tea tea tea.", 1.5 * (1 / 10) / 0.8),  # one distinct word in ten
-        ("tea is a very good zzyzxq drink.", 1.5 * (1 - 2 / 7)),  # one word in seven made up
+        ("tea is a very good zzyzxq drink at night.", 1.5 * (1 - 2 / 9)),  # one word in nine made up
         ("teahomesweet", 0.0),
         ("", 0.0),
     ],
@@ -89,7 +89,7 @@ def test_the_rule_prefers_a_plain_answer_to_nonsense_that_meets_the_constraint()
     plain, *nonsense = rule(
         'Give one short fact about bees. Begin with the word "Well".',
         [
-            "Bees make honey and live in hives.",
+            "Bees make honey and live together in their hives.",
             "Well",
             "Well well well well.",
             "Well beehomesweet",
@@ -102,7 +102,7 @@ def test_the_rule_prefers_a_plain_answer_to_nonsense_that_meets_the_constraint()
 
 def test_words_and_sense() -> None:
     assert words("Don\u2019t eat 2 Caf\u00e9-cakes!") == ["don't", "eat", "caf\u00e9", "cakes"]
-    assert sense("Owls fly at night.", {"owl", "fly", "at", "night"}) == pytest.approx(4 / 5)
+    assert sense("Owls fly at night.", {"owl", "fly", "at", "night"}) == pytest.approx(4 / 8)
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)

@@ -20,6 +20,7 @@ from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.switch import Choice, Switch, Undecided, as_decision
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, Stage
+from lit_align.refresh import require_refreshable
 from lit_align.sampling.modes import in_eval_mode
 from lit_align.seeding import derive_seed
 
@@ -162,6 +163,8 @@ class BoundaryCallback(Callback):
         """Starts a fit; a state that is resumed is loaded after this."""
         if stage == "fit":
             self._resumed = False
+            if self.refresh_reference:
+                require_refreshable(pl_module, "refresh_reference")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decides before the first batch; a resumed run has decided already at its step."""

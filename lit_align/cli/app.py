@@ -15,6 +15,7 @@ import lit_align.data
 import lit_align.judges
 import lit_align.losses
 import lit_align.policy.reference
+import lit_align.refresh
 import lit_align.report
 import lit_align.sampling  # noqa: F401
 from lit_align import run_folder
