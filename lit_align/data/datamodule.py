@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from lit_align.batch import PairBatch
 from lit_align.data.encoder import Encoder, TokenizedPair, TooLong
-from lit_align.data.judging import encode_records, judge_records, judge_sets
+from lit_align.data.judging import judge_sets
 from lit_align.data.loader import TrainFeed, collate
-from lit_align.data.loading import OnBadRow, Record, SkipLog, load_records, merge_sets, split_by_prompt
+from lit_align.data.loading import OnBadRow
 from lit_align.data.reference_feed import ReferenceFeed
 from lit_align.data.rounds import COUNTED, Round, RoundMaker
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
+from lit_align.data.static import PairMaker, Source, load_parts
 from lit_align.judges import Judge
 from lit_align.records import CandidateSet
 from lit_align.sampling import Sampler
@@ -148,15 +149,15 @@ class AlignmentDataModule(LightningDataModule):
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """What :meth:`setup` does, with a tokenizer and without a Trainer."""
         self.encoder = Encoder(tokenizer, self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
-        train = self._load(self.train, self.split, self.counts)
         val_counts: Counter[str] = Counter()
-        if self.val is not None:
-            val = self._load(self.val, self.val_split, val_counts)
-            train = self._without_held_out(train, val)
-        else:
-            train, val = split_by_prompt(train, self.val_fraction, self.seed)
-        self.train_pairs, self.train_sets = self._encode(train, self.counts)
-        self.val_pairs, self.held_out = self._encode(val, val_counts)
+        train, val = load_parts(
+            *self._sources(), self.val_fraction, self.seed, self.counts, val_counts, self._shows_bars()
+        )
+        maker = PairMaker(
+            self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, self.progress
+        )
+        self.train_pairs, self.train_sets = maker.make(train, self.counts)
+        self.val_pairs, self.held_out = maker.make(val, val_counts)
         self.counts.update({f"val/{key}": count for key, count in val_counts.items()})
         if not self.train_pairs and (self.sampler is None or not self.train_sets):
             raise self._no_pairs()
@@ -167,27 +168,9 @@ class AlignmentDataModule(LightningDataModule):
         if self._pending_state is not None:
             self.load_state_dict(self._pending_state)
 
-    def _load(self, source: str | list[str], split: str, counts: Counter[str]) -> list[Record]:
-        return load_records(
-            source, split=split, name=self.name, on_bad_row=self.on_bad_row, counts=counts, bar=self._shows_bars()
-        )
-
-    def _without_held_out(self, train: list[Record], val: list[Record]) -> list[Record]:
-        prompts = {record.prompt for record in val}
-        kept = [record for record in train if record.prompt not in prompts]
-        self.counts["prompt_held_out"] += len(train) - len(kept)
-        return kept
-
-    def _encode(self, records: list[Record], counts: Counter[str]) -> tuple[list[TokenizedPair], list[CandidateSet]]:
-        with self.progress(None, "judging", " answers") as bar:
-            records = judge_records(records, self.judge, self.relabel, bar.update)
-        log = SkipLog(self.on_bad_row, counts)
-        with self.progress(len(records), "tokenising", " rows") as bar:
-            pairs, kept = encode_records(records, self.encoder, self.selector, self.seed, counts, log, bar.update)
-        log.warn()
-        sets = merge_sets(kept)
-        counts["prompts"] += len(sets)
-        return pairs, sets
+    def _sources(self) -> tuple[Source, Source | None]:
+        train = Source(self.train, self.split, self.name, self.on_bad_row)
+        return train, None if self.val is None else Source(self.val, self.val_split, self.name, self.on_bad_row)
 
     def _no_pairs(self) -> ValueError:
         counted = ", ".join(f"{key}: {count}" for key, count in self.counts.items() if count)

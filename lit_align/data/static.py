@@ -1,0 +1,99 @@
+"""The static data of a run: from files to tokenised pairs and candidate sets, training and held-out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.judging import encode_records, judge_records
+from lit_align.data.loading import OnBadRow, Record, SkipLog, load_records, merge_sets, split_by_prompt
+from lit_align.data.selection import PairSelector
+from lit_align.judges import Judge
+from lit_align.records import CandidateSet
+
+Progress = Callable[[int | None, str, str], tqdm]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from; the arguments of :func:`~lit_align.data.loading.load_records`."""
+
+    rows: str | list[str]
+    split: str
+    name: str | None
+    on_bad_row: OnBadRow
+
+    def load(self, counts: Counter[str], bar: bool) -> list[Record]:
+        """Its records; rows and skips are counted."""
+        return load_records(
+            self.rows, split=self.split, name=self.name, on_bad_row=self.on_bad_row, counts=counts, bar=bar
+        )
+
+
+def load_parts(
+    train: Source,
+    val: Source | None,
+    fraction: float,
+    seed: int,
+    counts: Counter[str],
+    val_counts: Counter[str],
+    bar: bool,
+) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records that share no prompt.
+
+    Args:
+        train: the training rows.
+        val: held-out rows; training rows of the same prompts are dropped and counted as `prompt_held_out`.
+        fraction: share of the training prompts to hold out where `val` is None.
+        seed: the run's seed.
+        counts: of the training rows.
+        val_counts: of the held-out rows.
+        bar: whether to show progress bars.
+    """
+    records = train.load(counts, bar)
+    if val is None:
+        return split_by_prompt(records, fraction, seed)
+    held_out = val.load(val_counts, bar)
+    prompts = {record.prompt for record in held_out}
+    kept = [record for record in records if record.prompt not in prompts]
+    counts["prompt_held_out"] += len(records) - len(kept)
+    return kept, held_out
+
+
+@dataclass(frozen=True)
+class PairMaker:
+    """Judges, pairs and tokenises records.
+
+    Args:
+        encoder: tokenises.
+        selector: makes pairs of scored candidates.
+        judge: scores candidates that have no score, and everything with `relabel`.
+        relabel: whether scores of the data are replaced.
+        on_bad_row: for prompts that the chat template refuses.
+        seed: the run's seed.
+        progress: makes a progress bar of a total, a label and a unit.
+    """
+
+    encoder: Encoder
+    selector: PairSelector
+    judge: Judge | None
+    relabel: bool
+    on_bad_row: OnBadRow
+    seed: int
+    progress: Progress
+
+    def make(self, records: list[Record], counts: Counter[str]) -> tuple[list[TokenizedPair], list[CandidateSet]]:
+        """The tokenised pairs, and one candidate set for each prompt that can be used."""
+        with self.progress(None, "judging", " answers") as bar:
+            records = judge_records(records, self.judge, self.relabel, bar.update)
+        log = SkipLog(self.on_bad_row, counts)
+        with self.progress(len(records), "tokenising", " rows") as bar:
+            pairs, kept = encode_records(records, self.encoder, self.selector, self.seed, counts, log, bar.update)
+        log.warn()
+        sets = merge_sets(kept)
+        counts["prompts"] += len(sets)
+        return pairs, sets
