@@ -1,0 +1,287 @@
+"""What the benchmarks share: a random model, pairs of given lengths, both trainers on them, and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("lit-align", "torch", "lightning", "transformers", "peft", "trl", "accelerate")
+BETA = 0.1
+FIRST_PLAIN_ID = 2  # 0 pads, 1 ends a completion
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tokens of the prompt and of each of the two completions of a pair."""
+
+    name: str
+    prompt: int
+    completion: int
+
+    def __str__(self) -> str:
+        return f"{self.prompt} + 2x{self.completion}"
+
+
+@dataclass(frozen=True)
+class RandomLlama:
+    """The size of a randomly initialised Llama with tied embeddings.
+
+    The defaults have 31 million parameters, 19 million of them in the embeddings.
+    """
+
+    hidden: int = 384
+    intermediate: int = 1024
+    layers: int = 8
+    heads: int = 6
+    kv_heads: int = 2
+    vocabulary: int = 49152
+
+    def save(self, folder: Path) -> Path:
+        """Saves the model, always with the same weights, in float32."""
+        import torch
+        from transformers import AutoModelForCausalLM, LlamaConfig
+
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=8192,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
+            tie_word_embeddings=True,
+        )
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        return folder
+
+
+Pair = dict[str, list[int]]
+
+
+def random_pairs(count: int, lengths: Callable[[random.Random], tuple[int, int, int]], vocabulary: int) -> list[Pair]:
+    """`count` pairs of random tokens.
+
+    Args:
+        count: how many.
+        lengths: draws the tokens of a pair's prompt, chosen and rejected completion.
+        vocabulary: size of the model's; all of it but the two special ids is drawn from.
+    """
+    draw = random.Random(0)
+
+    def tokens(length: int) -> list[int]:
+        return [draw.randrange(FIRST_PLAIN_ID, vocabulary) for _ in range(length)]
+
+    pairs = []
+    for _ in range(count):
+        prompt, chosen, rejected = lengths(draw)
+        pairs.append({"prompt_ids": tokens(prompt), "chosen_ids": tokens(chosen), "rejected_ids": tokens(rejected)})
+    return pairs
+
+
+# ---------------------------------------------------------------------- lit-align
+
+
+def pair_batches(pairs: Sequence[Pair], batch_size: int) -> list[Any]:
+    """The pairs as lit-align's micro-batches, in order."""
+    import torch
+
+    from lit_align.batch import Padded, PairBatch
+
+    batches = []
+    for start in range(0, len(pairs), batch_size):
+        part = pairs[start : start + batch_size]
+        prompt, chosen, rejected = (
+            Padded.from_sequences([pair[key] for pair in part], 0)
+            for key in ("prompt_ids", "chosen_ids", "rejected_ids")
+        )
+        on_policy = torch.zeros(len(part), dtype=torch.bool)
+        batches.append(PairBatch(prompt, chosen, rejected, on_policy, torch.full((len(part),), torch.nan)))
+    return batches
+
+
+def lit_module(model: Path, rank: int | None, dtype: str, learning_rate: float) -> Any:
+    """lit-align's module with DPO and AdamW; `rank` None trains all weights."""
+    import torch
+
+    from lit_align.losses import DPO
+    from lit_align.module import AlignmentModule
+    from lit_align.policy.spec import LoraSpec, PolicySpec
+
+    lora = None if rank is None else LoraSpec(r=rank, alpha=2 * rank)
+    module = AlignmentModule(
+        PolicySpec(str(model), dtype=dtype, lora=lora),  # type: ignore[arg-type]
+        DPO(beta=BETA),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0),
+    )
+    module.configure_model()
+    return module
+
+
+def lit_fit(module: Any, batches: Sequence[Any], steps: int, callback: Any, folder: Path) -> None:
+    """Trains with a plain Lightning trainer that writes nothing."""
+    from lightning.pytorch import Trainer
+    from torch.utils.data import DataLoader
+
+    trainer = Trainer(
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+
+
+# ---------------------------------------------------------------------- TRL
+
+
+def trl_trainer(
+    model: Path,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int,
+    steps: int,
+    rank: int | None,
+    dtype: str,
+    learning_rate: float,
+    precompute: bool,
+    folder: Path,
+    callbacks: Sequence[Any] = (),
+) -> Any:
+    """TRL's DPOTrainer on the same tokens, in the same order, with no work that the other side does not do.
+
+    No gradient checkpointing, no gradient clipping, no logging, no truncation. Its fused LM head is always on. The
+    losses of its steps are in `step_losses`.
+    """
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from tokenizers import Tokenizer, models
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from trl import DPOConfig, DPOTrainer
+
+    class TokenisedDPOTrainer(DPOTrainer):
+        step_losses: list[float]
+
+        def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+            return dataset  # tokenised already
+
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            self.step_losses.append(loss.item())
+            return loss
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    config = DPOConfig(
+        output_dir=str(folder),
+        beta=BETA,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=0.0,
+        max_steps=steps,
+        per_device_train_batch_size=batch_size,
+        train_sampling_strategy="sequential",
+        precompute_ref_log_probs=precompute,
+        gradient_checkpointing=False,
+        max_length=None,
+        bf16=False,  # no autocast: the weights are in the precision asked for, as on the other side
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+    lora = None
+    if rank is not None:
+        lora = LoraConfig(
+            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+    trainer = TokenisedDPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)),
+        args=config,
+        train_dataset=Dataset.from_list(list(pairs)),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"),
+        callbacks=list(callbacks),
+        peft_config=lora,
+    )
+    trainer.step_losses = []
+    return trainer
+
+
+# ---------------------------------------------------------------------- report
+
+
+def measured_environment(threads: int) -> dict[str, str]:
+    """The environment of a measured process: no network, `threads` threads that sleep while they wait."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Where a measurement was made, and how busy it was there."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": list(os.getloadavg()),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, default=_plain) + "\n", encoding="utf-8")
+    print(f"written: {path}", file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    return asdict(value) if hasattr(value, "__dataclass_fields__") else str(value)

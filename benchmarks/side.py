@@ -1,0 +1,206 @@
+"""One side of `step.py`, in a process of its own: trains on request, one step at a time.
+
+Reads its settings as JSON from the first line of standard input, then one request a line: `step` answers with the
+seconds of one training step, `rate` with the multiply-adds a second of a matrix product, both between steps. Ends
+with the steps, after the peak of its memory. Answers are JSON, one a line, on the standard output that it was
+started with; what libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from common import Pair, lit_fit, lit_module, pair_batches, random_pairs, trl_trainer
+from lightning.pytorch import Callback
+from torch import nn
+from transformers import TrainerCallback
+
+LEARNING_RATE = 1e-5
+PRODUCT = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices whose product gives the rate."""
+PRODUCTS = 25
+
+
+class Steps:
+    """Lets the training loop run on when a step is asked for, and answers with its time."""
+
+    def __init__(self, requests: TextIO, answers: TextIO, dtype: torch.dtype) -> None:
+        self._requests, self._answers, self._dtype = requests, answers, dtype
+        self._began = 0.0
+
+    def ready(self, **facts: Any) -> None:
+        self.answer(ready=True, resident=resident(), **facts)
+
+    def begin(self) -> None:
+        while (request := self._requests.readline().strip()) == "rate":
+            self.answer(rate=product_rate(self._dtype))
+        if request != "step":
+            raise SystemExit(f"expected the request 'step' or 'rate', got {request!r}")
+        synchronize()
+        self._began = time.perf_counter()
+
+    def end(self) -> None:
+        synchronize()
+        self.answer(seconds=time.perf_counter() - self._began)
+
+    def answer(self, **content: Any) -> None:
+        print(json.dumps(content), file=self._answers, flush=True)
+
+
+class LitSteps(Callback):
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self._steps.begin()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._steps.end()
+
+
+class TRLSteps(TrainerCallback):
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._steps.begin()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        self._steps.end()
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    settings = json.loads(sys.stdin.readline())
+    torch.set_num_threads(settings["threads"])
+    steps = Steps(sys.stdin, answers, getattr(torch, settings["dtype"]))
+    with tempfile.TemporaryDirectory() as folder:
+        {"lit-align": run_lit, "trl": run_trl}[settings["side"]](settings, steps, Path(folder))
+    steps.answer(peak=peak(), peak_device=peak_device())
+
+
+def run_lit(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
+    module = lit_module(Path(settings["model"]), settings["rank"], settings["dtype"], LEARNING_RATE)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    module.to(device)
+    batches = [batch.to(device) for batch in pair_batches(equal_pairs(settings), settings["pairs"])]
+    for batch in batches:
+        chosen, rejected = module.run_reference(batch)
+        batch.reference_chosen_logps, batch.reference_rejected_logps = chosen.sum(), rejected.sum()
+    steps.ready(work=work(module.policy, settings))
+    lit_fit(module, batches, settings["steps"], LitSteps(steps), folder)
+
+
+def run_trl(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
+    trainer = trl_trainer(
+        Path(settings["model"]),
+        equal_pairs(settings),
+        batch_size=settings["pairs"],
+        steps=settings["steps"],
+        rank=settings["rank"],
+        dtype=settings["dtype"],
+        learning_rate=LEARNING_RATE,
+        precompute=True,
+        folder=folder,
+        callbacks=[TRLSteps(steps)],
+    )
+    steps.ready()
+    trainer.train()
+
+
+def equal_pairs(settings: dict[str, Any]) -> list[Pair]:
+    """Two batches of pairs that all have the same lengths: nobody pays for padding."""
+    from transformers import AutoConfig
+
+    vocabulary = AutoConfig.from_pretrained(settings["model"]).vocab_size
+    prompt, completion = settings["prompt"], settings["completion"]
+    return random_pairs(2 * settings["pairs"], lambda _: (prompt, completion, completion), vocabulary)
+
+
+def work(model: Any, settings: dict[str, Any]) -> dict[str, int]:
+    """What one step cannot do without, and the size of the model.
+
+    Every token of a pair passes each layer once, forward and backward, the head sees completion tokens alone, and
+    attention is counted where it is not masked. Only what is trained has a gradient of its weights.
+
+    Returns:
+        `multiply_adds` of a step, `parameters`, and `trained` ones among them.
+    """
+    pairs, prompt, completion = settings["pairs"], settings["prompt"], settings["completion"]
+    head = model.get_output_embeddings()
+    tokens = pairs * (prompt + 2 * completion)
+    total = 0
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            passes = 3 if module.weight.requires_grad else 2
+            rows = 2 * pairs * completion if module is head else tokens
+            total += passes * rows * module.in_features * module.out_features
+    config = model.config
+    width = config.num_attention_heads * (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+    seen = prompt * (prompt + 1) // 2 + 2 * (completion * prompt + completion * (completion + 1) // 2)
+    total += config.num_hidden_layers * 6 * width * pairs * seen  # two products forward, four backward
+    parameters = list(model.parameters())
+    return {
+        "multiply_adds": total,
+        "parameters": sum(one.numel() for one in parameters),
+        "trained": sum(one.numel() for one in parameters if one.requires_grad),
+    }
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Multiply-adds a second of a product of square matrices, the median of several."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = PRODUCT[device]
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    left @ right
+    seconds = []
+    for _ in range(PRODUCTS):
+        synchronize()
+        began = time.perf_counter()
+        left @ right
+        synchronize()
+        seconds.append(time.perf_counter() - began)
+    return size**3 / statistics.median(seconds)
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def resident() -> int:
+    """Bytes of memory that the process holds now."""
+    return _status("VmRSS")
+
+
+def peak() -> int:
+    """The most bytes of memory that the process has held."""
+    return _status("VmHWM")
+
+
+def peak_device() -> int | None:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+def _status(field: str) -> int:
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""The benchmarks run, at sizes that take seconds, and what they write can be trusted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from torch import nn
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+BENCHMARKS = REPOSITORY / "benchmarks"
+
+pytest.importorskip("trl", minversion="1.16", reason="TRL is what the benchmarks compare with")
+
+
+def run(script: str, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [sys.executable, str(BENCHMARKS / script), "--threads", "1", "--output", str(output), *options]
+    return subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def side(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("side")
+
+
+def test_full_training_has_the_losses_of_trl(tmp_path: Path) -> None:
+    output = tmp_path / "parity.json"
+    ran = run("parity.py", output, "--steps", "4")
+    assert ran.returncode == 0, ran.stderr
+    written = json.loads(output.read_text())
+    assert written["equal"] and len(written["lit_align"]) == len(written["trl"]) == 4
+    assert max(abs(a - b) for a, b in zip(written["lit_align"], written["trl"], strict=True)) <= 1e-4
+    assert len({round(loss, 4) for loss in written["lit_align"]}) == 4  # it trained
+    assert "| 3    |" in ran.stdout and "equal" in ran.stdout
+
+
+def test_training_that_differs_is_told(tmp_path: Path) -> None:
+    output = tmp_path / "parity.json"
+    ran = run("parity.py", output, "--steps", "3", "--trl-learning-rate", "2e-3")
+    assert ran.returncode == 1, ran.stderr
+    assert not json.loads(output.read_text())["equal"] and "NOT EQUAL" in ran.stdout
+
+
+def test_a_step_of_both_sides_is_timed(tmp_path: Path) -> None:
+    output = tmp_path / "step.json"
+    tiny = ["--hidden", "48", "--layers", "2", "--vocabulary", "300", "--pairs", "2", "--repeats", "2"]
+    ran = run("step.py", output, "--peer", "trl", *tiny, "--shapes", "12+2x8", "9+2x5")
+    assert ran.returncode == 0, ran.stderr
+    written = json.loads(output.read_text())
+    assert written["machine"]["threads"] == 1 and written["machine"]["versions"]["trl"].startswith("1.")
+    first, second = written["results"]
+    assert (first["shape"]["prompt"], first["shape"]["completion"]) == (12, 8)
+    assert second["work"]["multiply_adds"] < first["work"]["multiply_adds"]
+    for result in (first, second):
+        ours, theirs = result["lit_align"], result["peer"]
+        for one in (ours, theirs):
+            assert len(one["all_seconds"]) == 2 and min(one["all_seconds"]) > 0
+            assert one["peak_memory"] >= one["resident_before_training"] > 0
+            assert one["pairs_per_second"] == pytest.approx(2 / one["seconds"])
+        assert result["speed_ratio"] == pytest.approx(theirs["seconds"] / ours["seconds"])
+        assert result["floor_seconds"] > 0 and ours["of_floor"] == pytest.approx(
+            ours["seconds"] / result["floor_seconds"]
+        )
+    assert "| 12 + 2x8 " in ran.stdout
+
+
+def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
+    ran = run(
+        "step.py", tmp_path / "step.json", "--model", str(tmp_path / "none"), "--shapes", "chat", "--repeats", "1"
+    )
+    assert ran.returncode != 0 and "ended early" in ran.stderr and str(tmp_path / "none") in ran.stderr
+
+
+class OneLayer(nn.Module):
+    """A frozen layer, an adapter's weight and a head; two attention layers of width 4 by its configuration."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4, bias=False).requires_grad_(False)
+        self.adapter = nn.Linear(4, 2, bias=False)
+        self.head = nn.Linear(4, 10, bias=False).requires_grad_(False)
+        self.config = type("Config", (), {"num_attention_heads": 2, "hidden_size": 4, "num_hidden_layers": 2})()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.head
+
+
+def test_the_work_of_a_step_by_hand(side: ModuleType) -> None:
+    settings: dict[str, Any] = {"pairs": 3, "prompt": 2, "completion": 1}
+    found = side.work(OneLayer(), settings)
+    tokens = 3 * (2 + 1 + 1)
+    linear = 2 * tokens * 16 + 3 * tokens * 8  # a trained weight has a product for its own gradient too
+    head = 2 * 6 * 40  # 6 completion tokens
+    seen = 1 + 2 + 3 + 3  # each completion token sees the prompt and itself
+    attention = 2 * 6 * 4 * 3 * seen  # layers, products, width, pairs
+    assert found == {"multiply_adds": linear + head + attention, "parameters": 16 + 8 + 40, "trained": 8}
