@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the defaults of an alignment run, and `measure` and `precompute`."""
+"""Lightning's Trainer with the defaults of an alignment run, and `measure`, `precompute` and `plan`."""
 
 from __future__ import annotations
 
@@ -191,6 +191,37 @@ class AlignmentTrainer(Trainer):
                 f"Reference log-probs: computed {computed} pairs in {seconds:.0f} s ({computed / seconds:.1f} pairs/s)"
             )
         return filled
+
+    def plan(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        card_gib: float | None = None,
+        prompt_tokens: int | None = None,
+        completion_tokens: int | None = None,
+        output: str | None = None,
+    ) -> dict[str, Any]:
+        """Tells what a fit needs of memory, from the model's config alone: no weights and no data are read.
+
+        Args:
+            model: the alignment module.
+            datamodule: the alignment data module.
+            card_gib: memory of the card in GiB; None takes the GPU's that is here, if any.
+            prompt_tokens: length of the prompts; None takes the data's `max_prompt_tokens`.
+            completion_tokens: length of the completions; None takes the data's `max_completion_tokens`.
+            output: JSON file to write.
+
+        Returns:
+            What was written: sizes in bytes, see `docs/plan.md`.
+        """
+        from lit_align.plan.run import plan_run  # it imports much that no other subcommand needs
+
+        planned = plan_run(self, cast(Any, model), cast(Any, datamodule), card_gib, prompt_tokens, completion_tokens)
+        if self.is_global_zero:
+            note(planned.text)
+            if output is not None:
+                run_folder.write_json(Path(output), planned.record)
+        return planned.record
 
     def _run_in_place(
         self,

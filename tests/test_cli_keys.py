@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,48 @@ def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path, capsys: p
         main(["fit", "--config", str(tmp_path / "c.yaml"), "--model.optimizer.lr", "6e-4", "--print_config"])
     assert done.value.code == 0
     assert "lr: 0.0006" in capsys.readouterr().out
+
+
+def test_null_on_the_command_line_takes_back_what_a_config_sets(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.yaml").write_text("model: {policy: {model: M, quantization: nf4, lora: {r: 3}}}\n")
+    options = ["--model.policy.lora", "null", "--model.policy.quantization=null", "--model.reference", "null"]
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--config", str(tmp_path / "c.yaml"), *options, "--print_config"])
+    assert done.value.code == 0
+    printed = capsys.readouterr().out
+    assert "lora: null" in printed and "quantization: null" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.batch_size=0", "batch_size"),
+        ("--data.judge.init_args.rule=no_such_module.rule", "no rule at 'no_such_module.rule'"),
+        ("--model.loss.beta=-1", "beta"),
+    ],
+)
+def test_what_a_class_refuses_is_one_short_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    judge = ["--data.train", "rows.jsonl", "--data.judge", "RuleJudge", "--data.judge.init_args.rule", "math.dist"]
+    assert main(["fit", "--config", str(tmp_path / "c.yaml"), *judge, option]) == 1
+    error = capsys.readouterr().err
+    assert message in error and len(error.strip().splitlines()) == 2, error
+    assert "Namespace" not in error and "Union" not in error
+
+
+def test_ctrl_c_ends_with_130_also_where_lightning_says_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(words: list[str]) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)
+
+    monkeypatch.setattr("lit_align.cli.entry._dispatch", interrupted)
+    assert main(["fit"]) == 130
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,10 +280,12 @@ def test_three_rounds_without_a_pair_are_an_error(train: str) -> None:
 
 
 def test_on_policy_needs_a_sampler_and_a_judge(train: str) -> None:
-    with pytest.raises(ValueError, match="on-policy pairs need the data's sampler and judge"):
+    with pytest.raises(
+        ValueError, match="on-policy pairs need a sampler and a judge: set `data.sampler` and `data.judge`"
+    ):
         AlignmentDataModule(train, on_policy_share=0.5)
     data = data_module(train, judge=None)
-    with pytest.raises(ValueError, match="need the data's judge"):
+    with pytest.raises(ValueError, match="need a judge: set `data.judge`"):
         data.set_on_policy_share(1.0)
     with pytest.raises(ValueError, match=r"in \[0, 1\], got 1.5"):
         data.set_on_policy_share(1.5)

@@ -215,6 +215,9 @@ def test_scores_target_and_models_are_kept() -> None:
         ({"prompt": "x", "candidates": [{"text": ""}]}, "empty_completion", r"`candidates\[0\]` to have text"),
         ({"prompt": "x", "candidates": [{"text": "a", "score": True}]}, "wrong_type", "as a number, got bool"),
         ({"prompt": "x", "candidates": [{"text": "a", "score": float("inf")}]}, "bad_score", "got inf"),
+        ({**PAIR, "prompt": "a\ud800"}, "not_utf8", r"`prompt` as Unicode text, got '\\ud800' at character 1"),
+        ({"prompt": "x", "candidates": ["\ud83d"]}, "not_utf8", r"`candidates\[0\]` as Unicode text"),
+        ({**PAIR, "chosen": [{"role": "assistant", "content": "\udc00"}]}, "not_utf8", r"`chosen\[0\]` as Unicode"),
     ],
 )
 def test_bad_rows_say_what_was_expected_and_what_came(row: dict[str, Any], reason: str, message: str) -> None:

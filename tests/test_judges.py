@@ -82,6 +82,16 @@ def test_a_rule_that_answers_wrongly_is_named_with_its_row(answer: Any, error: t
     assert "my_rule" in str(caught.value) and "p.jsonl:1" in str(caught.value)
 
 
+def test_an_error_of_a_rule_stays_and_notes_the_row() -> None:
+    def my_rule(prompt: str, candidates: list[str], row: dict[str, Any]) -> Any:
+        return row["no such column"]
+
+    with pytest.raises(KeyError, match="no such column") as caught:
+        RuleJudge(my_rule).score([make("p", "a", "b")])
+    (note,) = caught.value.__notes__
+    assert "my_rule on p.jsonl:1" in note
+
+
 @pytest.mark.parametrize("path", ["no_such_module.rule", "tests.test_judges.no_such_rule", "rule", "math.pi"])
 def test_an_import_path_that_leads_nowhere(path: str) -> None:
     with pytest.raises(ValueError, match="expected"):
@@ -96,6 +106,14 @@ def test_recorded_scores_are_taken_from_the_candidates() -> None:
     assert judge.score([make("p", "a", "b", scores=[0.25, 1.0])]) == [[0.25, 1.0]]
     with pytest.raises(ValueError, match=r"candidate 2 .* \(p.jsonl:1\) has no recorded score"):
         judge.score([make("p", "a", "b", scores=[0.25, None])])
+
+
+def test_a_side_without_recorded_scores_is_the_one_that_is_named() -> None:
+    known, unknown = make("p", "a", "b", scores=[0.0, 1.0]), replace(make("p", "c"), where="other.jsonl, row 7")
+    assert RecordedScores().cross_votes([known], [known])[0].tolist() == [[0.5, 0.0], [1.0, 0.5]]
+    for sides in (([known], [unknown]), ([unknown], [known])):
+        with pytest.raises(ValueError, match=r"candidate 1 .* \(other\.jsonl, row 7\) has no recorded score"):
+            RecordedScores().cross_votes(*sides)
 
 
 # -- comparing different prompts is a mistake of the caller

@@ -1,4 +1,4 @@
-"""The part of the command line that needs a model: Lightning's subcommands, `measure` and `precompute`."""
+"""The part of the command line that needs a model: Lightning's subcommands, `measure`, `precompute` and `plan`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import lit_align.sampling  # noqa: F401
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.cli.keys import Wanted, refuse_unknown_keys
-from lit_align.cli.parser import Parser, UsageError
+from lit_align.cli.parser import Parser, UsageError, shortened
 from lit_align.data import AlignmentDataModule
 from lit_align.data.ranks import gather
 from lit_align.module import AlignmentModule
@@ -70,7 +70,7 @@ class AlignmentCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         own = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "measure": own, "precompute": own}
+        return {**LightningCLI.subcommands(), "measure": own, "precompute": own, "plan": own}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -104,6 +104,15 @@ class AlignmentCLI(LightningCLI):
             if "seed" in given["data"].get("init_args", {}):
                 raise UsageError("`data.seed` follows `seed_everything`: set that one")
         self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Builds the objects; the parser wraps what a class says of its arguments in a page about unions."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Does not validate" not in str(error):
+                raise
+            raise ValueError(shortened(str(error))) from error
 
     def predict(self, **kwargs: Any) -> None:
         """Runs the prediction and keeps it: one line of rewards for each held-out pair."""

@@ -30,18 +30,26 @@ def main(args: Sequence[str] | None = None) -> int:
         _dispatch(words)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends an interrupted fit with exit(1)
+            return INTERRUPTED
+        raise
     except Exception as error:
         if type(error).__name__ == "UsageError":  # by name: its module imports torch
             print(f"error: {error}\n(lit-align SUBCOMMAND --help lists the options)", file=sys.stderr)
             return WRONG_USAGE
         if debug or not _is_message(error):
             raise
-        print(f"\nerror: {error}\n(--debug shows where)", file=sys.stderr)
+        message = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        print(f"\nerror: {message}\n(--debug shows where)", file=sys.stderr)
         return 1
     return 0
 
 
 def _dispatch(words: list[str]) -> None:
+    from lit_align.quiet import quiet
+
+    quiet()
     if words[:1] == ["init"]:
         from lit_align.cli.init import run
 
@@ -51,9 +59,6 @@ def _dispatch(words: list[str]) -> None:
 
         run(words[1:])
     else:
-        from lit_align.quiet import quiet
-
-        quiet()
         from lit_align.cli.app import AlignmentCLI
 
         AlignmentCLI(words or ["--help"])

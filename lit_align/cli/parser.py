@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 # jsonargparse reports a wrong value inside a class as a tree over all types it might have had.
 NOISE = re.compile(
-    r"^(Does not validate|Subtypes:|Errors:|Given value|Problem with given class_path|- Problem with given class_path"
+    r"^(-? ?Does not validate|Subtypes:|Errors:|Given value|-? ?Problem with given class_path"
     r"|-? ?Expected a <class 'NoneType'>)"
 )
 KEY = re.compile(r"^-? ?Parser key \"([^\"]+)\":\s*(.*)$")
@@ -21,6 +21,12 @@ class UsageError(Exception):
 
 class Parser(LightningArgumentParser):
     """Raises :class:`UsageError` where Lightning's parser prints all options and exits."""
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """As Lightning's. To a parser inside the parser, jsonargparse hands a null on as Python writes it."""
+        if not self.exit_on_error and args is not None:
+            args = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", one) for one in args]
+        return super().parse_args(args, *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside the parser: the outer one tells the whole path

@@ -340,7 +340,8 @@ class AlignmentDataModule(LightningDataModule):
         missing = [key for key in keys if getattr(self, key) is None]
         if missing:
             raise ValueError(
-                f"{what} need{'s' if what[-1] != 's' else ''} the data's {' and '.join(missing)}: set them"
+                f"{what} need{'s' if what[-1] != 's' else ''} a {' and a '.join(missing)}: set "
+                + " and ".join(f"`data.{key}`" for key in missing)
             )
 
     # State

@@ -122,7 +122,7 @@ def _split(given: Any, value: Any, key: str) -> tuple[Prompt, str]:
 
 def _prompt(value: Any) -> Prompt:
     if isinstance(value, str):
-        return _check_prompt((Message("user", value),), "prompt")
+        return _check_prompt((Message("user", _whole(value, "prompt")),), "prompt")
     return _check_prompt(_messages(value, "prompt"), "prompt")
 
 
@@ -157,7 +157,7 @@ def _message(turn: Any, key: str) -> Message:
         raise _Problem("unknown_role", f"expected the role of `{key}` to be one of {', '.join(ROLES)}, got {role!r}")
     if not isinstance(content, str):
         raise _Problem("wrong_type", f"expected the content of `{key}` as text, got {_name(content)}")
-    return Message(role, content)
+    return Message(role, _whole(content, key))
 
 
 def _completion(value: Any, key: str) -> str:
@@ -165,7 +165,18 @@ def _completion(value: Any, key: str) -> str:
         raise _Problem("wrong_type", f"expected the text of `{key}` as text, got {_name(value)}")
     if not value.strip():
         raise _Problem("empty_completion", f"expected `{key}` to have text, got {value!r}")
-    return value
+    return _whole(value, key)
+
+
+def _whole(text: str, key: str) -> str:
+    """The text itself; JSON can escape half of a character, which no tokenizer takes and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start : error.end])
+        why = f"expected `{key}` as Unicode text, got {half} at character {error.start}: half of a surrogate pair"
+        raise _Problem("not_utf8", why) from None
+    return text
 
 
 def _score(value: Any, key: str) -> float | None:

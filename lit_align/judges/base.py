@@ -81,7 +81,7 @@ class PairwiseJudge(Judge):
         return [_mean_of_opponents(block) for block in blocks]
 
     def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
-        _require_same_prompts(on, off)
+        require_same_prompts(on, off)
         return self._both_orders(list(zip(on, off, strict=True)), skip_diagonal=False)
 
     def _both_orders(self, pairs: Sequence[tuple[CandidateSet, CandidateSet]], skip_diagonal: bool) -> list[np.ndarray]:
@@ -141,11 +141,12 @@ def _mean_of_opponents(block: np.ndarray) -> list[float]:
 
 def side_by_side(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[CandidateSet]:
     """One set for each prompt: its on-policy candidates, then its off-policy ones, with the static row."""
-    _require_same_prompts(on, off)
+    require_same_prompts(on, off)
     return [replace(b, candidates=a.candidates + b.candidates) for a, b in zip(on, off, strict=True)]
 
 
-def _require_same_prompts(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> None:
+def require_same_prompts(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> None:
+    """Raises ValueError where two sets that stand beside each other are not of one prompt."""
     if len(on) != len(off):
         raise ValueError(f"cross_votes needs as many on-policy as off-policy sets, got {len(on)} and {len(off)}")
     for a, b in zip(on, off, strict=True):

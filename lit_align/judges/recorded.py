@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lit_align.judges.base import PointwiseJudge
+import numpy as np
+
+from lit_align.judges.base import PointwiseJudge, require_same_prompts, votes_from_scores
 from lit_align.records import CandidateSet, prompt_text
 
 
@@ -23,6 +25,11 @@ class RecordedScores(PointwiseJudge):
             ValueError: a candidate has none.
         """
         return [[_recorded(one, n) for n in range(len(one.candidates))] for one in sets]
+
+    def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
+        """As any judge's. Each side is read apart, so that an error names the file and row of that side."""
+        require_same_prompts(on, off)
+        return [votes_from_scores(a, b) for a, b in zip(self.score(on), self.score(off), strict=True)]
 
 
 def _recorded(one: CandidateSet, n: int) -> float:

@@ -50,8 +50,13 @@ class RuleJudge(PointwiseJudge):
 
     def _score_one(self, one: CandidateSet) -> list[float]:
         texts = [candidate.text for candidate in one.candidates]
-        answer = self._rule(prompt_text(one.prompt), texts, dict(one.row))
         where = f"{self.identity} on {one.where or repr(prompt_text(one.prompt)[:60])}"
+        try:
+            answer = self._rule(prompt_text(one.prompt), texts, dict(one.row))
+        except Exception as error:  # the user's own fault: it stays as it is, with a note (add_note needs Python 3.11)
+            note = f"raised by {where}, called with (prompt, candidates, row)"
+            setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010
+            raise
         try:
             scores = [_number(value) for value in answer]
         except (TypeError, ValueError) as error:

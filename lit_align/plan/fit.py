@@ -1,0 +1,120 @@
+"""What to change where a run does not fit its card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from lit_align.plan.simulate import PREFILL, REFERENCE_PASS, SAMPLING, Memory, Setup, simulate
+from lit_align.policy.spec import LoraSpec
+
+CUDA_CONTEXT = 1 << 29
+"""Bytes that CUDA takes for itself on a card, about."""
+
+_Proposal = tuple[str, Setup]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of a configuration, on top of those before it.
+
+    Args:
+        setting: what to set.
+        peak: bytes at the peak of the run with it.
+    """
+
+    setting: str
+    peak: int
+
+
+def fits(peak: int, card: int) -> bool:
+    """Whether a run with this peak runs on a card of that many bytes."""
+    return peak + CUDA_CONTEXT <= card
+
+
+def changes_to_fit(
+    setup: Setup, memory: Memory, card: int, simulated: Callable[[Setup], Memory] = simulate
+) -> list[Change]:
+    """What to change, one after the other, until the run fits; what costs least comes first.
+
+    A change that does not lower the peak is left out. Where the run does not fit after the last one, nothing
+    known here makes it fit.
+
+    Args:
+        setup: the run.
+        memory: what it holds.
+        card: bytes of the card.
+        simulated: tells the memory of a changed setup.
+    """
+    changes: list[Change] = []
+    while not fits(memory.peak, card):
+        found = _first_that_helps(setup, memory, simulated)
+        if found is None:
+            break
+        setting, setup, memory = found
+        changes.append(Change(setting, memory.peak))
+    return changes
+
+
+def _first_that_helps(
+    setup: Setup, memory: Memory, simulated: Callable[[Setup], Memory]
+) -> tuple[str, Setup, Memory] | None:
+    at = max(memory.totals, key=lambda name: memory.totals[name])
+    for setting, changed in _proposals(setup, at):
+        smaller = simulated(changed)
+        if smaller.peak < memory.peak:
+            return setting, changed, smaller
+    return None
+
+
+def _proposals(setup: Setup, at: str) -> Iterator[_Proposal]:
+    """In the order of what they cost, for the part of the run that holds most."""
+    policy, sampling = setup.policy, at in (PREFILL, SAMPLING)
+    if sampling and setup.sequences > 1:
+        half = setup.sequences // 2
+        yield f"data.sampler.batch_size: {half}", replace(setup, sequences=half)
+    if not sampling and at != REFERENCE_PASS and not policy.gradient_checkpointing:
+        yield (
+            "model.policy.gradient_checkpointing: true",
+            replace(setup, policy=replace(policy, gradient_checkpointing=True)),
+        )
+    if not sampling and setup.batch_size > 1:
+        half, more = setup.batch_size // 2, setup.accumulate * 2
+        setting = f"data.batch_size: {half}, trainer.accumulate_grad_batches: {more}"
+        yield setting, replace(setup, batch_size=half, accumulate=more)
+    yield from _smaller_states(setup)
+    if not sampling and setup.completion_tokens > 128:
+        half = setup.completion_tokens // 2
+        yield f"data.max_completion_tokens: {half}", replace(setup, completion_tokens=half)
+
+
+def _smaller_states(setup: Setup) -> Iterator[_Proposal]:
+    """8-bit optimizer state, then adapters, then a base in half the bits and in 4."""
+    policy = setup.policy
+    if not _is_8bit(setup):
+        yield "model.optimizer: bitsandbytes.optim.PagedAdamW8bit", replace(setup, optimizer=_adamw_8bit)
+    if policy.lora is None and policy.adapter is None:
+        own_copy = setup.reference_model == policy
+        adapted = replace(policy, lora=LoraSpec())
+        reference = None if own_copy else setup.reference_model
+        yield "model.policy.lora.r: 16", replace(setup, policy=adapted, reference_model=reference)
+        return
+    if policy.dtype not in ("bfloat16", "float16"):
+        yield "model.policy.dtype: bfloat16", replace(setup, policy=replace(policy, dtype="bfloat16"))
+    if policy.quantization is None:
+        yield "model.policy.quantization: nf4", replace(setup, policy=replace(policy, quantization="nf4"))
+
+
+def _is_8bit(setup: Setup) -> bool:
+    optimizer = setup.optimizer([nn.Parameter(torch.empty(1, device="meta"))])
+    return type(optimizer).__module__.startswith("bitsandbytes")
+
+
+def _adamw_8bit(parameters: Iterable[nn.Parameter]) -> Any:
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    return PagedAdamW8bit(parameters)

@@ -1,0 +1,59 @@
+"""A plan of a configured run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from lit_align.data import AlignmentDataModule
+from lit_align.module import AlignmentModule
+from lit_align.plan.fit import changes_to_fit
+from lit_align.plan.report import as_record, readable
+from lit_align.plan.setup import not_counted, setup_of
+from lit_align.plan.simulate import simulate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan to read (`text`) and to process (`record`)."""
+
+    text: str
+    record: dict[str, Any]
+
+
+def plan_run(
+    trainer: Trainer,
+    module: AlignmentModule,
+    data: AlignmentDataModule,
+    card_gib: float | None = None,
+    prompt_tokens: int | None = None,
+    completion_tokens: int | None = None,
+) -> Plan:
+    """Counts what a run holds and looks for changes where that does not fit the card.
+
+    Args:
+        trainer: of the run.
+        module: of the run, before `configure_model`.
+        data: of the run, before `setup`.
+        card_gib: memory of the card, above 0; None takes the GPU's that is here, if any.
+        prompt_tokens: see :func:`setup_of`.
+        completion_tokens: see :func:`setup_of`.
+
+    Raises:
+        ValueError: where `card_gib` is out of its range, or the lengths are not known.
+    """
+    if card_gib is not None and not card_gib > 0:
+        raise ValueError(f"card_gib is the card's memory in GiB, above 0, but it is {card_gib}")
+    card = _card() if card_gib is None else int(card_gib * (1 << 30))
+    setup = setup_of(trainer, module, data, prompt_tokens, completion_tokens, on_gpu=card is not None)
+    memory = simulate(setup)
+    changes = [] if card is None else changes_to_fit(setup, memory, card)
+    record = as_record(setup, memory, card, changes, not_counted(trainer, data, setup))
+    return Plan(readable(record), record)
+
+
+def _card() -> int | None:
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None

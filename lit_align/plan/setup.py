@@ -1,0 +1,97 @@
+"""From a configured run to what its memory depends on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lit_align.data import AlignmentDataModule
+from lit_align.judges import RewardModelJudge
+from lit_align.module import AlignmentModule
+from lit_align.plan.simulate import Setup
+from lit_align.policy.reference import AdapterCopy, ModelReference
+from lit_align.sampling import TransformersSampler
+from lit_align.sampling.draw import Draw
+
+_LIKELIEST = 256  # tokens that a nucleus is looked for in, see `lit_align.sampling.draw`
+
+
+def setup_of(
+    trainer: Trainer,
+    module: AlignmentModule,
+    data: AlignmentDataModule,
+    prompt_tokens: int | None = None,
+    completion_tokens: int | None = None,
+    on_gpu: bool = True,
+) -> Setup:
+    """What the memory of a run depends on; nothing is loaded.
+
+    Args:
+        trainer: says the precision and how many micro-batches make a step.
+        module: the alignment module, before `configure_model`.
+        data: the data module, before `setup`.
+        prompt_tokens: of each prompt; None takes the data's limit.
+        completion_tokens: of each completion; None takes the data's limit.
+        on_gpu: whether to plan for a GPU.
+
+    Raises:
+        ValueError: where a length is given neither here nor as a limit in the data.
+    """
+    return Setup(
+        policy=module.spec,
+        optimizer=module._make_optimizer,
+        batch_size=data.batch_size,
+        accumulate=trainer.accumulate_grad_batches,
+        prompt_tokens=_length("prompt", prompt_tokens, data.max_prompt_tokens),
+        completion_tokens=_length("completion", completion_tokens, data.max_completion_tokens),
+        completions=3 if module.loss.needs_target else 2,
+        precision=str(trainer.precision),
+        on_gpu=on_gpu,
+        **_reference(module, data),
+        **_sampling(data),
+    )
+
+
+def not_counted(trainer: Trainer, data: AlignmentDataModule, setup: Setup) -> list[str]:
+    """What a run holds beside what is counted, in words."""
+    notes = []
+    if setup.precision.endswith("-mixed"):
+        notes.append(f"{setup.precision}: activations are counted in the dtype of the weights, autocast's copies not")
+    if isinstance(data.judge, RewardModelJudge):
+        notes.append("the judge's model")
+    if data.sampler is not None and not setup.sequences:
+        notes.append(f"sampling with {type(data.sampler).__name__}")
+    if trainer.world_size > 1:
+        notes.append("what devices exchange; nothing is counted as spread over devices")
+    return notes
+
+
+def _length(what: str, given: int | None, limit: int | None) -> int:
+    length = given or limit
+    if length is None:
+        raise ValueError(
+            f"how long is a {what}? The data's `max_{what}_tokens` is null: give --{what}_tokens, "
+            "the longest that you expect"
+        )
+    return length
+
+
+def _reference(module: AlignmentModule, data: AlignmentDataModule) -> dict[str, Any]:
+    reference = module.reference
+    second = reference.start(module.spec) if isinstance(reference, ModelReference) else None
+    return {
+        "reference_adapter": isinstance(reference, AdapterCopy),
+        "reference_model": second,
+        "reference_stays": data.reference_cache is None or data.sampler is not None,
+    }
+
+
+def _sampling(data: AlignmentDataModule) -> dict[str, Any]:
+    sampler = data.sampler
+    if not isinstance(sampler, TransformersSampler):
+        return {}
+    # A nucleus is looked for among the most likely tokens, which takes what a top-k takes.
+    top_k = sampler.top_k or (_LIKELIEST if sampler.top_p < 1 else 0)
+    draw = Draw(sampler.temperature, top_k, 1.0) if sampler.temperature > 0 else None
+    return {"sequences": sampler.batch_size, "new_tokens": sampler.max_new_tokens, "draw": draw}

@@ -1,0 +1,317 @@
+"""`lit-align plan`: what it says of a run's memory, against what the run's tensors take."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    PhiConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from lit_align.cli import main
+from lit_align.plan import Memory, Setup, changes_to_fit, simulate
+from lit_align.plan.fit import CUDA_CONTEXT
+from lit_align.plan.model import nf4_bytes
+from lit_align.policy import LoraSpec, PolicySpec
+from lit_align.sampling.draw import Draw
+
+VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS = 8000, 256, 4, 8, 4
+PROMPT, COMPLETION, PAIRS, SEQUENCES, NEW = 256, 128, 2, 8, 64
+LORA = LoraSpec(r=8)
+
+
+def config(**changes: Any) -> LlamaConfig:
+    sizes = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": 688,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+    }
+    return LlamaConfig(**{**sizes, **changes}, architectures=["LlamaForCausalLM"])
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-4)
+
+
+@pytest.fixture(scope="module")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model's config and nothing else: there are no weights to load."""
+    folder = tmp_path_factory.mktemp("plan") / "small"
+    config().save_pretrained(folder)
+    return folder
+
+
+def run_of(folder: Path, **changes: Any) -> Setup:
+    policy = PolicySpec(str(folder), **{name: changes.pop(name) for name in list(changes) if name in POLICY})
+    return Setup(policy, **{**dict(optimizer=adamw, batch_size=PAIRS, accumulate=1, prompt_tokens=PROMPT,
+                                   completion_tokens=COMPLETION), **changes})  # fmt: skip
+
+
+POLICY = ("lora", "gradient_checkpointing", "quantization", "dtype")
+
+# What torch's allocator has given out at most, from when a model is loaded on: in two steps, or while it samples.
+MEASURE = """
+import sys, json, time, torch, lightning
+from torch.profiler import ProfilerActivity, profile
+from lit_align.batch import Padded
+from lit_align.policy import LoraSpec, PolicySpec, shared_logps
+from lit_align.sampling import TransformersSampler
+from lit_align.plan.fit import _adamw_8bit
+
+prompt, completion, pairs, sequences, new, folder = *map(int, sys.argv[1:6]), sys.argv[6]
+
+def note_loaded(model):
+    # A model's own tensors are summed: what loaders free in other threads is not among the profiler's events.
+    global loaded, own
+    tensors = [*model.parameters(), *model.buffers()]
+    for state in [one.quant_state for one in model.parameters() if getattr(one, "quant_state", None) is not None]:
+        tensors += [state.absmax, state.state2.absmax]
+    own = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+    loaded = time.time_ns()
+
+def rows(length):
+    return Padded(torch.randint(5, 8000, (pairs, length)), torch.ones(pairs, length, dtype=torch.bool))
+
+def step(model, optimizer):
+    logps = shared_logps(model, rows(prompt), [rows(completion), rows(completion)])
+    loss = sum(one.sum().sum() for one in logps)
+    del logps
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+
+def train(settings):
+    model = PolicySpec(folder, **settings).load_model()
+    note_loaded(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    nf4 = "quantization" in settings
+    optimizer = _adamw_8bit(trained) if nf4 else torch.optim.AdamW(trained, lr=1e-4)
+    for _ in range(2):
+        step(model, optimizer)
+
+def sample(settings):
+    model = PolicySpec(folder).load_model().requires_grad_(False)
+    note_loaded(model)
+    sampler = TransformersSampler(1, max_new_tokens=new, min_new_tokens=new, batch_size=sequences)
+    class Tokenizer:
+        def decode(self, *args, **kwargs):
+            return ""
+    sampler.sample(model, Tokenizer(), [[7] * prompt] * sequences, stop_ids=[], pad_id=0, seed=0)
+
+def measured(work, settings):
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        work(settings)
+    events = [one for one in profiled.profiler.kineto_results.events() if one.name() == "[memory]"]
+    live, peak, started = 0, 0, False
+    for event in sorted(events, key=lambda one: one.start_ns()):
+        if event.start_ns() >= loaded and not started:
+            live, started = own, True
+        live += event.nbytes()
+        peak = max(peak, live) if started else 0
+    return peak
+
+lora, again = {"lora": LoraSpec(r=8)}, {"gradient_checkpointing": True}
+print(json.dumps({
+    "full": measured(train, {}),
+    "full, checkpoints": measured(train, again),
+    "lora": measured(train, lora),
+    "lora, checkpoints": measured(train, {**lora, **again}),
+    "nf4, checkpoints": measured(train, {**lora, **again, "quantization": "nf4"}),
+    "sampling": measured(sample, {}),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """Peaks in bytes of real runs, in a process of their own."""
+    folder = tmp_path_factory.mktemp("plan") / "loaded"
+    AutoModelForCausalLM.from_config(config()).save_pretrained(folder)
+    words = [str(number) for number in (PROMPT, COMPLETION, PAIRS, SEQUENCES, NEW)]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *words, str(folder)],
+        capture_output=True, text=True, timeout=300, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _eight_bits(parameters: Iterable[nn.Parameter]) -> Any:
+    from bitsandbytes.optim import PagedAdamW8bit
+
+    return PagedAdamW8bit(parameters)
+
+
+@pytest.mark.parametrize(
+    ("run", "settings"),
+    [
+        ("full", {}),
+        ("full, checkpoints", {"gradient_checkpointing": True}),
+        ("lora", {"lora": LORA}),
+        ("lora, checkpoints", {"lora": LORA, "gradient_checkpointing": True}),
+        (
+            "nf4, checkpoints",
+            {"lora": LORA, "gradient_checkpointing": True, "quantization": "nf4", "optimizer": _eight_bits},
+        ),
+    ],
+)
+def test_the_peak_of_training_is_the_measured_one(
+    small_llama: Path, measured: dict[str, int], run: str, settings: dict[str, Any]
+) -> None:
+    told = simulate(run_of(small_llama, **settings)).peak
+    print(f"{run}: told {told / 2**20:.2f} MiB, measured {measured[run] / 2**20:.2f} MiB, {told / measured[run]:.4f}")
+    assert told == pytest.approx(measured[run], rel=0.15)
+
+
+def test_the_peak_of_sampling_is_the_measured_one(small_llama: Path, measured: dict[str, int]) -> None:
+    setup = run_of(small_llama, lora=LORA, sequences=SEQUENCES, new_tokens=NEW, draw=Draw(1.0, 0, 1.0))
+    moments = simulate(setup).moments
+    training = ("adapters", "gradients", "optimizer")  # measured without
+    told = max(
+        sum(size for item, size in moments[part].items() if item not in training) for part in ("prefill", "sampling")
+    )
+    print(f"sampling: told {told / 2**20:.2f} MiB, measured {measured['sampling'] / 2**20:.2f} MiB")
+    assert told == pytest.approx(measured["sampling"], rel=0.15)
+
+
+def test_each_item_is_what_its_formula_says(small_llama: Path) -> None:
+    memory = simulate(run_of(small_llama, accumulate=2, sequences=SEQUENCES, new_tokens=NEW))
+    real = AutoModelForCausalLM.from_config(config())
+    count = sum(parameter.numel() for parameter in real.parameters())
+    assert (memory.trained, memory.frozen) == (count, 0)
+    backward, sampling = memory.moments["backward"], memory.moments["sampling"]
+    assert backward["weights"] == pytest.approx(4 * count, rel=1e-4)  # beside them, the rotary frequencies
+    assert backward["gradients"] == 4 * count  # of the micro-batch before
+    assert backward["optimizer"] == pytest.approx(8 * count, rel=1e-4)  # two moments, and step counts
+    layer = 2 * KV_HEADS * HIDDEN // HEADS * 4 * SEQUENCES
+    tokens = PROMPT + NEW - 1  # the last one drawn is never computed
+    assert layer * LAYERS * tokens <= sampling["KV cache"] <= layer * (LAYERS + 1) * tokens
+
+
+def test_adapters_train_alone_and_tied_weights_count_once(small_llama: Path, tmp_path: Path) -> None:
+    memory = simulate(run_of(small_llama, lora=LORA))
+    # r (in + out) for q, k, v, o, gate, up and down of each layer
+    inner = 688
+    expected = 8 * LAYERS * (2 * (HIDDEN + HIDDEN) + 2 * (HIDDEN + HIDDEN // 2) + 3 * (HIDDEN + inner))
+    assert memory.trained == expected
+    assert memory.moments["backward"]["adapters"] == 4 * expected
+    config(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    tied = simulate(run_of(tmp_path / "tied", lora=LORA))
+    assert memory.frozen - tied.frozen == VOCABULARY * HIDDEN
+
+
+def test_nf4_takes_4_bits_and_scales_of_scales() -> None:
+    assert nf4_bytes(64 * 256) == 64 * 128 + 256 + 4  # half a byte each, one of 64, four of 64 x 256
+
+
+def test_eight_bit_state_is_a_byte_and_a_share_of_its_scale(small_llama: Path) -> None:
+    memory = simulate(run_of(small_llama, lora=LoraSpec(r=64), optimizer=_eight_bits))
+    # all matrices have 4,096 weights or more, so none keeps 32 bits
+    assert memory.moments["backward"]["optimizer"] == memory.trained * 2 + memory.trained // 256 * 8
+
+
+def test_a_second_model_is_counted_where_it_stays(small_llama: Path) -> None:
+    second = PolicySpec(str(small_llama))
+    passing = simulate(run_of(small_llama, reference_model=second))
+    staying = simulate(run_of(small_llama, reference_model=second, reference_stays=True))
+    weights = passing.moments["forward"]["weights"]
+    assert "reference" not in passing.moments["forward"]
+    assert passing.moments["reference pass"]["reference"] == weights
+    assert staying.totals["forward"] - passing.totals["forward"] == weights
+
+
+@pytest.mark.parametrize(
+    "family", [LlamaConfig, Qwen2Config, Qwen3Config, MistralConfig, PhiConfig, GPTNeoXConfig, Gemma2Config]
+)
+def test_families(family: Callable[..., PretrainedConfig], tmp_path: Path) -> None:
+    sizes = dict(vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+    more = {"head_dim": 8} if family is Gemma2Config else {}
+    made = family(**sizes, **more, max_position_embeddings=512)
+    model = AutoModelForCausalLM.from_config(made)
+    made.architectures = [type(model).__name__]
+    made.save_pretrained(tmp_path)
+    memory = simulate(run_of(tmp_path, sequences=2, new_tokens=8, gradient_checkpointing=True))
+    assert memory.trained == sum(parameter.numel() for parameter in model.parameters())
+    assert set(memory.totals) == {"forward", "backward", "optimizer step", "prefill", "sampling"}
+
+
+def test_changes_go_on_until_the_run_fits_and_leave_out_what_does_not_help(small_llama: Path) -> None:
+    def simulated(setup: Setup) -> Memory:
+        size = 100 * setup.batch_size  # checkpoints do not help here
+        return Memory(0, 0, {"forward": {"activations": size}, "sampling": {"KV cache": 30 * setup.sequences}})
+
+    setup = run_of(small_llama, sequences=8)
+    setup = replace(setup, batch_size=4)
+    found = changes_to_fit(setup, simulated(setup), CUDA_CONTEXT + 240, simulated)
+    assert [(one.setting, one.peak) for one in found] == [
+        ("data.batch_size: 2, trainer.accumulate_grad_batches: 2", 240),
+    ]
+    found = changes_to_fit(setup, simulated(setup), CUDA_CONTEXT + 130, simulated)
+    assert [one.peak for one in found] == [240, 200, 120]
+    assert [one.setting for one in found][1] == "data.sampler.batch_size: 4"
+
+
+CONFIG = """
+model: {class_path: AlignmentModule, init_args: {policy: {model: MODEL}}}
+data:
+  class_path: AlignmentDataModule
+  init_args: {train: not_there.jsonl, max_prompt_tokens: 256, max_completion_tokens: 128, batch_size: 8}
+trainer: {accelerator: cpu, default_root_dir: run}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_llama: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "c.yaml").write_text(CONFIG.replace("MODEL", str(small_llama)))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # Lightning sets it, and leaves it set
+    return tmp_path
+
+
+def test_plan_reads_neither_weights_nor_data_and_says_what_to_change(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--config", "c.yaml", "--card_gib", "0.7", "--output", "plan.json"]) == 0
+    shown = capsys.readouterr()
+    text = shown.out + shown.err
+    assert "6,998,272 parameters trained, 0 frozen" in text
+    assert "does not fit a card of 717 MiB" in text
+    written = json.loads((folder / "plan.json").read_text())
+    assert written["fits"] is False and written["changes"][-1]["fits"] is True
+    assert written["changes"][0]["setting"] == "model.policy.gradient_checkpointing: true"
+    assert written["peak"] == max(sum(items.values()) for items in written["moments"].values())
+    assert sorted(path.name for path in folder.iterdir()) == ["c.yaml", "plan.json"]  # no run folder
+
+
+def test_plan_takes_lengths_where_the_data_have_no_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--config", "c.yaml", "--data.max_prompt_tokens", "null"]
+    assert main(words) == 1
+    assert "give --prompt_tokens" in capsys.readouterr().err
+    assert main([*words, "--prompt_tokens", "64", "--card_gib", "80"]) == 0
+    shown = capsys.readouterr()
+    assert "8 pairs of 64 + 2 x 128 tokens" in shown.out + shown.err
+    assert "fits a card of 80.00 GiB" in shown.out + shown.err
+    assert main([*words, "--prompt_tokens", "64", "--card_gib", "0"]) == 1
