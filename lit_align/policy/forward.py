@@ -15,6 +15,7 @@ from lit_align.batch import Padded, PairBatch
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps, plain_logps
 from lit_align.policy.shared_prompt import attention_mask, shared_rows, takes_mask
+from lit_align.sampling.modes import in_eval_mode
 
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
@@ -58,7 +59,7 @@ class CompletionForward:
             return _refused(model, f"attention {_config(model)._attn_implementation!r} or of an unknown kind")
         first_prompt, firsts = _first(prompt), [_first(completion) for completion in completions]
         try:
-            with _eval_mode(model):  # an adapter's dropout would make any two passes differ
+            with in_eval_mode(model):  # an adapter's dropout would make any two passes differ
                 shared = torch.cat([one.logps[one.mask] for one in shared_logps(model, first_prompt, firsts)])
                 plain = torch.cat([one.logps[one.mask] for one in plain_logps(model, first_prompt, firsts)])
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
@@ -137,17 +138,6 @@ def _stopped_before(head: nn.Module) -> Iterator[list[Tensor]]:
         yield kept
     finally:
         handle.remove()
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _refused(model: nn.Module, why: str) -> bool:
