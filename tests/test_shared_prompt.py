@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import flex_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -25,6 +31,7 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from lit_align.batch import Padded
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps
@@ -56,7 +63,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 def make(config: PretrainedConfig, attention: str = "eager") -> nn.Module:
     torch.manual_seed(1)
-    model: nn.Module = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    model: nn.Module = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention).eval()
     for parameter in model.parameters():  # away from the tiny initial values, so that attention and logits differ
         parameter.data.mul_(4)
     return model
@@ -156,28 +163,116 @@ def test_padding_and_batch_split_change_nothing() -> None:
             torch.testing.assert_close(one.logps[row], other.logps[0], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3_window"])
+def test_packed_rows_of_flex_attention_equal_plain_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # compiling takes a minute
+    monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda self: flex_attention.flex_attention)
+    packed = make(CONFIGS[name], "flex_attention")
+    plain = make(CONFIGS[name])
+    seen: list[torch.Size] = []
+    packed.model.embed_tokens.register_forward_hook(lambda _, ids, __: seen.append(ids[0].shape))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
+        got = shared_logps(packed, PROMPT, COMPLETIONS)
+        wanted = plain_logps(plain, PROMPT, COMPLETIONS)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one.logps[one.mask], other.logps[other.mask], atol=1e-5, rtol=1e-5)
+    tokens = sum(int(part.mask.sum()) for part in [PROMPT, *COMPLETIONS])
+    assert seen == [torch.Size([1, tokens])]  # no padding at all
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_attention_by_segments_where_layers_run_once(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(CONFIGS["llama"], "sdpa")
+    if checkpointing:
+        model.train()
+        model.activation_checkpointing_enable()
+    seen: list[tuple[int, int]] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is F.scaled_dot_product_attention:
+                seen.append((args[0].shape[-2], args[1].shape[-2]))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        loss_of(shared_logps(model, PROMPT, COMPLETIONS)).backward()
+    if checkpointing:  # these layers run again in the backward, and must do the same
+        assert set(seen) == {(21, 21)}
+        return
+    layer = []
+    for row, prompt in enumerate(PROMPT.lengths.tolist()):
+        layer += [(prompt, prompt), *((int(c.lengths[row]), prompt + int(c.lengths[row])) for c in COMPLETIONS)]
+    assert seen == layer * model.config.num_hidden_layers
+
+
+BLOCK_SIZES = [(3, 7), (4, 64), (512, 1024)]
+
+
+@pytest.mark.parametrize("config", [GraniteConfig(logits_scaling=3.0), Gemma2Config(final_logit_softcapping=2.0)])
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_head_in_chunks_equals_the_head_at_once(monkeypatch: pytest.MonkeyPatch, trained: bool) -> None:
+@pytest.mark.parametrize("blocks", BLOCK_SIZES)
+def test_the_head_in_pieces_equals_the_head_at_once(
+    monkeypatch: pytest.MonkeyPatch, config: PretrainedConfig, bias: bool, trained: bool, blocks: tuple[int, int]
+) -> None:
     monkeypatch.setattr(head_module, "CHUNK", 3)
-    head = nn.Linear(8, 50).requires_grad_(trained)
-    config = GraniteConfig(logits_scaling=3.0)
+    monkeypatch.setitem(head_module.BLOCKS, "cpu", blocks)
+    head = nn.Linear(8, 50, bias=bias).requires_grad_(trained)
+    head.weight.data.mul_(20)  # peaked distributions, whose top moves from block to block
     hidden = torch.randn(10, 8, requires_grad=True)
     targets = torch.randint(50, (10,))
     weights = torch.randn(10)
-    (token_logps(hidden, targets, head, config)[0] * weights).sum().backward()
+    values, collided = token_logps(hidden, targets, head, config, with_collisions=True)
+    (values * weights).sum().backward()
     got, got_head = hidden.grad, head.weight.grad
     hidden.grad = head.weight.grad = None
-    expected = torch.log_softmax(head(hidden) / 3, -1)[torch.arange(10), targets]
-    (expected * weights).sum().backward()
-    torch.testing.assert_close(got, hidden.grad)
-    assert (got_head is None) != trained
+    logits = head(hidden)
+    logits = logits / 3 if isinstance(config, GraniteConfig) else 2 * torch.tanh(logits / 2)
+    expected = torch.log_softmax(logits, -1)
+    (expected[torch.arange(10), targets] * weights).sum().backward()
+    torch.testing.assert_close(values, expected[torch.arange(10), targets], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(got, hidden.grad, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(collided, expected.exp().square().sum(-1).log(), atol=1e-5, rtol=1e-5)
+    assert not collided.requires_grad and (got_head is None) != trained
     if trained:
-        torch.testing.assert_close(got_head, head.weight.grad)
+        torch.testing.assert_close(got_head, head.weight.grad, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        again, nothing = token_logps(hidden, targets, head, config)
+    torch.testing.assert_close(again, values.detach(), atol=1e-6, rtol=1e-6)
+    assert nothing is None and not again.requires_grad
 
 
-@pytest.mark.parametrize("chunk", [3, 256])
-def test_collisions_are_those_of_the_whole_distribution(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
-    monkeypatch.setattr(head_module, "CHUNK", chunk)
+def test_the_head_survives_extreme_logits() -> None:
+    head = nn.Linear(1, 3000, bias=False).requires_grad_(False)
+    head.weight.data = torch.linspace(-1, 1, 3000)[:, None]
+    hidden = torch.tensor([[1e4], [-1e4], [0.0]], requires_grad=True)
+    values, _ = token_logps(hidden, torch.tensor([2999, 2999, 5]), head, PretrainedConfig())
+    assert values[1:].tolist() == pytest.approx([-2e4, -math.log(3000)], rel=1e-5)
+    values.sum().backward()
+    assert hidden.grad.isfinite().all()
+
+
+def test_a_half_precision_head_is_as_exact_as_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head_module.BLOCKS, "cpu", (4, 64))
+    head = nn.Linear(16, 500, bias=False).bfloat16().requires_grad_(False)
+    hidden = torch.randn(9, 16).bfloat16().requires_grad_()
+    targets = torch.randint(500, (9,))
+    values, _ = token_logps(hidden, targets, head, PretrainedConfig())
+    values.sum().backward()
+    exact = hidden.detach().float().requires_grad_()
+    wanted = -F.cross_entropy(head(hidden).detach().float(), targets, reduction="none")
+    torch.testing.assert_close(values, wanted, atol=1e-5, rtol=1e-5)
+    (-F.cross_entropy(exact @ head.weight.float().t(), targets, reduction="sum")).backward()
+    assert hidden.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(hidden.grad.float(), exact.grad, atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize("blocks", BLOCK_SIZES)
+def test_collisions_are_those_of_the_whole_distribution(
+    monkeypatch: pytest.MonkeyPatch, blocks: tuple[int, int]
+) -> None:
+    monkeypatch.setitem(head_module.BLOCKS, "cpu", blocks)
     model = make(CONFIGS["gemma2_caps"])
     for way in (shared_logps, plain_logps):
         one = way(model, PROMPT, COMPLETIONS[:1], with_collisions=True)[0]
@@ -191,11 +286,30 @@ def test_collisions_are_those_of_the_whole_distribution(monkeypatch: pytest.Monk
 
 def test_no_more_logits_than_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "CHUNK", 4)
-    model = make(CONFIGS["llama"], "sdpa")
+    model = make(CONFIGS["llama"], "sdpa")  # its head is trained
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.numel() // out.shape[-1]))
     loss_of(shared_logps(model, PROMPT, COMPLETIONS)).backward()
     assert max(seen) == 4 and sum(seen) >= sum(int(c.mask.sum()) for c in COMPLETIONS)
+
+
+def test_a_frozen_head_never_makes_a_row_of_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head_module.BLOCKS, "cpu", (4, 32))
+    head = nn.Linear(8, 320, bias=False).requires_grad_(False)
+    widest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal widest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, Tensor) and out.untyped_storage().data_ptr() != head.weight.data_ptr():
+                widest = max(widest, out.numel())
+            return out
+
+    with Watch():
+        hidden = torch.randn(20, 8, requires_grad=True)
+        token_logps(hidden, torch.randint(320, (20,)), head, PretrainedConfig())[0].sum().backward()
+    assert widest <= max(20 * 8, 4 * 32)
 
 
 class Deaf(nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from lit_align.policy.load import _check, _fresh_adapter, _load_config
+from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, load_config
 from lit_align.policy.quiet import quiet_libraries
-from lit_align.policy.source import is_local, locate_model
+from lit_align.policy.source import is_local
 from lit_align.policy.spec import PolicySpec
 
 _BLOCK, _NESTED = 64, 256
@@ -23,22 +24,23 @@ _BLOCK, _NESTED = 64, 256
 def config_of(spec: PolicySpec) -> PretrainedConfig:
     """The model's config as training loads it. Of a hub id no weights are fetched; a GGUF file is converted, once."""
     with quiet_libraries():
-        config: PretrainedConfig = _load_config(spec, locate_model(spec.model))
+        config: PretrainedConfig = load_config(spec)
     return config
 
 
-def empty_policy(spec: PolicySpec, config: PretrainedConfig, trainable: bool = True) -> nn.Module:
+def empty_policy(spec: PolicySpec, config: PretrainedConfig, trainable: bool = True, on_gpu: bool = False) -> nn.Module:
     """What `spec.load_model()` gives, on the meta device.
 
     Args:
         spec: the policy.
         config: its model's, from :func:`config_of`.
         trainable: False for the frozen copy that a reference is.
+        on_gpu: whether what is kept in the host's memory is elsewhere.
 
     Raises:
         ValueError: where the settings contradict each other.
     """
-    _check(spec)
+    check_spec(spec)
     attention = spec.attn_implementation
     with quiet_libraries(), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
@@ -49,8 +51,7 @@ def empty_policy(spec: PolicySpec, config: PretrainedConfig, trainable: bool = T
         )
         if spec.quantization == "nf4":
             _quantize(model)
-        if spec.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        keep_activations(spec, model, _elsewhere if on_gpu else nullcontext)
         adapted = _adapted(spec, model)
     return adapted.train() if trainable else adapted.requires_grad_(False).eval()
 
@@ -69,7 +70,7 @@ def _adapted(spec: PolicySpec, model: Any) -> nn.Module:
         adapter.inference_mode = False
         return get_peft_model(model, adapter)
     if spec.lora is not None:
-        return _fresh_adapter(spec.lora, model)
+        return fresh_adapter(spec.lora, model)
     model.requires_grad_(True)
     return cast(nn.Module, model)
 
@@ -115,6 +116,15 @@ def nf4_bytes(weights: int) -> int:
     """Bytes of that many weights in NF4 with double quantisation: 4 bits each, 8 of 64, 32 of 64 x 256."""
     scales = -(-weights // _BLOCK)
     return -(-weights // 2) + scales + 4 * -(-scales // _NESTED)
+
+
+def _elsewhere() -> AbstractContextManager[None]:
+    """Keeps the tensors saved inside the block nowhere, and makes them anew when they are wanted."""
+
+    def gone(tensor: Tensor) -> Callable[[], Tensor]:
+        return partial(torch.empty, tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+    return torch.autograd.graph.saved_tensors_hooks(gone, lambda made_anew: made_anew())
 
 
 @contextmanager

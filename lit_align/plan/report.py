@@ -28,6 +28,7 @@ def as_record(
         "model": setup.policy.model,
         "pairs": setup.batch_size,
         "prompt_tokens": setup.prompt_tokens,
+        "completions": setup.completions,
         "completion_tokens": setup.completion_tokens,
         "sequences_sampled": setup.sequences,
         "new_tokens": setup.new_tokens,
@@ -51,7 +52,7 @@ def readable(plan: dict[str, Any]) -> str:
     trained, frozen = plan["parameters"]["trained"], plan["parameters"]["frozen"]
     lines = [
         f"{plan['model']}: {trained:,} parameters trained, {frozen:,} frozen",
-        f"{plan['pairs']} pairs of {plan['prompt_tokens']} + 2 x {plan['completion_tokens']} tokens"
+        f"{plan['pairs']} pairs of {plan['prompt_tokens']} + {plan['completions']} x {plan['completion_tokens']} tokens"
         + (f"; {plan['sequences_sampled']} sequences sampled at once" if plan["sequences_sampled"] else ""),
         "",
         *_table(plan),

@@ -40,7 +40,7 @@ def setup_of(
     """
     return Setup(
         policy=module.spec,
-        optimizer=module._make_optimizer,
+        optimizer=module.make_optimizer,
         batch_size=data.batch_size,
         accumulate=trainer.accumulate_grad_batches,
         prompt_tokens=_length("prompt", prompt_tokens, data.max_prompt_tokens),

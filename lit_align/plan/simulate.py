@@ -13,7 +13,7 @@ from transformers import DynamicCache, PretrainedConfig
 
 from lit_align.plan.model import config_of, empty_policy, fused_attention
 from lit_align.plan.tracker import HEAD, KV_CACHE, OPTIMIZER, REFERENCE, MemoryTracker, hold_model, is_adapter
-from lit_align.policy.forward import _stopped_before
+from lit_align.policy.forward import stopped_before
 from lit_align.policy.head import token_logps
 from lit_align.policy.shared_prompt import SharedRows, attention_mask, takes_mask
 from lit_align.policy.spec import PolicySpec
@@ -42,7 +42,8 @@ class Setup:
         sequences: sampled at once; 0 where there is no sampler.
         new_tokens: drawn for each sequence at most.
         draw: draws them; None for greedy sampling.
-        on_gpu: whether the optimizer works on all parameters at once, as torch does on GPUs.
+        on_gpu: whether it runs on a GPU, where torch's optimizers work on all parameters at once and the host's
+            memory is another.
     """
 
     policy: PolicySpec
@@ -90,7 +91,7 @@ class Memory:
 def simulate(setup: Setup) -> Memory:
     """The memory of a run, counted on the meta device from the model's config alone."""
     config = config_of(setup.policy)
-    model = _in_precision(empty_policy(setup.policy, config), setup.precision)
+    model = _in_precision(empty_policy(setup.policy, config, on_gpu=setup.on_gpu), setup.precision)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracker = MemoryTracker(config.get_text_config().vocab_size)
     moments: dict[str, Counter[str]] = {}
@@ -154,7 +155,7 @@ def _forward(setup: Setup, tracker: MemoryTracker, model: Any) -> Tensor:
     layout = _rows(rows, width)
     mask = attention_mask(layout, model.config, _dtype(model)) if shares else None
     head = model.get_output_embeddings()
-    with _stopped_before(head) as hidden:
+    with stopped_before(head) as hidden:
         model(input_ids=layout.ids, attention_mask=mask, position_ids=layout.positions, use_cache=False)
     tokens = torch.empty(batch * count * length, dtype=torch.long, device="meta")
     gathered = hidden[0][tokens, tokens]

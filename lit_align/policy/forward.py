@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from lit_align.batch import Padded, PairBatch
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps, plain_logps
-from lit_align.policy.shared_prompt import attention_mask, shared_rows, takes_mask
+from lit_align.policy.segments import SegmentAttention
+from lit_align.policy.shared_prompt import (
+    FLEX,
+    FULL,
+    Mask,
+    SharedRows,
+    attention_mask,
+    layer_kinds,
+    shared_rows,
+    takes_mask,
+)
 from lit_align.sampling.modes import in_eval_mode
 
 TOLERANCE = 1e-3
@@ -102,10 +112,12 @@ def shared_logps(
 ) -> list[TokenLogps]:
     """Several completions of B prompts in one row each, from one forward pass; see `shared_prompt.py`."""
     rows = shared_rows(prompt, completions)
+    if _config(model)._attn_implementation == FLEX:
+        rows = rows.packed()
     mask = attention_mask(rows, _config(model), _dtype(model))
     index = torch.arange(len(rows.ids), device=rows.ids.device)[:, None]
     head = model.get_output_embeddings()  # type: ignore[operator]
-    with _stopped_before(head) as hidden:
+    with stopped_before(head) as hidden, _attention(model, rows, mask):
         model(input_ids=rows.ids, attention_mask=mask, position_ids=rows.positions, use_cache=False)
     pairs = list(zip(completions, rows.predicting, strict=True))
     gathered = torch.cat([hidden[0][index.expand_as(at)[one.mask], at[one.mask]] for one, at in pairs])
@@ -119,13 +131,30 @@ def shared_logps(
     ]
 
 
+def _attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> AbstractContextManager[object]:
+    """By segments on a CPU, where dense attention costs what its mask leaves out, too; a GPU wants few, large kernels.
+
+    Not where layers are checkpointed: they run again outside of the context and must do the same.
+    """
+    masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(_config(model))}
+    full = masks.get(FULL)
+    checkpointed = _layers_run_again(model)
+    if not isinstance(full, Tensor) or full.dtype != torch.bool or full.device.type != "cpu" or checkpointed:
+        return nullcontext()
+    return SegmentAttention(rows, full)
+
+
+def _layers_run_again(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
 def rounding(model: nn.Module) -> float:
     """Mean nats per token that rounding explains between two ways to the same log-probs."""
     return TOLERANCE if _dtype(model) == torch.float32 else HALF_TOLERANCE
 
 
 @contextmanager
-def _stopped_before(head: nn.Module) -> Iterator[list[Tensor]]:
+def stopped_before(head: nn.Module) -> Iterator[list[Tensor]]:
     """Keeps what the LM head is given, [B, T, H], and gives it nothing to do."""
     kept: list[Tensor] = []
 

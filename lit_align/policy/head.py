@@ -1,8 +1,9 @@
-"""Log-probs from hidden states: the LM head in chunks, in float32, without keeping any logits."""
+"""Log-probs from hidden states: the LM head in pieces, in float32, without keeping any logits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 CHUNK = 256
-"""Tokens whose logits are in memory at the same time."""
-
-Logits = Callable[[Tensor], Tensor]
+"""Tokens whose logits are in memory at the same time, where the head is trained or its weights are not at hand."""
+BLOCKS = {"cpu": (512, 1024), "cuda": (1024, 8192)}
+"""Tokens and vocabulary entries of a block of a frozen head: what a CPU's cache holds, what keeps a GPU busy."""
 
 
 def token_logps(
@@ -22,8 +23,9 @@ def token_logps(
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(head(hidden))[targets], in float32.
 
-    The gradient of a frozen head's log-probs is one vector a token, computed along with them: neither logits nor
-    a second pass through the head are needed for the backward. A head that is trained is recomputed there.
+    A frozen head is run block by block over tokens and vocabulary. The gradient of its log-probs, one vector a
+    token, is computed along with them: the backward needs neither logits nor a second pass. A head that is trained
+    is run in chunks of tokens and recomputed in the backward.
 
     Args:
         hidden: [N, H], what the head is given.
@@ -35,18 +37,15 @@ def token_logps(
     Returns:
         The log-probs, [N] float32 in nats, and on demand the collisions, [N], without gradients.
     """
-    logits = _finished(head, config)
     if not len(targets):
         return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
-    if torch.is_grad_enabled() and hidden.requires_grad and not _trained(head):
-        values, collided = _FrozenHead.apply(hidden, targets, logits, with_collisions)
+    finish = _Finish.of(config)
+    if has_whole_weight(head) and not _trained(head):
+        values, collided = _FrozenHead.apply(hidden, targets, head, finish, with_collisions)
     else:
-        recompute = torch.is_grad_enabled() and _trained(head)
         parts = [
-            checkpoint(_logps, logits, h, t, with_collisions, use_reentrant=False)
-            if recompute
-            else _logps(logits, h, t, with_collisions)
-            for h, t in _chunks(hidden, targets)
+            checkpoint(_logps, head, finish, h, t, with_collisions, use_reentrant=False)
+            for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
         ]
         values, collided = (torch.cat(some) for some in zip(*parts, strict=True))
     return values, collided if with_collisions else None
@@ -58,60 +57,118 @@ def collisions(logits: Tensor) -> Tensor:
     return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
 
 
+@dataclass(frozen=True)
+class _Finish:
+    """What models of transformers do to the head's output, by the names that their configurations use."""
+
+    factor: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, config: PretrainedConfig) -> _Finish:
+        divisor = getattr(config, "logits_scaling", None)  # Granite
+        factor = getattr(config, "logit_scale", None)  # Cohere
+        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
+        return cls((1.0 if factor is None else factor) / (1.0 if divisor is None else divisor), cap)
+
+    def __call__(self, output: Tensor) -> Tensor:
+        """The logits, in float32."""
+        logits = output if self.factor == 1 else output * self.factor
+        return (logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)).float()
+
+    def slopes(self, logits: Tensor) -> Tensor | None:
+        """The derivative of the logits by the head's output without the factor; None where that is 1."""
+        return None if self.cap is None else 1 - (logits / self.cap).square()
+
+
 class _FrozenHead(torch.autograd.Function):
-    """log p of each target, with d log p / d hidden computed in the forward, chunk by chunk."""
+    """log p of each target and its gradient by the hidden state, in one pass over the vocabulary."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, logits: Logits, with_collisions: bool
+        ctx: Any, hidden: Tensor, targets: Tensor, head: nn.Linear, finish: _Finish, with_collisions: bool
     ) -> tuple[Tensor, Tensor]:
-        values, gradients, collided = [], [], []
-        for chunk, target in _chunks(hidden.detach(), targets):
-            with torch.enable_grad():
-                leaf = chunk.requires_grad_()
-                value, collision = _logps(logits, leaf, target, with_collisions)
-                # each value depends on its own row alone, so the gradient of the sum holds every row's gradient
-                (gradient,) = torch.autograd.grad(value.sum(), leaf)
-            values.append(value.detach())
-            gradients.append(gradient)
-            collided.append(collision)
-        ctx.save_for_backward(torch.cat(gradients))
-        together = torch.cat(collided)
-        ctx.mark_non_differentiable(together)
-        return torch.cat(values), together
+        rows, width = BLOCKS.get(hidden.device.type, BLOCKS["cuda"])
+        parts = []
+        for some, own in zip(hidden.split(rows), targets.split(rows), strict=True):
+            sums = _Sums(some, own[:, None], ctx.needs_input_grad[0], with_collisions)
+            for start in range(0, head.out_features, width):
+                sums.add(head, finish, start, start + width)
+            parts.append(sums.finished(head, finish))
+        values, gradients, collided = (torch.cat(some) for some in zip(*parts, strict=True))
+        ctx.save_for_backward(gradients)
+        ctx.mark_non_differentiable(collided)
+        return values, collided
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
         (gradients,) = ctx.saved_tensors
-        return (upstream[0][:, None] * gradients).to(gradients.dtype), None, None, None
+        return (upstream[0][:, None] * gradients).to(gradients.dtype), None, None, None, None
 
 
-def _logps(logits: Logits, hidden: Tensor, targets: Tensor, with_collisions: bool) -> tuple[Tensor, Tensor]:
+class _Sums:
+    """The sums over the vocabulary behind log p(t) and its gradient, built up block by block.
+
+    With logits l_v = f(W_v h) the gradient by h is f'(l_t) W_t - sum_v p(v) f'(l_v) W_v, which is a mean under the
+    softmax. Sums are of exp(l_v - top), rescaled whenever a block brings a larger top (arXiv 1805.02867).
+    """
+
+    def __init__(self, hidden: Tensor, targets: Tensor, with_gradient: bool, with_collisions: bool) -> None:
+        """`hidden` [N, H], `targets` [N, 1]."""
+        zeros = torch.zeros(targets.shape, device=hidden.device)
+        self.hidden, self.targets = hidden, targets
+        self.top, self.own, self.total = zeros - math.inf, zeros, zeros
+        self.squares = zeros if with_collisions else None
+        self.mean = torch.zeros(hidden.shape, device=hidden.device) if with_gradient else None
+
+    def add(self, head: nn.Linear, finish: _Finish, start: int, stop: int) -> None:
+        """Takes in the vocabulary from `start` to `stop`."""
+        weight = head.weight[start:stop]
+        logits = finish(F.linear(self.hidden, weight, None if head.bias is None else head.bias[start:stop]))
+        at = (self.targets - start).clamp(0, len(weight) - 1)
+        self.own = torch.where(self.targets - start == at, logits.gather(1, at), self.own)
+        slopes = finish.slopes(logits) if self.mean is not None else None
+
+        top = torch.maximum(self.top, logits.amax(1, keepdim=True))
+        shrink = (self.top - top).exp_()
+        self.top = top
+        mass = logits.sub_(top).exp_()
+        self.total = self.total * shrink + mass.sum(1, keepdim=True)
+        if self.squares is not None:
+            self.squares = self.squares * shrink.square() + mass.square().sum(1, keepdim=True)
+        if self.mean is not None:
+            weighted = mass if slopes is None else mass * slopes
+            self.mean.mul_(shrink).add_(weighted.to(weight.dtype) @ weight)
+
+    def finished(self, head: nn.Linear, finish: _Finish) -> tuple[Tensor, Tensor, Tensor]:
+        """[N] log-probs, [N, H] their gradients, [N] collisions; [0] for what was not asked for."""
+        log_total = self.total.log()
+        values = self.own - self.top - log_total
+        gradient = collided = values[:0, 0]
+        if self.mean is not None:
+            slopes = finish.slopes(self.own)
+            target_weight = head.weight[self.targets[:, 0]].float()
+            own = target_weight if slopes is None else slopes * target_weight
+            gradient = (finish.factor * (own - self.mean / self.total)).to(self.hidden.dtype)
+        if self.squares is not None:
+            collided = (self.squares.log() - 2 * log_total)[:, 0]
+        return values[:, 0], gradient, collided
+
+
+def _logps(
+    head: nn.Module, finish: _Finish, hidden: Tensor, targets: Tensor, with_collisions: bool
+) -> tuple[Tensor, Tensor]:
     """[N] log-probs and [N] collisions, or none of them: [0]."""
-    found = logits(hidden).float()
-    return -F.cross_entropy(found, targets, reduction="none"), collisions(found if with_collisions else found[:0])
+    logits = finish(head(hidden))
+    return -F.cross_entropy(logits, targets, reduction="none"), collisions(logits if with_collisions else logits[:0])
 
 
-def _finished(head: nn.Module, config: PretrainedConfig) -> Logits:
-    """The head with what models of transformers do to its output, by the names their configurations use."""
-    divisor = getattr(config, "logits_scaling", None)  # Granite
-    factor = getattr(config, "logit_scale", None)  # Cohere
-    cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-
-    def finished(hidden: Tensor) -> Tensor:
-        logits: Tensor = head(hidden)
-        if divisor is not None:
-            logits = logits / divisor
-        if factor is not None:
-            logits = logits * factor
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    return finished
+def has_whole_weight(layer: nn.Module) -> bool:
+    """Whether a layer is a matrix product with a weight that is all here: not quantised, sharded or wrapped."""
+    if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
+        return False
+    return tuple(layer.weight.shape) == (layer.out_features, layer.in_features)
 
 
 def _trained(head: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in head.parameters())
-
-
-def _chunks(hidden: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True))

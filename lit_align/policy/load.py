@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import is_local, locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
 
+Context = Callable[[], AbstractContextManager[Any]]
 _REPACKING = "support_avx512bf16_for_cpu"
 
 
@@ -42,16 +46,20 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
 
 def load_model(spec: PolicySpec) -> nn.Module:
     """See :meth:`PolicySpec.load_model`."""
-    _check(spec)
+    check_spec(spec)
     name = locate_model(spec.model)
     with quiet_libraries():
-        model = _load_base(spec, name, _load_config(spec, name))
-        if spec.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = _load_base(spec, name, load_config(spec))
+        keep_activations(spec, model)
         return _with_adapter(spec, model).train()  # dropout in the base is 0, so only an adapter's is on
 
 
-def _check(spec: PolicySpec) -> None:
+def check_spec(spec: PolicySpec) -> None:
+    """Refuses settings that contradict each other.
+
+    Raises:
+        ValueError: where they do.
+    """
     if spec.lora is not None and spec.adapter is not None:
         raise ValueError(
             "`lora` asks for fresh adapters and `adapter` for a saved one, which brings its own settings: "
@@ -78,8 +86,14 @@ def _template(template: str) -> str:
     return Path(template).expanduser().read_text(encoding="utf-8")
 
 
-def _load_config(spec: PolicySpec, name: str) -> PretrainedConfig:
-    """The model's config with all dropout set to 0."""
+def load_config(spec: PolicySpec) -> PretrainedConfig:
+    """The model's config with all dropout set to 0. Of a hub id no weights are fetched; a GGUF file is converted, once.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: where the model is no causal language model.
+    """
+    name = locate_model(spec.model)
     try:
         config = AutoConfig.from_pretrained(name, **_hub_options(spec))
     except OSError as error:
@@ -143,6 +157,37 @@ def _nf4(compute_dtype: Any) -> Any:
     )
 
 
+def keep_activations(spec: PolicySpec, model: PreTrainedModel, on_host: Context | None = None) -> None:
+    """Lets a forward pass keep for its backward what `spec.gradient_checkpointing` says.
+
+    Args:
+        spec: the policy.
+        model: its base.
+        on_host: what keeps the tensors saved inside of it in the host's memory; None takes torch's own.
+    """
+    if not spec.gradient_checkpointing:
+        return
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:  # an older transformers
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if spec.gradient_checkpointing == "offload":
+        for module in model.modules():
+            if hasattr(module, "_gradient_checkpointing_func"):  # runs a layer, which saves its inputs alone
+                layer: Any = module
+                run = layer._gradient_checkpointing_func
+                layer._gradient_checkpointing_func = partial(_within, on_host or _on_host, run)
+
+
+def _on_host() -> AbstractContextManager[None]:
+    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
+
+
+def _within(context: Context, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with context():
+        return run(*args, **kwargs)
+
+
 def _keep_nf4_trainable_on_cpu(model: nn.Module) -> None:
     """Keeps bitsandbytes from repacking 4-bit weights in place at the first forward in eval mode.
 
@@ -158,13 +203,16 @@ def _with_adapter(spec: PolicySpec, model: PreTrainedModel) -> nn.Module:
     if spec.adapter is not None:
         return _saved_adapter(spec.adapter, model)
     if spec.lora is not None:
-        return _fresh_adapter(spec.lora, model)
+        return fresh_adapter(spec.lora, model)
     model.requires_grad_(True)
     return model
 
 
-def _fresh_adapter(lora: LoraSpec, model: PreTrainedModel) -> nn.Module:
+def fresh_adapter(lora: LoraSpec, model: PreTrainedModel) -> nn.Module:
+    """The model, frozen, with new adapters to train."""
     from peft import LoraConfig, get_peft_model
+
+    from lit_align.policy.lora import add_in_place
 
     config = LoraConfig(
         r=lora.r,
@@ -173,12 +221,14 @@ def _fresh_adapter(lora: LoraSpec, model: PreTrainedModel) -> nn.Module:
         target_modules=copy.copy(lora.target_modules),
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    return get_peft_model(model, add_in_place(config, model))
 
 
 def _saved_adapter(adapter: str, model: PreTrainedModel) -> nn.Module:
     """The saved adapter, trainable. Its dropout is set to 0: it was SFT's, and DPO's convention is none."""
-    from peft import PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
+
+    from lit_align.policy.lora import add_in_place
 
     if is_local(adapter) and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
         raise FileNotFoundError(
@@ -192,6 +242,7 @@ def _saved_adapter(adapter: str, model: PreTrainedModel) -> nn.Module:
             f"The adapter {adapter!r} is of type {config.peft_type}, which adds virtual tokens. Only adapters that "
             "change layers, such as LoRA, can be trained here."
         )
-    if hasattr(config, "lora_dropout"):
+    if isinstance(config, LoraConfig):
         config.lora_dropout = 0.0
+        add_in_place(config, model)
     return PeftModel.from_pretrained(model, name, is_trainable=True, config=config)

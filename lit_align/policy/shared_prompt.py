@@ -9,11 +9,12 @@ for the cost of one prompt.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PretrainedConfig
 
 from lit_align.batch import Padded
@@ -22,6 +23,9 @@ PADDING = -1
 FULL, SLIDING = "full_attention", "sliding_attention"
 DENSE_MASKS = ("sdpa", "eager")
 """The attention implementations that take a dense mask."""
+FLEX = "flex_attention"
+"""The one that takes a block mask and skips what it leaves out."""
+Mask = Tensor | BlockMask
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,46 @@ class SharedRows:
     Args:
         ids: [B, T] token ids.
         positions: [B, T] position of each token in its own sequence.
-        segments: [B, T] 0 in the prompt, j in completion j (from 1), `PADDING` behind them.
+        segments: [B, T] 0 in a prompt, j in completion j (from 1), `PADDING` behind them.
         predicting: for each completion [B, C_j] the column whose hidden state predicts each of its tokens.
+        owners: [1, T] which of the B prompts a token belongs to, where all are packed into one row; `predicting`
+            keeps its shape.
     """
 
     ids: Tensor
     positions: Tensor
     segments: Tensor
     predicting: list[Tensor]
+    owners: Tensor | None = None
+
+    def packed(self) -> SharedRows:
+        """The same tokens in one row, without padding. Only for attention that skips what its mask leaves out."""
+        kept = self.segments != PADDING
+        columns = kept.flatten().cumsum(0).view_as(kept) - 1
+        owners = torch.arange(len(kept), device=kept.device)[:, None].expand_as(kept)
+        ids, positions, segments, owners = (
+            one[kept][None] for one in (self.ids, self.positions, self.segments, owners)
+        )
+        predicting = [columns.gather(1, at.clamp(max=columns.shape[1] - 1)) for at in self.predicting]
+        return SharedRows(ids, positions, segments, predicting, owners)
+
+    def sees(self, window: int | None = None) -> Callable[..., Tensor]:
+        """Whether, in row b, the token of column q sees that of column k: (b, head, q, k) -> bool.
+
+        Args:
+            window: of a layer with a sliding window, which counts positions, not columns.
+        """
+        segments, positions, owners = self.segments, self.positions, self.owners
+
+        def seen(b: Tensor, _: object, q: Tensor, k: Tensor) -> Tensor:
+            prompt_or_own = (segments[b, k] == 0) | (segments[b, k] == segments[b, q])
+            allowed = (q >= k) & (segments[b, k] != PADDING) & prompt_or_own
+            if owners is not None:
+                allowed = allowed & (owners[b, q] == owners[b, k])
+            allowed = allowed | (q == k)  # padding sees itself: no empty softmax
+            return allowed if window is None else allowed & (positions[b, q] - positions[b, k] < window)
+
+        return seen
 
 
 def shared_rows(prompt: Padded, completions: Sequence[Padded]) -> SharedRows:
@@ -72,34 +108,24 @@ def shared_rows(prompt: Padded, completions: Sequence[Padded]) -> SharedRows:
     return SharedRows(ids, positions, segments, predicting)
 
 
-def attention_mask(rows: SharedRows, config: PretrainedConfig, dtype: torch.dtype) -> Tensor | dict[str, Tensor]:
-    """The mask a model of transformers takes in place of a padding mask, [B, 1, T, T].
+def attention_mask(rows: SharedRows, config: PretrainedConfig, dtype: torch.dtype) -> Mask | dict[str, Mask]:
+    """The mask a model of transformers takes in place of a padding mask, [B, 1, T, T] or a block mask.
 
-    A sliding window counts positions, not columns. Models that mix both kinds of layers get one mask for each kind.
+    Models that mix layers with and without a sliding window get one mask for each kind.
 
     Args:
         rows: the layout.
         config: the model's configuration; :func:`takes_mask` says whether it is one that works.
         dtype: of the model's hidden states, for masks that are added to scores.
     """
-    positions, segments = rows.positions, rows.segments
-    width = positions.shape[1]
-    columns = torch.arange(width, device=positions.device)
-    seen = (columns[:, None] >= columns) & (segments[:, None, :] != PADDING)
-    seen = seen & ((segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None]))
-    seen = seen | torch.eye(width, dtype=torch.bool, device=positions.device)  # padding sees itself: no empty softmax
-    window = _window(config)
-    masks = {FULL: seen}
-    if window is not None:
-        masks[SLIDING] = seen & (positions[:, :, None] - positions[:, None, :] < window)
-    ready = {kind: _ready(mask, config, dtype) for kind, mask in masks.items()}
-    kinds = _layer_kinds(config)
-    return {kind: ready[kind] for kind in kinds} if len(kinds) > 1 else ready[next(iter(kinds))]
+    kinds = layer_kinds(config)
+    masks = {kind: _mask(rows, _window(config) if kind == SLIDING else None, config, dtype) for kind in kinds}
+    return masks if len(masks) > 1 else masks[next(iter(masks))]
 
 
 def takes_mask(config: PretrainedConfig) -> bool:
-    """Whether the model's attention can be told by a dense mask who sees whom."""
-    return config._attn_implementation in DENSE_MASKS and _layer_kinds(config) <= {FULL, SLIDING}
+    """Whether the model's attention can be told by a mask who sees whom."""
+    return config._attn_implementation in (*DENSE_MASKS, FLEX) and layer_kinds(config) <= {FULL, SLIDING}
 
 
 def _window(config: PretrainedConfig) -> int | None:
@@ -109,13 +135,20 @@ def _window(config: PretrainedConfig) -> int | None:
     return window
 
 
-def _layer_kinds(config: PretrainedConfig) -> set[str]:
+def layer_kinds(config: PretrainedConfig) -> set[str]:
     """The kinds of attention among the layers; models without a list of kinds have one kind only."""
     kinds = set(getattr(config, "layer_types", None) or ())
     return kinds or {FULL if _window(config) is None else SLIDING}
 
 
-def _ready(mask: Tensor, config: PretrainedConfig, dtype: torch.dtype) -> Tensor:
+def _mask(rows: SharedRows, window: int | None, config: PretrainedConfig, dtype: torch.dtype) -> Mask:
+    count, width = rows.ids.shape
+    device = rows.ids.device
+    if config._attn_implementation == FLEX:
+        return create_block_mask(rows.sees(window), count, None, width, width, device=str(device))
+    columns = torch.arange(width, device=device)
+    batch = torch.arange(count, device=device)[:, None, None, None]
+    mask = rows.sees(window)(batch, None, columns[:, None], columns)
     if config._attn_implementation == "sdpa":
-        return mask[:, None]
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)[:, None]
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

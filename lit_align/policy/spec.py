@@ -41,7 +41,8 @@ class PolicySpec:
         quantization: "nf4" loads the frozen base in 4 bits with double quantisation (QLoRA, arXiv 2305.14314).
         lora: fresh adapters to train.
         adapter: folder or hub id of a saved adapter to go on training, in place of `lora`.
-        gradient_checkpointing: recompute activations in the backward pass: less memory, about a third slower.
+        gradient_checkpointing: true recomputes activations in the backward pass: less memory, about a third slower.
+            "offload" also keeps each layer's input in the host's memory meanwhile: for long rows on a small GPU.
         attn_implementation: such as "sdpa", "eager" or "flash_attention_2"; None takes the model's default.
         trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
         chat_template: a Jinja file or the template's text, in place of the tokenizer's own.
@@ -53,7 +54,7 @@ class PolicySpec:
     quantization: Literal["nf4"] | None = None
     lora: LoraSpec | None = None
     adapter: str | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["offload"] = False
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     chat_template: str | None = None
