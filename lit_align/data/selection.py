@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
+from lit_align.metrics import Difference, NgramDifference
 from lit_align.records import Candidate, CandidateSet, PreferencePair
 
 ScoredPair = tuple[Candidate, Candidate]
@@ -104,6 +105,57 @@ class AllAboveMargin(PairSelector):
             else:
                 counts["ties" if difference == 0 else "below_margin"] += 1
         return pairs
+
+
+class QualityDiversity(PairSelector):
+    """The pair that is best by quality and diversity together.
+
+    Of all pairs of different score the one with the largest
+
+        weight * margin / (largest margin) + (1 - weight) * (difference - smallest) / (largest - smallest)
+
+    where the extremes are those of the prompt's pairs, so that neither the judge's unit nor the usual size of a
+    difference matters. Where all differences are equal only the margin counts. Equal sums: the larger margin, then
+    the larger difference, then the better chosen candidate. All scores equal: a tie, no pair.
+
+    Args:
+        weight: of quality, in [0, 1]: 1 takes the largest margin (best against worst), 0 the largest difference.
+        difference: of two texts, by default 1 - the word bigrams they share.
+    """
+
+    def __init__(self, weight: float = 0.5, difference: Difference | None = None) -> None:
+        if not 0 <= weight <= 1:
+            raise ValueError(f"expected weight in [0, 1], got {weight}")
+        self.weight = weight
+        self.difference = difference if difference is not None else NgramDifference()
+
+    def choose(self, ranked: Sequence[Candidate], rng: random.Random, counts: Counter[str]) -> list[ScoredPair]:
+        indices = [(i, j) for i, j in combinations(range(len(ranked)), 2) if _score(ranked[i]) > _score(ranked[j])]
+        if not indices:
+            counts["ties"] += 1
+            return []
+        matrix = self.difference([candidate.text for candidate in ranked])
+        margins = [_score(ranked[i]) - _score(ranked[j]) for i, j in indices]
+        differences = [float(matrix[i, j]) for i, j in indices]
+        low, width, largest = min(differences), max(differences) - min(differences), max(margins)
+        sums = [
+            self.weight * margin / largest + (1 - self.weight) * ((one - low) / width if width else 0.0)
+            for margin, one in zip(margins, differences, strict=True)
+        ]
+        best = max(range(len(indices)), key=lambda at: (sums[at], margins[at], differences[at]))
+        i, j = indices[best]
+        return [(ranked[i], ranked[j])]
+
+
+class MostDifferent(QualityDiversity):
+    """The two most different candidates of different score; the higher score is chosen. All equal: a tie, no pair.
+
+    Args:
+        difference: of two texts, by default 1 - the word bigrams they share.
+    """
+
+    def __init__(self, difference: Difference | None = None) -> None:
+        super().__init__(0.0, difference)
 
 
 def _score(candidate: Candidate) -> float:

@@ -1,0 +1,102 @@
+"""Texts to embeddings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+
+class Embedder(ABC):
+    """Turns texts into embeddings. One of one's own overrides `embed`."""
+
+    @abstractmethod
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """[N, D]: an embedding for each text. Only directions count: lengths may be anything but 0."""
+
+
+class TransformersEmbedder(Embedder):
+    """An encoder of transformers, its last hidden states averaged over the tokens.
+
+    This is what most sentence-transformers models do (`sentence-transformers/all-MiniLM-L6-v2`, `thenlper/gte-small`);
+    a model that was trained to give its first token's state (`pooling: cls`) is told so. Texts beyond the model's
+    limit are cut at their end. The model loads at the first text.
+
+    Args:
+        model: hub id or local folder.
+        revision: branch, tag or commit on the hub.
+        pooling: "mean" over the tokens, or "cls", the first token.
+        batch_size: texts at once; batches are sorted by length.
+        max_tokens: the longest text in tokens; None takes the limit of the tokenizer or the model.
+        prefix: put before each text, for models that want one ("passage: ").
+        device: such as "cuda:1"; None is the current GPU where there is one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        pooling: str = "mean",
+        batch_size: int = 32,
+        max_tokens: int | None = None,
+        prefix: str = "",
+        device: str | None = None,
+    ) -> None:
+        if pooling not in ("mean", "cls"):
+            raise ValueError(f"expected pooling to be 'mean' or 'cls', got {pooling!r}")
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size to be at least 1, got {batch_size}")
+        folder = Path(model).expanduser()
+        if folder.is_dir() and not (folder / "config.json").exists():
+            raise FileNotFoundError(f"expected a model folder of transformers, {folder} has no config.json")
+        model = str(folder) if folder.is_dir() else model
+        self.pooling, self.batch_size, self.max_tokens, self.prefix = pooling, batch_size, max_tokens, prefix
+        self._where: dict[str, Any] = {"pretrained_model_name_or_path": model, "revision": revision or "main"}
+        self._device = device
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """[N, D] float32."""
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        rows: list[np.ndarray | None] = [None] * len(texts)
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            for i, row in zip(batch, self._forward([self.prefix + texts[i] for i in batch]), strict=True):
+                rows[i] = row
+        return np.stack([row for row in rows if row is not None]) if rows else np.zeros((0, 1), dtype=np.float32)
+
+    @torch.no_grad()
+    def _forward(self, texts: list[str]) -> np.ndarray:
+        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self._limit, return_tensors="pt")
+        tokens = tokens.to(self._at)
+        states = self._model(**tokens).last_hidden_state.float()
+        if self.pooling == "cls":
+            return states[:, 0].cpu().numpy()
+        mask = tokens["attention_mask"][..., None].float()
+        return ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()
+
+    @cached_property
+    def _at(self) -> torch.device:
+        return torch.device(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        tokenizer = AutoTokenizer.from_pretrained(**self._where)
+        tokenizer.padding_side = "right"  # `cls` reads the first column
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        return tokenizer
+
+    @cached_property
+    def _model(self) -> Any:
+        return AutoModel.from_pretrained(**self._where).eval().requires_grad_(False).to(self._at)
+
+    @cached_property
+    def _limit(self) -> int:
+        limit = self._tokenizer.model_max_length
+        positions = getattr(self._model.config, "max_position_embeddings", None) or limit
+        return self.max_tokens or min(limit, positions)
