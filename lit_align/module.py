@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.batch import PairBatch
 from lit_align.losses import LossOutput, PairLogps, PreferenceLoss
+from lit_align.out_of_memory import InParts, Run, explained
 from lit_align.pairs import ReferenceLogps, make_pair_logps
 from lit_align.policy.forward import CompletionForward, batch_logps, rounding
 from lit_align.policy.logps import TokenLogps
@@ -24,12 +29,15 @@ from lit_align.policy.spec import PolicySpec
 from lit_align.seeding import derive_seed
 
 REFRESHES_KEY = "reference_refreshes"
+IN_PARTS_KEY = "computed_in_parts"
 
 
 class AlignmentModule(LightningModule):
     """Trains a policy on preference pairs (:class:`lit_align.batch.PairBatch`).
 
     The models are loaded in `configure_model`, so that making the module costs nothing.
+    On one device, what does not fit into the memory at once is computed in parts, with the same numbers
+    (:mod:`lit_align.out_of_memory`).
 
     Args:
         policy: the model to train.
@@ -59,6 +67,7 @@ class AlignmentModule(LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
         self._forward = CompletionForward()
+        self._in_parts = InParts(policy)
         self._start_checked = False
 
     @functools.cached_property
@@ -75,13 +84,17 @@ class AlignmentModule(LightningModule):
         self.policy = policy
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The configured optimizer over these parameters."""
+        return self._make_optimizer(parameters)
 
     # ------------------------------------------------------------------ forward
 
@@ -91,10 +104,35 @@ class AlignmentModule(LightningModule):
         Raises:
             ValueError: where the loss asks for targets that the batch does not have.
         """
-        loss, policy = self.loss, self._loaded_policy()
+        return self._pairs(batch, self._policy_logps)
+
+    def _pairs(self, batch: PairBatch, run: Run) -> PairLogps:
         reference = self._reference_logps(batch)
-        completions = batch_logps(policy, batch, self._forward, loss.needs_target, loss.needs_collisions)
-        return make_pair_logps(batch, completions, reference, with_tokens=loss.needs_token_logps)
+        return make_pair_logps(batch, run(batch), reference, with_tokens=self.loss.needs_token_logps)
+
+    def _policy_logps(self, batch: PairBatch) -> list[TokenLogps]:
+        loss = self.loss
+        return batch_logps(self._loaded_policy(), batch, self._forward, loss.needs_target, loss.needs_collisions)
+
+    def _trained_logps(self, batch: PairBatch) -> list[TokenLogps]:
+        """As :meth:`_policy_logps`, where memory is short in parts, in the forward and in the backward."""
+        if not self._alone():
+            return self._policy_logps(batch)
+        trained = [parameter for parameter in self._loaded_policy().parameters() if parameter.requires_grad]
+        return self._in_parts.logps(
+            self._policy_logps, batch, trained, self.trainer.precision_plugin.train_step_context
+        )
+
+    def _evaluated_logps(self, batch: PairBatch) -> list[TokenLogps]:
+        return self._in_parts.logps(self._policy_logps, batch) if self._alone() else self._policy_logps(batch)
+
+    def _alone(self) -> bool:
+        """Whether no other device waits for what this one computes, so that it may do something twice."""
+        trainer = self._trainer
+        return trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy)
+
+    def _explained(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._alone() else explained(self.trainer.accumulate_grad_batches)
 
     def _reference_logps(self, batch: PairBatch) -> ReferenceLogps | None:
         if self.reference is None:
@@ -112,7 +150,11 @@ class AlignmentModule(LightningModule):
         if self.reference is None:
             raise RuntimeError(f"{type(self.loss).__name__} has no reference to run.")
         with self.reference.active(self._loaded_policy()) as model:
-            return batch_logps(model, batch, self._forward)
+
+            def run(pairs: PairBatch) -> list[TokenLogps]:
+                return batch_logps(model, pairs, self._forward)
+
+            return self._in_parts.logps(run, batch) if self._alone() else run(batch)
 
     def _loaded_policy(self) -> nn.Module:
         if self.policy is None:
@@ -139,7 +181,8 @@ class AlignmentModule(LightningModule):
         torch.manual_seed(derive_seed(getattr(data, "seed", 0), "train", self.global_rank, position))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        pairs = self.pair_logps(batch)
+        with self._explained():
+            pairs = self._pairs(batch, self._trained_logps)
         if not self._start_checked:
             self._start_checked = True
             if self.global_step == 0:
@@ -149,6 +192,10 @@ class AlignmentModule(LightningModule):
         self.log("on_policy_fraction", batch.on_policy.float().mean(), batch_size=len(batch))
         return output.losses.mean()
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with self._explained():
+            super().backward(loss, *args, **kwargs)
+
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         self._evaluate("val/", batch)
 
@@ -157,7 +204,7 @@ class AlignmentModule(LightningModule):
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, list[float]]:
         """The implicit rewards of each pair: `chosen_rewards`, `rejected_rewards` and `margins`, each [B]."""
-        output = self.loss(self.pair_logps(batch))
+        output = self.loss(self._pairs(batch, self._evaluated_logps))
         chosen, rejected = output.chosen_rewards, output.rejected_rewards
         return {
             "chosen_rewards": chosen.tolist(),
@@ -166,7 +213,7 @@ class AlignmentModule(LightningModule):
         }
 
     def _evaluate(self, prefix: str, batch: PairBatch) -> None:
-        pairs = self.pair_logps(batch)
+        pairs = self._pairs(batch, self._evaluated_logps)
         self._log_output(prefix, pairs, self.loss(pairs), len(batch))
 
     def _log_output(self, prefix: str, pairs: PairLogps, output: LossOutput, batch_size: int) -> None:
@@ -225,6 +272,7 @@ class AlignmentModule(LightningModule):
         names = self._saved_names(refreshes)
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
         checkpoint[REFRESHES_KEY] = refreshes
+        checkpoint[IN_PARTS_KEY] = self._in_parts.state(self._device_of_run())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Demands exactly the weights that this configuration trains.
@@ -240,6 +288,11 @@ class AlignmentModule(LightningModule):
         _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
         if self.reference is not None:
             self.reference.refreshes = refreshes
+        self._in_parts.restore(checkpoint.get(IN_PARTS_KEY, {}), self._device_of_run())
+
+    def _device_of_run(self) -> torch.device:
+        """The Trainer's, which the module may not have been moved to yet."""
+        return self.device if self._trainer is None else self._trainer.strategy.root_device
 
     def _saved_names(self, refreshes: int) -> set[str]:
         kept: list[nn.Parameter] = []

@@ -133,11 +133,13 @@ def measured(work, settings):
     return peak
 
 lora, again = {"lora": LoraSpec(r=8)}, {"gradient_checkpointing": True}
+offload = {"gradient_checkpointing": "offload"}  # on a CPU, the host's memory is the same one
 print(json.dumps({
     "full": measured(train, {}),
     "full, checkpoints": measured(train, again),
     "lora": measured(train, lora),
     "lora, checkpoints": measured(train, {**lora, **again}),
+    "lora, offload": measured(train, {**lora, **offload}),
     "nf4, checkpoints": measured(train, {**lora, **again, "quantization": "nf4"}),
     "sampling": measured(sample, {}),
 }))
@@ -172,6 +174,7 @@ def _eight_bits(parameters: Iterable[nn.Parameter]) -> Any:
         ("full, checkpoints", {"gradient_checkpointing": True}),
         ("lora", {"lora": LORA}),
         ("lora, checkpoints", {"lora": LORA, "gradient_checkpointing": True}),
+        ("lora, offload", {"lora": LORA, "gradient_checkpointing": "offload"}),
         (
             "nf4, checkpoints",
             {"lora": LORA, "gradient_checkpointing": True, "quantization": "nf4", "optimizer": _eight_bits},
@@ -233,6 +236,17 @@ def test_eight_bit_state_is_a_byte_and_a_share_of_its_scale(small_llama: Path) -
     assert memory.moments["backward"]["optimizer"] == memory.trained * 2 + memory.trained // 256 * 8
 
 
+def test_offloaded_inputs_of_layers_are_not_on_the_gpu(tmp_path: Path) -> None:
+    row = PAIRS * (PROMPT + 2 * COMPLETION) * HIDDEN * 4
+
+    def on_gpu(layers: int, checkpointing: bool | str) -> dict[str, int]:
+        config(num_hidden_layers=layers).save_pretrained(tmp_path)
+        return simulate(run_of(tmp_path, lora=LORA, gradient_checkpointing=checkpointing, on_gpu=True)).totals
+
+    saved = [on_gpu(layers, True)["forward"] - on_gpu(layers, "offload")["forward"] for layers in (3, 7)]
+    assert saved == [2 * row, 6 * row]  # all but the one that is worked on
+
+
 def test_a_second_model_is_counted_where_it_stays(small_llama: Path) -> None:
     second = PolicySpec(str(small_llama))
     passing = simulate(run_of(small_llama, reference_model=second))
@@ -274,6 +288,21 @@ def test_changes_go_on_until_the_run_fits_and_leave_out_what_does_not_help(small
     assert [one.setting for one in found][1] == "data.sampler.batch_size: 4"
 
 
+def test_offloading_comes_after_smaller_micro_batches_and_on_a_gpu_alone(small_llama: Path) -> None:
+    def simulated(setup: Setup) -> Memory:
+        size = 100 if setup.policy.gradient_checkpointing == "offload" else 100 + 100 * setup.batch_size
+        return Memory(0, 0, {"backward": {"activations": size}})
+
+    setup = run_of(small_llama, gradient_checkpointing=True, on_gpu=True)
+    found = [one.setting for one in changes_to_fit(setup, simulated(setup), CUDA_CONTEXT + 150, simulated)]
+    assert found == [
+        "data.batch_size: 1, trainer.accumulate_grad_batches: 2",
+        "model.policy.gradient_checkpointing: offload",
+    ]
+    setup = replace(setup, on_gpu=False)
+    assert len(changes_to_fit(setup, simulated(setup), CUDA_CONTEXT + 150, simulated)) == 1
+
+
 CONFIG = """
 model: {class_path: AlignmentModule, init_args: {policy: {model: MODEL}}}
 data:
@@ -304,6 +333,24 @@ def test_plan_reads_neither_weights_nor_data_and_says_what_to_change(
     assert written["changes"][0]["setting"] == "model.policy.gradient_checkpointing: true"
     assert written["peak"] == max(sum(items.values()) for items in written["moments"].values())
     assert sorted(path.name for path in folder.iterdir()) == ["c.yaml", "plan.json"]  # no run folder
+
+
+def test_what_it_advises_fits_when_planned_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "--config", "c.yaml", "--card_gib", "0.6", "--output", "plan.json"]
+    assert main(words) == 0, capsys.readouterr().err
+    first = json.loads((folder / "plan.json").read_text())
+    assert first["fits"] is False and first["changes"][-1]["fits"] is True
+    settings = [setting for change in first["changes"] for setting in change["setting"].split(", ")]
+    assert main([*words, *("--" + setting.replace(": ", "=") for setting in settings)]) == 0, capsys.readouterr().err
+    again = json.loads((folder / "plan.json").read_text())
+    assert again["fits"] is True
+    assert again["peak"] == pytest.approx(first["changes"][-1]["peak"], rel=0.01)
+
+
+def test_a_target_is_a_third_completion(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loss = ["--model.loss", "SLiCHF", "--model.loss.target", "row"]
+    assert main(["plan", "--config", "c.yaml", "--card_gib", "80", *loss]) == 0, capsys.readouterr().err
+    assert "8 pairs of 256 + 3 x 128 tokens" in capsys.readouterr().out
 
 
 def test_plan_takes_lengths_where_the_data_have_no_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
