@@ -3,18 +3,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, LlamaForSequenceClassification
 
-from lit_align.judges import Comparison, Judge, PairwiseJudge, RecordedScores, RewardModelJudge, RuleJudge
+from lit_align.judges import Comparison, Judge, PairwiseJudge, RecordedScores, RuleJudge
 from lit_align.judges.base import votes_from_scores
 from lit_align.records import Candidate, CandidateSet, Message
-from tests.tiny import tiny_llama_config, tiny_tokenizer
 
 NAN = math.nan
 
@@ -182,94 +178,29 @@ def test_a_pairwise_judge_that_answers_wrongly(answer: list[float], says: str) -
         Wrong().cross_votes([make("p", "a")], [make("p", "b")])
 
 
-# -- reward models
+def test_equal_comparisons_are_asked_for_once_and_tie_exactly() -> None:
+    judge = Biased()
+    (votes,) = judge.cross_votes([make("p", "aa", "aa", "b")], [make("p", "aa", "b")])
+    assert len(judge.calls[0]) == len(set(judge.calls[0])) == 4  # aa-aa, aa-b, b-aa, b-b
+    np.testing.assert_allclose(votes, [[0.5, 0.8], [0.5, 0.8], [0.2, 0.5]])
+    assert votes[0, 0] == 0.5
 
 
-@pytest.fixture(scope="module")
-def llama_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A causal body with one output, chat template and padding token."""
-    return _save_llama(tmp_path_factory.mktemp("llama-reward"))
+def test_votes_within_a_set_are_the_cross_votes_of_it_with_itself() -> None:
+    one, off = make("p", "a", "bb", "ccc"), ~np.eye(3, dtype=bool)
+    for judge in (Biased(), RuleJudge(longer_is_better)):
+        (within,), (across,) = judge.votes_within([one]), judge.cross_votes([one], [one])
+        np.testing.assert_allclose(within[off], across[off])
+    quiet = Biased()
+    quiet.votes_within([one])
+    assert len(quiet.calls[0]) == 6, "a candidate is not compared with itself"
 
 
-def _save_llama(folder: Path, pad_token: bool = True, **config: Any) -> Path:
-    tokenizer = tiny_tokenizer()
-    if not pad_token:
-        tokenizer.pad_token = None
-    settings = tiny_llama_config(len(tokenizer))
-    settings.update({"num_labels": 1, "pad_token_id": tokenizer.pad_token_id, **config})
-    torch.manual_seed(1)
-    LlamaForSequenceClassification(settings).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def test_an_error_of_a_judge_that_compares_notes_judge_and_prompt() -> None:
+    class Broken(Biased):
+        def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
+            raise RuntimeError("out of luck")
 
-
-@pytest.fixture(scope="module")
-def bert_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder without a chat template: prompt and answer are a text pair."""
-    folder, tokenizer = tmp_path_factory.mktemp("bert-reward"), tiny_tokenizer(chat_template=None)
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, num_labels=1, pad_token_id=0, initializer_range=0.3,
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-SETS = [
-    make("Give one fact about tea.", "Tea is a drink.", "Leaves", "Tea is made from leaves, people love it."),
-    make("Write about the sea!", "The sea is deep and blue."),
-]
-
-
-def directly(model: Any, folder: Path, one: CandidateSet, answer: str) -> float:
-    """One answer alone, without padding."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = one.prompt[0].content
-    if tokenizer.chat_template:
-        chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        inputs = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")
-    else:
-        inputs = tokenizer(prompt, answer, return_tensors="pt")
-    with torch.no_grad():
-        return float(model(**inputs).logits[0, 0])
-
-
-@pytest.mark.parametrize("batch_size", [1, 3])
-@pytest.mark.parametrize("kind", ["llama_reward", "bert_reward"])
-def test_a_reward_model_scores_as_a_direct_forward_does(
-    kind: str, batch_size: int, request: pytest.FixtureRequest
-) -> None:
-    folder: Path = request.getfixturevalue(kind)
-    loaded = {"llama_reward": LlamaForSequenceClassification, "bert_reward": BertForSequenceClassification}[kind]
-    model = loaded.from_pretrained(folder).eval()
-    expected = [[directly(model, folder, one, c.text) for c in one.candidates] for one in SETS]
-    scores = RewardModelJudge(str(folder), batch_size=batch_size, dtype="float32").score(SETS)
-    assert [len(s) for s in scores] == [3, 1]
-    for got, wanted in zip(scores, expected, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
-    assert len({round(s, 4) for s in scores[0]}) == 3, "the answers differ, so must their scores"
-
-
-def test_a_reward_model_without_a_padding_token_is_batched_all_the_same(tmp_path: Path) -> None:
-    folder = _save_llama(tmp_path, pad_token=False)
-    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
-    expected = [directly(model, folder, SETS[0], c.text) for c in SETS[0].candidates]
-    (scores,) = RewardModelJudge(str(folder), dtype="float32").score(SETS[:1])
-    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
-
-
-def test_a_reward_model_loses_the_start_of_a_long_text_with_a_warning(bert_reward: Path) -> None:
-    long = replace(SETS[0], prompt=(Message("user", "tea " * 200 + "fact?"),))
-    other = replace(long, prompt=(Message("user", "sea " * 200 + "tea " * 80 + "fact?"),))
-    judge = RewardModelJudge(str(bert_reward), dtype="float32", max_length=48)
-    with pytest.warns(UserWarning, match="limit is 48"):
-        first = judge.score([long])
-    assert judge.score([other]) == first, "what differs lies in the part that is cut away"
-    assert len({round(s, 4) for s in first[0]}) == 3, "the answers are still there"
-
-
-def test_a_classifier_with_several_outputs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 3 outputs"):
-        RewardModelJudge(str(_save_llama(tmp_path, num_labels=3))).score(SETS)
+    with pytest.raises(RuntimeError, match="out of luck") as caught:
+        Broken().score([make("first prompt", "a", "b"), make("q", "a", "b")])
+    assert caught.value.__notes__ == ["raised by Broken on the prompt 'first prompt' and 1 more prompts"]

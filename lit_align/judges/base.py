@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lit_align.records import CandidateSet, Prompt
+from lit_align.records import CandidateSet, Prompt, prompt_text
 
 ABSTAINED = math.nan
 """A judge that cannot say gives this, never a score of its own invention."""
+
+_BLAME = "raised by"
 
 
 class Judge(ABC):
     """A preference model that stands for the truth.
 
-    `identity` names the judge and what its verdicts depend on, for logs and caches.
+    Attributes:
+        identity: names the judge and changes with everything that its verdicts depend on, for logs and caches.
+        cacheable: whether a verdict depends on nothing but `identity`, the prompt and the texts that are judged
+            (not on the row, the other candidates or code that may change), so that it can be kept.
+        parts: the judges that it is made of.
     """
 
     identity: str
+    cacheable: bool = False
+    parts: tuple[Judge, ...] = ()
 
     @abstractmethod
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
@@ -44,6 +53,20 @@ class Judge(ABC):
             N arrays [K_on, K_off] float64: the probability that the on-policy candidate wins, 0.5 at a
             tie, NaN where the judge abstained.
         """
+
+    def votes_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
+        """Compares the candidates of each set with each other.
+
+        Returns:
+            N arrays [K, K] float64: the probability that the row's candidate beats the column's, NaN where the
+            judge abstained. The diagonal says nothing.
+        """
+        return self.cross_votes(sets, sets)
+
+    def release(self) -> None:
+        """Gives back the memory that models take, until they are asked again."""
+        for part in self.parts:
+            part.release()
 
 
 class PointwiseJudge(Judge):
@@ -68,46 +91,80 @@ class Comparison:
 class PairwiseJudge(Judge):
     """A judge that compares two completions; a subclass gives `compare` alone.
 
-    Judges of this kind favour a position, so each pair is shown in both orders and averaged.
+    Judges of this kind favour a position, so each pair is shown in both orders. Equal comparisons are asked for
+    once. What is made of the answers is :meth:`votes` and :meth:`ranking`.
     """
+
+    cacheable = True  # it sees a prompt and two texts, nothing else
 
     @abstractmethod
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         """P(first wins) in [0, 1] for each comparison; NaN where the judge abstained."""
 
+    def votes(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+        """P(a wins): the mean of both orders.
+
+        Args:
+            forward: any shape, P(a wins) where a came first.
+            backward: the same shape, P(b wins) where b came first.
+        """
+        return 0.5 + (forward - backward) / 2
+
+    def ranking(self, forward: np.ndarray) -> list[float]:
+        """The scores of a set's candidates: the mean probability of beating the others, 0.5 for a lone one.
+
+        Args:
+            forward: [K, K], P(row wins) where the row's candidate came first; the diagonal says nothing.
+        """
+        return mean_of_opponents(self.votes(forward, forward.T), alone=0.5)
+
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        """The mean probability that a candidate beats the others of its set (0.5 for a lone one)."""
-        blocks = self._both_orders([(s, s) for s in sets], skip_diagonal=True)
-        return [_mean_of_opponents(block) for block in blocks]
+        """What :meth:`ranking` makes of all comparisons within a set."""
+        return [self.ranking(forward) for forward, _ in self._asked([(s, s) for s in sets], within=True)]
 
     def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
         require_same_prompts(on, off)
-        return self._both_orders(list(zip(on, off, strict=True)), skip_diagonal=False)
+        return [self.votes(*both) for both in self._asked(list(zip(on, off, strict=True)), within=False)]
 
-    def _both_orders(self, pairs: Sequence[tuple[CandidateSet, CandidateSet]], skip_diagonal: bool) -> list[np.ndarray]:
-        """One array [K_a, K_b] of P(a wins) for each pair of sets; one call of `compare` for all of them."""
+    def votes_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
+        return [self.votes(*both) for both in self._asked([(s, s) for s in sets], within=True)]
+
+    def _asked(
+        self, pairs: Sequence[tuple[CandidateSet, CandidateSet]], within: bool
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """P(a wins), a first, and P(b wins), b first, each [K_a, K_b], for each pair of sets.
+
+        One call of `compare` for all of them. Within one set the diagonal is not asked for.
+        """
         cells = [
             (n, i, j)
             for n, (a, b) in enumerate(pairs)
             for i in range(len(a.candidates))
             for j in range(len(b.candidates))
-            if not skip_diagonal or i < j  # within one set the other half is the complement
+            if not within or i != j
         ]
-        comparisons = []
+        questions = []
         for n, i, j in cells:
             a, b = pairs[n]
             first, second = a.candidates[i].text, b.candidates[j].text
-            comparisons += [Comparison(a.prompt, first, second), Comparison(a.prompt, second, first)]
-        verdicts = self._checked(comparisons)
-        blocks = [np.full((len(a.candidates), len(b.candidates)), ABSTAINED) for a, b in pairs]
-        for (n, i, j), forward, backward in zip(cells, verdicts[::2], verdicts[1::2], strict=True):
-            blocks[n][i, j] = (forward + 1.0 - backward) / 2
-            if skip_diagonal:
-                blocks[n][j, i] = 1.0 - blocks[n][i, j]
+            questions.append((Comparison(a.prompt, first, second), Comparison(a.prompt, second, first)))
+        answers = self.verdicts(list(dict.fromkeys(question for both in questions for question in both)))
+        shapes = [(len(a.candidates), len(b.candidates)) for a, b in pairs]
+        blocks = [(np.full(shape, ABSTAINED), np.full(shape, ABSTAINED)) for shape in shapes]
+        for (n, i, j), (forward, backward) in zip(cells, questions, strict=True):
+            blocks[n][0][i, j], blocks[n][1][i, j] = answers[forward], answers[backward]
         return blocks
 
-    def _checked(self, comparisons: list[Comparison]) -> list[float]:
-        verdicts = list(self.compare(comparisons)) if comparisons else []
+    def verdicts(self, comparisons: list[Comparison]) -> dict[Comparison, float]:
+        """What `compare` answers to distinct comparisons.
+
+        Raises:
+            ValueError: it answers with another count, or with what is no probability.
+        """
+        if not comparisons:
+            return {}
+        with blaming(self, comparisons[0].prompt, len({c.prompt for c in comparisons})):
+            verdicts = list(self.compare(comparisons))
         if len(verdicts) != len(comparisons):
             raise ValueError(
                 f"{self.identity} was asked for {len(comparisons)} comparisons and answered {len(verdicts)}; "
@@ -118,7 +175,7 @@ class PairwiseJudge(Judge):
             raise ValueError(
                 f"{self.identity} answered {bad[0]}, expected P(first wins) in [0, 1], or NaN for an abstention"
             )
-        return verdicts
+        return dict(zip(comparisons, verdicts, strict=True))
 
 
 def votes_from_scores(on: Sequence[float], off: Sequence[float]) -> np.ndarray:
@@ -129,14 +186,43 @@ def votes_from_scores(on: Sequence[float], off: Sequence[float]) -> np.ndarray:
     return votes
 
 
-def _mean_of_opponents(block: np.ndarray) -> list[float]:
-    """The mean of each row's cells off the diagonal that hold a verdict; NaN where all abstained."""
+def mean_of_opponents(block: np.ndarray, alone: float) -> list[float]:
+    """The mean of each row's cells off the diagonal that hold a verdict.
+
+    Args:
+        block: [K, K]; NaN where the judge abstained. The diagonal says nothing.
+        alone: what a candidate without opponents gets.
+
+    Returns:
+        K numbers, NaN for a candidate none of whose comparisons has a verdict.
+    """
     if len(block) == 1:
-        return [0.5]
-    known = ~np.isnan(block)
+        return [alone]
+    known = ~np.isnan(block) & ~np.eye(len(block), dtype=bool)
     counts = known.sum(1)
     sums = np.where(known, block, 0.0).sum(1)
     return [float(s / c) if c else ABSTAINED for s, c in zip(sums, counts, strict=True)]
+
+
+@contextmanager
+def blaming(judge: Judge, prompt: Prompt, prompts: int = 1) -> Iterator[None]:
+    """Adds to an error raised in the block which judge it was and what it judged; the error stays what it is.
+
+    Of a judge inside a judge the inner one is named.
+    """
+    try:
+        yield
+    except Exception as error:
+        if any(note.startswith(_BLAME) for note in getattr(error, "__notes__", ())):
+            raise
+        more = f" and {prompts - 1} more prompts" if prompts > 1 else ""
+        add_note(error, f"{_BLAME} {type(judge).__name__} on the prompt {prompt_text(prompt)[:60]!r}{more}")
+        raise
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """What `error.add_note` does, which needs Python 3.11."""
+    setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010
 
 
 def side_by_side(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[CandidateSet]:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from lit_align.judges.base import PointwiseJudge
-from lit_align.records import CandidateSet, prompt_text
+from lit_align.judges.base import ABSTAINED, PointwiseJudge, blaming
+from lit_align.judges.inputs import Inputs, encode_answer
+from lit_align.judges.local import batches_by_length, config_of, identity_of, source_of, torch_device
+from lit_align.policy.load import _keep_nf4_trainable_on_cpu, _nf4
+from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.source import is_local
+from lit_align.policy.spec import PolicySpec
+from lit_align.records import CandidateSet, Prompt
 
 _FILL = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0}
 """The model's inputs, with what fills up a shorter row."""
@@ -21,7 +30,8 @@ class RewardModelJudge(PointwiseJudge):
     """Scores with a reward model: any sequence-classification model with one output.
 
     The chat goes through the tokenizer's chat template where it has one; otherwise prompt and answer
-    are a text pair. The model loads at the first score.
+    are a text pair. Equal answers are scored once. A score that is not finite is an abstention. The model loads
+    at the first score.
 
     Args:
         model: hub id or local folder.
@@ -32,7 +42,11 @@ class RewardModelJudge(PointwiseJudge):
             None takes the limit of the tokenizer or the model.
         device: such as "cuda:1"; None is the current GPU where there is one.
         trust_remote_code: run code that the model brings along.
+        quantization: "nf4" loads the body in 4 bits; the layers that make the score stay as they are.
+        adapter: folder or hub id of a saved LoRA adapter (with its trained output layer) on top of `model`.
     """
+
+    cacheable = True
 
     def __init__(
         self,
@@ -43,35 +57,46 @@ class RewardModelJudge(PointwiseJudge):
         max_length: int | None = None,
         device: str | None = None,
         trust_remote_code: bool = False,
+        quantization: Literal["nf4"] | None = None,
+        adapter: str | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.identity = f"reward_model:{model}@{revision}" if revision else f"reward_model:{model}"
+        self.spec = PolicySpec(
+            model, revision, dtype, quantization, adapter=adapter, trust_remote_code=trust_remote_code
+        )
         self.batch_size = batch_size
         self.max_length = max_length
         self._device = device
-        self._where: dict[str, Any] = {
-            "pretrained_model_name_or_path": model,
-            "revision": revision or "main",
-            "trust_remote_code": trust_remote_code,
-        }
-        self._dtype = dtype
         self._warned = False
 
+    @cached_property
+    def identity(self) -> str:  # type: ignore[override]
+        """Told from the model's files, so asking for it the first time reads them."""
+        return identity_of("reward_model", self.spec, max_length=self.max_length)
+
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        """The model's outputs."""
-        texts = [self._encode(one, candidate.text) for one in sets for candidate in one.candidates]
-        scores = [0.0] * len(texts)
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]["input_ids"]))
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        """The model's outputs.
+
+        Raises:
+            FileNotFoundError: where the model is not there.
+            ValueError: where it is no reward model.
+        """
+        asked = [(one.prompt, candidate.text) for one in sets for candidate in one.candidates]
+        distinct = {question: self._encode(*question) for question in dict.fromkeys(asked)}
+        texts = list(distinct.values())
+        scores = [ABSTAINED] * len(texts)
+        for batch in batches_by_length([len(text["input_ids"]) for text in texts], self.batch_size):
             for i, score in zip(batch, self._forward([texts[i] for i in batch]), strict=True):
-                scores[i] = score
-        rest = iter(scores)
-        return [[next(rest) for _ in one.candidates] for one in sets]
+                scores[i] = score if math.isfinite(score) else ABSTAINED
+        known = dict(zip(distinct, scores, strict=True))
+        return [[known[one.prompt, candidate.text] for candidate in one.candidates] for one in sets]
+
+    def release(self) -> None:
+        self.__dict__.pop("_model", None)
 
     @torch.no_grad()
-    def _forward(self, texts: list[dict[str, list[int]]]) -> list[float]:
+    def _forward(self, texts: list[Inputs]) -> list[float]:
         # A model with a causal body reads its score at the last token that is no padding, so the id that
         # fills up must not be one that a text ends with.
         pad_id = self._tokenizer.pad_token_id
@@ -86,46 +111,73 @@ class RewardModelJudge(PointwiseJudge):
         }
         return self._model(**columns).logits[:, 0].float().tolist()
 
-    def _encode(self, one: CandidateSet, answer: str) -> dict[str, list[int]]:
-        """The model's inputs for one answer, each [T]."""
-        tokenizer = self._tokenizer
-        if tokenizer.chat_template:
-            chat = [{"role": m.role, "content": m.content} for m in one.prompt]
-            chat.append({"role": "assistant", "content": answer})
-            encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)
-        else:
-            encoded = tokenizer(prompt_text(one.prompt), answer)
-        if len(encoded["input_ids"]) > self._limit:
-            self._warn_of_cut(len(encoded["input_ids"]))
-            if not tokenizer.chat_template:
-                encoded = tokenizer(prompt_text(one.prompt), answer, truncation=True, max_length=self._limit)
-        return {name: list(encoded[name])[-self._limit :] for name in _FILL.keys() & encoded.keys()}
+    def _encode(self, prompt: Prompt, answer: str) -> Inputs:
+        with blaming(self, prompt):  # a template may refuse a role
+            inputs, tokens = encode_answer(self._tokenizer, prompt, answer, self._limit)
+        if tokens > self._limit:
+            self._warn_of_cut(tokens)
+        return inputs
 
     def _warn_of_cut(self, tokens: int) -> None:
         if not self._warned:
             rank_zero_warn(
-                f"{self.identity}: an answer with its prompt has {tokens} tokens and the limit is {self._limit}; "
+                f"{self.spec.model}: an answer with its prompt has {tokens} tokens and the limit is {self._limit}; "
                 "the start of longer texts is cut away from here on"
             )
         self._warned = True
 
     @cached_property
     def _at(self) -> torch.device:
-        return torch.device(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return torch_device(self._device)
+
+    @cached_property
+    def _config(self) -> Any:
+        return config_of(self.spec)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        return AutoTokenizer.from_pretrained(**self._where, truncation_side="left")
+        _ = self._config  # says in plain words where there is no such model
+        return AutoTokenizer.from_pretrained(**source_of(self.spec), truncation_side="left")
 
     @cached_property
     def _model(self) -> Any:
-        model = AutoModelForSequenceClassification.from_pretrained(**self._where, dtype=self._dtype)
-        if model.config.num_labels != 1:
+        config = copy.deepcopy(self._config)  # loading in 4 bits writes into it
+        if self.spec.adapter is not None:
+            config.num_labels = 1  # the base of an adapter does not know yet what it is for
+        if config.num_labels != 1:
             raise ValueError(
-                f"{self.identity} has {model.config.num_labels} outputs; a reward model has one "
+                f"{self.spec.model} has {config.num_labels} outputs; a reward model has one "
                 "(num_labels: 1 in its config)"
             )
+        with quiet_libraries():
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                **source_of(self.spec),
+                config=config,
+                dtype=self.spec.dtype,
+                output_loading_info=True,
+                **self._in_4_bits(config),
+            )
+            _keep_nf4_trainable_on_cpu(model)  # the repacked form cannot hold narrow layers either
+            if self.spec.adapter is not None:
+                model = _with_adapter(model, self.spec.adapter, info["missing_keys"])
+            elif info["missing_keys"]:
+                raise ValueError(
+                    f"the files of {self.spec.model} lack {sorted(info['missing_keys'])}, which a "
+                    f"{type(model).__name__} needs: they are no reward model (perhaps a causal language model?)"
+                )
         return model.eval().requires_grad_(False).to(self._at)
+
+    def _in_4_bits(self, config: Any) -> dict[str, Any]:
+        if self.spec.quantization is None:
+            return {}
+        with torch.device("meta"):
+            empty = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=self.spec.trust_remote_code
+            )
+        settings = _nf4(config.dtype if self.spec.dtype == "auto" else getattr(torch, self.spec.dtype))
+        # All but the body: a score is worth its few bytes. Left to itself, transformers keeps the last layer alone.
+        settings.llm_int8_skip_modules = [n for n, _ in empty.named_children() if n != empty.base_model_prefix]
+        return {"quantization_config": settings, "device_map": {"": self._at}}
 
     @cached_property
     def _limit(self) -> int:
@@ -133,3 +185,22 @@ class RewardModelJudge(PointwiseJudge):
             return self.max_length
         positions = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         return min(self._tokenizer.model_max_length, positions or self._tokenizer.model_max_length)
+
+
+def _with_adapter(model: Any, adapter: str, missing: set[str]) -> Any:
+    """The model under its adapter.
+
+    Raises:
+        ValueError: where neither the base nor the adapter has what makes the score.
+    """
+    from peft import PeftModel
+    from peft.utils import load_peft_weights
+
+    name = str(Path(adapter).expanduser()) if is_local(adapter) else adapter
+    lacking = [key for key in sorted(missing) if not any(known.endswith(key) for known in load_peft_weights(name))]
+    if lacking:
+        raise ValueError(
+            f"neither the base nor the adapter {adapter!r} has the weights {lacking}, which make the score: save the "
+            "adapter with its output layer (peft does so for task_type SEQ_CLS)"
+        )
+    return PeftModel.from_pretrained(model, name)

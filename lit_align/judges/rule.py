@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lit_align.judges.base import ABSTAINED, PointwiseJudge
+from lit_align.judges.base import ABSTAINED, PointwiseJudge, add_note
 from lit_align.records import CandidateSet, prompt_text
 
 Rule = Callable[[str, list[str], dict[str, Any]], Sequence[float]]
@@ -53,9 +53,8 @@ class RuleJudge(PointwiseJudge):
         where = f"{self.identity} on {one.where or repr(prompt_text(one.prompt)[:60])}"
         try:
             answer = self._rule(prompt_text(one.prompt), texts, dict(one.row))
-        except Exception as error:  # the user's own fault: it stays as it is, with a note (add_note needs Python 3.11)
-            note = f"raised by {where}, called with (prompt, candidates, row)"
-            setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010
+        except Exception as error:  # the user's own fault: it stays as it is
+            add_note(error, f"raised by {where}, called with (prompt, candidates, row)")
             raise
         try:
             scores = [_number(value) for value in answer]

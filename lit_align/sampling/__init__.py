@@ -2,5 +2,8 @@
 
 from lit_align.sampling.base import Sampler
 from lit_align.sampling.generate import TransformersSampler
+from lit_align.sampling.publish import LoraPublisher, Publisher
+from lit_align.sampling.server import ServerSampler
+from lit_align.sampling.vllm import VLLMSampler
 
-__all__ = ["Sampler", "TransformersSampler"]
+__all__ = ["LoraPublisher", "Publisher", "Sampler", "ServerSampler", "TransformersSampler", "VLLMSampler"]

@@ -1,0 +1,43 @@
+"""How a sequence classifier reads an answer: the same for the judge that scores with it and the run that trains it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_align.records import Prompt, prompt_text
+
+Inputs = dict[str, list[int]]
+"""The model's inputs for one answer, each a list of T numbers."""
+
+_KEPT = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def encode_answer(tokenizer: Any, prompt: Prompt, answer: str, limit: int | None = None) -> tuple[Inputs, int]:
+    """One answer with its prompt: through the chat template where there is one, else as a text pair.
+
+    Args:
+        tokenizer: of the classifier; with `truncation_side="left"` where a pair may be cut.
+        prompt: the chat so far.
+        answer: the assistant's turn.
+        limit: tokens at most; a longer text loses its start. None cuts nothing.
+
+    Returns:
+        The model's inputs, and how many tokens there were before the cut.
+    """
+    if tokenizer.chat_template:
+        chat = [{"role": message.role, "content": message.content} for message in prompt]
+        chat.append({"role": "assistant", "content": answer})
+        encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)
+    else:
+        encoded = tokenizer(prompt_text(prompt), answer, verbose=False)
+    tokens = len(encoded["input_ids"])
+    if limit is None or tokens <= limit:
+        return {name: list(encoded[name]) for name in _KEPT if name in encoded}, tokens
+    if not tokenizer.chat_template:  # the tokenizer keeps the special tokens
+        encoded = tokenizer(prompt_text(prompt), answer, truncation=True, max_length=limit)
+    return {name: list(encoded[name])[-limit:] for name in _KEPT if name in encoded}, tokens
+
+
+def has_segments(tokenizer: Any) -> bool:
+    """Whether prompt and answer are told apart by `token_type_ids`, as in BERT's text pairs."""
+    return not tokenizer.chat_template and "token_type_ids" in tokenizer.model_input_names

@@ -1,0 +1,348 @@
+"""How good a judge is, from its verdicts on labelled pairs; and what its verdicts alone give away about it.
+
+Plain numbers in, plain numbers out: no judge is asked here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+BINS = 10
+LENGTH_ALONE = 0.95
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean of values in [0, 1] with a confidence interval.
+
+    Args:
+        value: the mean; None where there is nothing to take it of.
+        low: lower end of the interval, 0 where there is nothing.
+        high: upper end, 1 where there is nothing.
+        count: number of values.
+    """
+
+    value: float | None
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class OrderConsistency:
+    """What a pairwise judge says when the same two answers are shown in both orders.
+
+    Args:
+        same_verdict: share of pairs with the same verdict in both orders.
+        position_decides: share of pairs where the answer in the same place won both times.
+        first_place: of the pairs where the place decided, how many the first place won.
+    """
+
+    same_verdict: Share
+    position_decides: Share
+    first_place: int
+
+
+@dataclass(frozen=True)
+class LengthBias:
+    """How verdicts go with the lengths of the answers.
+
+    Args:
+        correlation: of preference (P(chosen wins) - 0.5) with the difference of lengths, each pair counted in both
+            directions, in [-1, 1]; None where one of the two does not vary.
+        of_labels: the same of the labels: what a judge without fault would show.
+        longer_is_right: accuracy on the pairs whose better answer is the longer one.
+        longer_is_wrong: accuracy on those whose better answer is the shorter one.
+        longer_rule: accuracy of "the longer answer is better" on the same pairs; equal lengths count half.
+    """
+
+    correlation: float | None
+    of_labels: float | None
+    longer_is_right: Share
+    longer_is_wrong: Share
+    longer_rule: Share
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Verdicts of about the same confidence, max(p, 1 - p).
+
+    Args:
+        low: lower end of the bin, from 0.5 on.
+        high: upper end.
+        count: verdicts in it, at least 1.
+        confidence: their mean confidence.
+        accuracy: the share of them that is right; ties count half.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Whether probabilities come true.
+
+    Args:
+        error: expected calibration error: mean distance of confidence and accuracy over the bins, by their size.
+        brier: mean (1 - P(the better answer wins))^2; a coin that says 0.5 gets 0.25.
+        bins: the bins that hold verdicts.
+    """
+
+    error: float
+    brier: float
+    bins: tuple[CalibrationBin, ...]
+
+
+@dataclass(frozen=True)
+class JudgeQuality:
+    """A judge against labelled pairs.
+
+    Args:
+        judge: its identity.
+        pairs: labelled pairs it was shown.
+        abstentions: pairs without a verdict; they count nowhere below.
+        ties: pairs it holds to be equal; they count half in accuracies.
+        accuracy: share of the other pairs where it prefers the better answer.
+        order: of a judge that compares; None where each answer is scored for itself.
+        length: how its verdicts go with length.
+        calibration: of a judge that gives probabilities; None of others.
+        warnings: what must be known before it is trusted, one sentence each.
+    """
+
+    judge: str
+    pairs: int
+    abstentions: int
+    ties: int
+    accuracy: Share
+    order: OrderConsistency | None
+    length: LengthBias
+    calibration: Calibration | None
+    warnings: tuple[str, ...]
+
+
+def quality_of(
+    judge: str,
+    votes: Sequence[float],
+    lengths: Sequence[tuple[float, float]],
+    orders: Sequence[tuple[float, float]] | None = None,
+    groups: Sequence[Hashable] | None = None,
+    probabilities: bool = True,
+    confidence: float = 0.95,
+) -> JudgeQuality:
+    """Measures verdicts against labels.
+
+    Args:
+        judge: its identity.
+        votes: P(better answer wins) of each pair in [0, 1]; 0.5 is a tie, NaN an abstention.
+        lengths: of the better and the worse answer of each pair, in any one unit.
+        orders: of a judge that compares, for each pair P(first wins) with the better answer first, then with the
+            worse one first.
+        groups: what each pair belongs to, such as its prompt. Pairs of a group are not independent: intervals
+            are widened by as much as they agree.
+        probabilities: whether votes other than 0, 0.5 and 1 are meant as probabilities.
+        confidence: of the intervals, in (0, 1).
+    """
+    all_votes = np.asarray(votes, dtype=np.float64)
+    known = ~np.isnan(all_votes)
+    vote, length = all_votes[known], np.asarray(lengths, dtype=np.float64).reshape(-1, 2)[known]
+    group = np.asarray(_numbered(groups if groups is not None else range(len(all_votes))))[known]
+    right = _right(vote)
+    measures = _Measures(group, confidence)
+    order = None if orders is None else _order(np.asarray(orders, dtype=np.float64), measures, known)
+    bias = _length_bias(vote, right, length, measures)
+    graded = probabilities and bool(np.isin(vote, (0.0, 0.5, 1.0)).sum() < len(vote))
+    return JudgeQuality(
+        judge=judge,
+        pairs=len(all_votes),
+        abstentions=int((~known).sum()),
+        ties=int((vote == 0.5).sum()),
+        accuracy=measures.share(right),
+        order=order,
+        length=bias,
+        calibration=calibration(vote) if graded else None,
+        warnings=tuple(_warnings(measures.share(right), order, bias)),
+    )
+
+
+def wilson(share: float, count: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a share (Journal of the American Statistical Association 22, 1927).
+
+    Args:
+        share: mean of values in [0, 1]. For values between 0 and 1, such as ties that count half, it is too wide
+            rather than too narrow.
+        count: number of independent values, above 0; need not be whole.
+        confidence: in (0, 1).
+
+    Example:
+        >>> low, high = wilson(0.5, 100)
+        >>> round(low, 4), round(high, 4)
+        (0.4038, 0.5962)
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    low = 0.0 if share == 0 else centre - half  # exact at the ends, where rounding would leave 1e-17
+    return low, 1.0 if share == 1 else centre + half
+
+
+def calibration(votes: np.ndarray) -> Calibration:
+    """Expected calibration error (Guo et al., arXiv:1706.04599, Eq. 3) with 10 bins of [0.5, 1], and Brier score.
+
+    Args:
+        votes: [N] P(the better answer wins), N at least 1.
+    """
+    confidence, right = np.maximum(votes, 1 - votes), _right(votes)
+    index = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
+    bins = []
+    for n in range(BINS):
+        inside = index == n
+        if inside.any():
+            low, high = 0.5 + n / (2 * BINS), 0.5 + (n + 1) / (2 * BINS)
+            count = int(inside.sum())
+            bins.append(CalibrationBin(low, high, count, float(confidence[inside].mean()), float(right[inside].mean())))
+    error = sum(one.count * abs(one.confidence - one.accuracy) for one in bins) / len(votes)
+    return Calibration(error, float(((1 - votes) ** 2).mean()), tuple(bins))
+
+
+def longer_wins(blocks: Sequence[np.ndarray], on: Sequence[Sequence[int]], off: Sequence[Sequence[int]]) -> Share:
+    """How often the longer of two answers won, from cross votes alone.
+
+    Args:
+        blocks: votes, each [K_on, K_off], as of :meth:`lit_align.judges.Judge.cross_votes`.
+        on: the lengths of each prompt's on-policy candidates.
+        off: the lengths of its off-policy ones.
+
+    Returns:
+        The share among verdicts that are no tie, on answers of different length.
+    """
+    won: list[float] = []
+    group: list[int] = []
+    for n, (block, a, b) in enumerate(zip(blocks, on, off, strict=True)):
+        difference = np.subtract.outer(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
+        told = ~np.isnan(block) & (block != 0.5) & (difference != 0)
+        won += ((block > 0.5) == (difference > 0))[told].astype(float).tolist()
+        group += [n] * int(told.sum())
+    return _Measures(np.asarray(group, dtype=np.int64), 0.95).share(np.asarray(won))
+
+
+def bias_warning(blocks: Sequence[np.ndarray], on: Sequence[Sequence[int]], off: Sequence[Sequence[int]]) -> str | None:
+    """What a measurement's own votes give away about its judge; None where nothing does.
+
+    Without labels a judge that looks at length alone cannot be told from one whose longer answers happen to be better,
+    except where nearly all verdicts follow length: at least 95 % of them, or of the shorter answers' wins.
+
+    Args:
+        blocks: see :func:`longer_wins`.
+        on: likewise.
+        off: likewise.
+    """
+    longer = longer_wins(blocks, on, off)
+    verdicts = np.concatenate([np.asarray(block, dtype=np.float64).ravel() for block in blocks]) if blocks else ()
+    given = np.asarray(verdicts)[~np.isnan(verdicts)]
+    if len(given) and (given == 0.5).mean() > 0.5:
+        return (
+            f"{100 * (given == 0.5).mean():.0f} % of the judge's verdicts are ties: it hardly tells these answers "
+            "apart, or contradicts itself between the two orders (lit-align judge says which)."
+        )
+    if longer.value is None or max(longer.value, 1 - longer.value) < LENGTH_ALONE or longer.count < 20:
+        return None
+    which, share = ("longer", longer.value) if longer.value > 0.5 else ("shorter", 1 - longer.value)
+    return (
+        f"The {which} answer won {100 * share:.0f} % of {longer.count} comparisons: the judge seems to prefer by "
+        "length alone (lit-align judge tells it from a judge that is right)."
+    )
+
+
+class _Measures:
+    """Shares with intervals of values that come in groups."""
+
+    def __init__(self, groups: np.ndarray, confidence: float) -> None:
+        self.groups, self.confidence = groups, confidence
+
+    def share(self, values: np.ndarray, where: np.ndarray | None = None) -> Share:
+        if where is not None:
+            return _Measures(self.groups[where], self.confidence).share(values[where])
+        if len(values) == 0:
+            return Share(None, 0.0, 1.0, 0)
+        mean = float(values.mean())
+        low, high = wilson(mean, self._independent(values, mean), self.confidence)
+        return Share(mean, low, high, len(values))
+
+    def _independent(self, values: np.ndarray, mean: float) -> float:
+        """How many independent values say as much (the design effect of cluster samples; Kish, 1965)."""
+        sums = np.bincount(self.groups, weights=values - mean)[np.unique(self.groups)]
+        spread = float(((values - mean) ** 2).sum())
+        if len(sums) < 2 or spread == 0.0:
+            return float(len(sums))
+        effect = float((sums**2).sum()) / spread
+        return len(values) / max(1.0, effect)
+
+
+def _numbered(groups: Sequence[Hashable]) -> list[int]:
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(group, len(numbers)) for group in groups]
+
+
+def _right(votes: np.ndarray) -> np.ndarray:
+    return 0.5 * ((votes > 0.5).astype(np.float64) + (votes >= 0.5))
+
+
+def _order(orders: np.ndarray, measures: _Measures, known: np.ndarray) -> OrderConsistency:
+    better_first, worse_first = orders.reshape(-1, 2)[known].T
+    sides = np.sign(better_first - 0.5), np.sign(0.5 - worse_first)  # +1: for the better answer, whatever its place
+    same = (sides[0] == sides[1]).astype(np.float64)
+    place = (sides[0] * sides[1] == -1).astype(np.float64)
+    first = int(((sides[0] == 1) & (sides[1] == -1)).sum())
+    return OrderConsistency(measures.share(same), measures.share(place), first)
+
+
+def _length_bias(vote: np.ndarray, right: np.ndarray, length: np.ndarray, measures: _Measures) -> LengthBias:
+    difference = length[:, 0] - length[:, 1]
+    return LengthBias(
+        correlation=_correlation(vote - 0.5, difference),
+        of_labels=_correlation(np.full(len(vote), 0.5), difference),
+        longer_is_right=measures.share(right, difference > 0),
+        longer_is_wrong=measures.share(right, difference < 0),
+        longer_rule=measures.share(0.5 * ((difference > 0).astype(np.float64) + (difference >= 0))),
+    )
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Pearson's over (a, b) and (-a, -b): which answer of a pair is called the first must not matter."""
+    size = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
+    return float((a * b).sum()) / size if size > 0 else None
+
+
+def _warnings(accuracy: Share, order: OrderConsistency | None, length: LengthBias) -> list[str]:
+    found = []
+    if order is not None and order.position_decides.low > 0.5:
+        decided = order.position_decides.count * (order.position_decides.value or 0.0)
+        found.append(
+            f"It prefers by order: in {_percent(order.position_decides)} of the pairs the same place won in both "
+            f"orders, mostly the {'first' if 2 * order.first_place > decided else 'second'} (named so where that "
+            "interval lies above 50 %)."
+        )
+    longer, shorter = length.longer_is_right, length.longer_is_wrong
+    for which, one, other in (("longer", longer, shorter), ("shorter", shorter, longer)):
+        if one.low > 0.5 and other.high < 0.5:
+            found.append(
+                f"It prefers by length: it is right in {_percent(one)} of the pairs whose {which} answer is the better "
+                f"one, and in {_percent(other)} of the others (named so where the two intervals lie on different sides "
+                "of 50 %)."
+            )
+    if accuracy.value is not None and accuracy.low <= 0.5 and not found:
+        found.append("Its accuracy cannot be told from a coin's: the interval reaches down to 50 %.")
+    return found
+
+
+def _percent(share: Share) -> str:
+    return f"{100 * (share.value or 0.0):.0f} % ({100 * share.low:.0f} to {100 * share.high:.0f})"

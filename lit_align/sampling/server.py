@@ -1,0 +1,152 @@
+"""The sampler that is an OpenAI-compatible completions server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lit_align.records import Candidate, FinishReason
+from lit_align.remote import Server, ServerError
+from lit_align.sampling.engine import EngineSampler, candidate_of_ids
+from lit_align.sampling.publish import LoraPublisher, Publisher
+
+_REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+
+
+class ServerSampler(EngineSampler):
+    """Samples from a server that holds the policy's base and is given its adapter before each call that needs it.
+
+    Prompts go as token ids (vLLM's completions API), one request a prompt with `n` = K and a seed of its own. The
+    server is asked for the sampled ids; one that gives text alone is warned of, and its text is tokenised again.
+
+    The answers are the policy's only as far as the server computes what the policy computes: it must hold the same
+    base, and where the policy's base is quantised (QLoRA), the server's numbers differ by the rounding. The same seed
+    draws the same candidates only if the server keeps its promise on seeds.
+
+    Args:
+        base_url: with the version, without the route: `http://localhost:8000/v1`.
+        api_key_env: name of the environment variable that holds the key; null sends none.
+        publisher: how the policy's current weights get there; by default its LoRA adapter, through a folder.
+        num_candidates: candidates a prompt (K), at least 1.
+        temperature: divides the logits; 0 is greedy, and all K candidates are then the same.
+        top_p: keep the most likely tokens that hold this share of the probability, in (0, 1].
+        top_k: keep this many most likely tokens; 0 keeps all.
+        min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
+        max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
+        concurrency: requests under way at once, in each process; the server batches them.
+        retries: how often a request is repeated that met a busy or broken server.
+        connect_timeout: seconds for a connection.
+        timeout: seconds for all candidates of one prompt, waiting in the server's queue included.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key_env: str | None = None,
+        publisher: Publisher | None = None,
+        num_candidates: int = 4,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_new_tokens: int = 1,
+        max_new_tokens: int = 256,
+        concurrency: int = 64,
+        retries: int = 6,
+        connect_timeout: float = 10.0,
+        timeout: float = 600.0,
+    ) -> None:
+        super().__init__(num_candidates, temperature, top_p, top_k, min_new_tokens, max_new_tokens)
+        self._server = Server(base_url, api_key_env, concurrency, retries, connect_timeout, timeout)
+        self._publisher = publisher if publisher is not None else LoraPublisher()
+
+    def sample(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_ids: Sequence[Sequence[int]],
+        *,
+        stop_ids: Sequence[int],
+        pad_id: int,
+        seed: int,
+        num_candidates: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[tuple[Candidate, ...]]:
+        """See :meth:`Sampler.sample`.
+
+        Raises:
+            ServerError: a prompt got no answer, or one that cannot be used.
+        """
+        wanted = num_candidates or self.num_candidates
+        drawn = self.drawn(wanted)
+        name = self._publisher.publish(model, self._server)
+        bodies = [
+            {
+                "model": name,
+                "prompt": list(ids),
+                "return_token_ids": True,
+                **self.settings(drawn, stop_ids, seed, place),
+            }
+            for place, ids in enumerate(prompt_ids)
+        ]
+        found: list[tuple[Candidate, ...]] = [()] * len(bodies)
+        with self._server.answers("/completions", bodies) as answers:
+            for place, outcome in answers:
+                if isinstance(outcome, ServerError):
+                    raise outcome
+                choices = self._choices(outcome.payload, name, drawn)
+                found[place] = tuple(self._candidate(one, stop_ids, tokenizer) for one in choices) * (wanted // drawn)
+                if progress is not None:
+                    progress(wanted)
+        return found
+
+    def _choices(self, payload: Mapping[str, Any], name: str, drawn: int) -> list[Mapping[str, Any]]:
+        """The drawn texts in their order.
+
+        Raises:
+            ServerError: another model answered, or there are more or fewer than were asked for.
+        """
+        url = self._server.base_url
+        if payload.get("model", name) != name:
+            raise ServerError(
+                f"{url} answered from {payload['model']!r}, asked for {name!r}: its weights are not the policy's"
+            )
+        choices = payload.get("choices")
+        if not isinstance(choices, list) or len(choices) != drawn or not all(map(_well_formed, choices)):
+            got = f"'choices': {choices}"[:300]
+            raise ServerError(f"{url} was asked for {drawn} texts of a prompt (`n`) and answered {got}")
+        return sorted(choices, key=lambda one: one["index"])
+
+    def _candidate(
+        self, choice: Mapping[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+    ) -> Candidate:
+        reason = _REASONS.get(choice.get("finish_reason", ""))
+        if reason is None:
+            raise ServerError(
+                f"{self._server.base_url} ended an answer for the reason {choice.get('finish_reason')!r}, expected one "
+                "of stop and length: see the server's log"
+            )
+        ids = choice.get("token_ids")
+        if ids is not None:
+            candidate = candidate_of_ids(ids, stop_ids, tokenizer)
+            if candidate.finish_reason is reason:
+                return candidate
+        rank_zero_warn(
+            f"{self._server.base_url} gives no ids of what it sampled that end as it says, so its text is tokenised "
+            "again, which may split it differently (vLLM 0.10.2 and later give them: return_token_ids)"
+        )
+        return Candidate(choice["text"], finish_reason=reason)
+
+
+def _well_formed(choice: Any) -> bool:
+    if not isinstance(choice, dict) or not isinstance(choice.get("index"), int):
+        return False
+    ids = choice.get("token_ids")
+    known = ids is None or (isinstance(ids, list) and all(isinstance(one, int) for one in ids))
+    return known and isinstance(choice.get("text"), str)

@@ -1,0 +1,139 @@
+"""The sampler that is vLLM inside this process."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lit_align.records import Candidate
+from lit_align.sampling.engine import EngineSampler, adapter_digest, candidate_of_ids, save_adapter
+
+
+class VLLMSampler(EngineSampler):
+    """Samples with vLLM on the GPU of the run, for one process. Needs `pip install lit-align[vllm]`.
+
+    The engine holds a second copy of the base, and is given the policy's LoRA adapter whenever it has changed.
+    Between calls it sleeps: its weights move to the host's memory and its cache is dropped, so training has the GPU.
+
+    It has been tested against a stand-in for vLLM that records what it is asked, not on a GPU.
+
+    Args:
+        model: hub id or folder of the policy's base; null takes what the policy's adapter names as its base.
+        num_candidates: candidates a prompt (K), at least 1.
+        temperature: divides the logits; 0 is greedy, and all K candidates are then the same.
+        top_p: keep the most likely tokens that hold this share of the probability, in (0, 1].
+        top_k: keep this many most likely tokens; 0 keeps all.
+        min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
+        max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
+        gpu_memory_utilization: share of the GPU's memory for vLLM while it is awake, in (0, 1); training's own
+            memory is not given back for it.
+        engine: more arguments of `vllm.LLM`, such as `{max_model_len: 2048, dtype: bfloat16}`.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        num_candidates: int = 4,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_new_tokens: int = 1,
+        max_new_tokens: int = 256,
+        gpu_memory_utilization: float = 0.4,
+        engine: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(num_candidates, temperature, top_p, top_k, min_new_tokens, max_new_tokens)
+        if not 0 < gpu_memory_utilization < 1:
+            raise ValueError(f"gpu_memory_utilization must be in (0, 1), got {gpu_memory_utilization}")
+        self._model = model
+        self._arguments = {"gpu_memory_utilization": gpu_memory_utilization, **(engine or {})}
+        self._llm: Any = None
+        self._adapter: Any = None
+        self._digest: str | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def sample(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt_ids: Sequence[Sequence[int]],
+        *,
+        stop_ids: Sequence[int],
+        pad_id: int,
+        seed: int,
+        num_candidates: int | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> list[tuple[Candidate, ...]]:
+        """See :meth:`Sampler.sample`. `progress` is called once, at the end.
+
+        Raises:
+            ImportError: vLLM is not installed.
+            ValueError: the policy has no adapter.
+        """
+        vllm = _vllm()
+        wanted = num_candidates or self.num_candidates
+        drawn = self.drawn(wanted)
+        digest = adapter_digest(model)
+        prompts = [{"prompt_token_ids": list(ids)} for ids in prompt_ids]
+        parameters = [
+            vllm.SamplingParams(**self.settings(drawn, stop_ids, seed, place)) for place in range(len(prompts))
+        ]
+        with isolate_rng():  # an engine inside this process seeds torch
+            self._wake(vllm, model)
+            try:
+                self._publish(model, digest)
+                outputs = self._llm.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
+            finally:
+                self._llm.sleep(level=1)
+        found = [
+            tuple(candidate_of_ids(list(one.token_ids), stop_ids, tokenizer) for one in output.outputs)
+            * (wanted // drawn)
+            for output in outputs
+        ]
+        if progress is not None:
+            progress(wanted * len(found))
+        return found
+
+    def _wake(self, vllm: Any, policy: Any) -> None:
+        if self._llm is not None:
+            self._llm.wake_up()
+            return
+        config = policy.peft_config[policy.active_adapter]
+        arguments = {"enable_lora": True, "max_lora_rank": _room_for(config.r), **self._arguments}
+        base = self._model or config.base_model_name_or_path
+        self._llm = vllm.LLM(model=base, enable_sleep_mode=True, **arguments)
+
+    def _publish(self, policy: nn.Module, digest: str) -> None:
+        """Gives the engine the adapter as it is now, under an id that it has not seen, and drops the older one."""
+        if digest == self._digest:
+            return
+        older, number = self._folder, 1
+        if self._adapter is not None:
+            number = self._adapter.lora_int_id + 1
+            self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
+        self._folder = tempfile.TemporaryDirectory(prefix="lit-align-adapter-")
+        save_adapter(policy, Path(self._folder.name))
+        request = importlib.import_module("vllm.lora.request").LoRARequest
+        self._adapter = request(f"lit-align-{number}", number, self._folder.name)
+        self._digest = digest
+        if older is not None:
+            older.cleanup()
+
+
+def _room_for(rank: int) -> int:
+    """The least of vLLM's rank limits that holds `rank`."""
+    return next((limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= limit), rank)
+
+
+def _vllm() -> Any:
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        raise ImportError("VLLMSampler needs vLLM and a GPU: pip install 'lit-align[vllm]'") from error
