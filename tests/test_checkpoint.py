@@ -159,7 +159,7 @@ def aligned_run(model: str, folder: Path, record: Path, die_at: int | None, resu
     torch.set_num_threads(1)
     seed_everything(3 if resume else 1)  # a resumed run must not depend on what its start-up drew
     data = AlignmentDataModule(
-        train=str(folder.parent / "rows.jsonl"), val_fraction=0.25, batch_size=2, seed=1, round_prompts=3,
+        train=str(folder.parent / "rows.jsonl"), val_fraction=0.4, batch_size=2, seed=4, round_prompts=3,
         judge=RuleJudge(variety), sampler=TransformersSampler(num_candidates=2, max_new_tokens=5),
     )  # fmt: skip
     module = AlignmentModule(
@@ -196,7 +196,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path) -> None:
     data = [
         {"prompt": f"Give fact {n}.", "candidates": [f"tea {n}", f"a much longer tea {n}", "the sea"]}
-        for n in range(16)
+        for n in range(24)
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -214,6 +214,8 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path
         begin = part[0]["micro_batch"] - 1
         assert part == expected[begin : begin + len(part)]
     assert {flag for row in expected for flag in row["on_policy"]} == {True, False}, "both sources were in use"
+    counts = json.loads((whole / "summary.json").read_text())["rows"]
+    assert counts["on_policy/reused"] > 0, "a measurement's samples became pairs"
 
     # A run that ended goes on, too, where it is given more steps.
     longer = tmp_path / "longer"
@@ -222,7 +224,8 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path
     assert rows(tmp_path / "4.log") == expected
 
     def untimed(folder: Path, name: str) -> list[dict[str, Any]]:
-        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows(folder / name)]
+        clock = ("seconds", "share_of_training")
+        return [{k: v for k, v in row.items() if k not in clock} for row in rows(folder / name)]
 
     for name in ("boundary.jsonl", "answers.jsonl", "samples.jsonl"):
         assert untimed(killed, name) == untimed(whole, name)

@@ -22,7 +22,7 @@ from lit_align.data import AlignmentDataModule, reference_logps
 from lit_align.losses import DPO, PreferenceLoss, RSOHinge, SLiCHF
 from lit_align.module import AlignmentModule
 from lit_align.policy import AdapterCopy, LoraSpec, ModelReference, PolicySpec, Reference, TokenLogps
-from tests.test_data_datamodule import FakeSampler, LastDigit, pair_rows, through_a_file, write
+from tests.data_fakes import FakeSampler, LastDigit, pair_rows, through_a_file, write
 from tests.tiny import save_tiny_model
 
 PAIRS, HELD_OUT = 9, 3

@@ -22,7 +22,7 @@ class Data:
     """Answers are as long as the policy's `skill` says, by prompt."""
 
     def __init__(self, prompts: int) -> None:
-        self.held_out = [CandidateSet((Message("user", f"p{n}"),), (Candidate("static"),)) for n in range(prompts)]
+        self.evaluated_on = [CandidateSet((Message("user", f"p{n}"),), (Candidate("static"),)) for n in range(prompts)]
         self.judge, self.seed = RuleJudge(length), 0
         self.skill: dict[str, int] = {f"p{n}": 2 for n in range(prompts)}
         self.asked = 0

@@ -2,10 +2,18 @@
 
 from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.filters import Filtered
 from lit_align.data.loader import TrainFeed
 from lit_align.data.loading import load_records, load_sets, merge_sets
 from lit_align.data.reading import BadRow
-from lit_align.data.selection import AllAboveMargin, BestRandom, BestWorst, PairSelector
+from lit_align.data.selection import (
+    AllAboveMargin,
+    BestRandom,
+    BestWorst,
+    MostDifferent,
+    PairSelector,
+    QualityDiversity,
+)
 
 __all__ = [
     "AlignmentDataModule",
@@ -14,7 +22,10 @@ __all__ = [
     "BestRandom",
     "BestWorst",
     "Encoder",
+    "Filtered",
+    "MostDifferent",
     "PairSelector",
+    "QualityDiversity",
     "TokenizedPair",
     "TrainFeed",
     "load_records",

@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
-from tqdm import tqdm
 
 from lit_align.batch import PairBatch
+from lit_align.data.dealing import Dealer
 from lit_align.data.encoder import Encoder, TokenizedPair, TooLong
-from lit_align.data.judging import judge_sets
-from lit_align.data.loader import TrainFeed, collate
+from lit_align.data.held_out import HeldOut
+from lit_align.data.loader import TrainFeed, collate, held_out_loader
 from lit_align.data.loading import OnBadRow
+from lit_align.data.needs import require, require_for_callbacks, require_held_out, require_pairs
+from lit_align.data.policy_rounds import PolicyRounds
 from lit_align.data.reference_feed import ReferenceFeed
-from lit_align.data.rounds import COUNTED, Round, RoundMaker
+from lit_align.data.resume import goes_on_alike
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
-from lit_align.data.static import PairMaker, Source, load_parts
+from lit_align.data.static import PairMaker, Source, make_static
+from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
+from lit_align.progress import note
 from lit_align.records import CandidateSet
 from lit_align.sampling import Sampler
-from lit_align.seeding import derive_seed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,6 +59,10 @@ class AlignmentDataModule(LightningDataModule):
         sampler: draws candidates from the policy.
         round_prompts: prompts an on-policy round (M).
         on_policy_share: share of on-policy pairs at the start, in [0, 1]; a callback may change it.
+        boundary_fraction: about the share of the held-out prompts to keep for measuring the boundary, in [0, 1), chosen
+            by a hash of the prompt. What is sampled on them for a measurement may become on-policy pairs; the other
+            prompts, those of the val pairs and the win rate, are never trained on and never measured on. 0, or no
+            sampler: all held-out prompts serve both ends, and the samples of a measurement are not used again.
         reference_cache: the folder where the reference's log-probs of static pairs are kept from run to run, at 4
             bytes a completion token and 20 a completion; "auto" is `reference` in the cache folder
             (`$LIT_ALIGN_CACHE` or `~/.cache/lit-align`). null keeps none, and the reference runs at each step.
@@ -67,7 +71,9 @@ class AlignmentDataModule(LightningDataModule):
     Attributes:
         counts: what was read, dropped, cut and kept; keys of held-out data begin with `val/`, those of
             on-policy rounds with `on_policy/`.
-        round_stats: what the last on-policy round took, see :class:`~lit_align.data.rounds.Round`.
+        round_stats: what the last on-policy round took, see :class:`~lit_align.data.rounds.Round`; and `reused`, how
+            many of its candidates a measurement had sampled.
+        new_rounds: the same of each round that was made for the micro-batch at hand.
         train_sets: the training prompts with their static candidates, one set for each prompt.
         held_out: the same of the held-out prompts.
         train_pairs: the tokenised static pairs.
@@ -99,6 +105,7 @@ class AlignmentDataModule(LightningDataModule):
         sampler: Sampler | None = None,
         round_prompts: int = 64,
         on_policy_share: float = 0.0,
+        boundary_fraction: float = 0.5,
         reference_cache: str | None = "auto",
         seed: int = 0,
     ) -> None:
@@ -106,8 +113,9 @@ class AlignmentDataModule(LightningDataModule):
         for key, number in (("batch_size", batch_size), ("round_prompts", round_prompts)):
             if number < 1:
                 raise ValueError(f"expected {key} to be at least 1, got {number}")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"expected val_fraction in [0, 1), got {val_fraction}")
+        for key, share in (("val_fraction", val_fraction), ("boundary_fraction", boundary_fraction)):
+            if not 0 <= share < 1:
+                raise ValueError(f"expected {key} in [0, 1), got {share}")
         self.train, self.val = train, val if val is not None or val_split is None else train
         self.split, self.val_split, self.name = split, val_split or split, name
         self.val_fraction = val_fraction
@@ -118,16 +126,19 @@ class AlignmentDataModule(LightningDataModule):
         self.selector = selector if selector is not None else BestWorst()
         self.judge, self.relabel, self.sampler = judge, relabel, sampler
         self.round_prompts, self.seed = round_prompts, seed
+        self.boundary_fraction = boundary_fraction
         self.reference_cache = reference_cache
-        self._reference = ReferenceFeed(self)
+        self.run = TrainerView(self)
+        self.reference_feed, self._rounds = ReferenceFeed(self), PolicyRounds(self)
         self.counts: Counter[str] = Counter()
         self.round_stats: dict[str, int | float] = {}
+        self.new_rounds: list[dict[str, int | float]] = []
         self.train_sets: list[CandidateSet] = []
         self.held_out: list[CandidateSet] = []
         self.train_pairs: list[TokenizedPair] = []
         self.val_pairs: list[TokenizedPair] = []
-        self.delivered = 0
         self.restored = False
+        self.held_out_prompts = HeldOut([], frozenset())
         self._share = 0.0
         self._prepared = False
         self._pending_state: dict[str, Any] | None = None
@@ -136,33 +147,47 @@ class AlignmentDataModule(LightningDataModule):
     # Loading
 
     def setup(self, stage: str) -> None:
-        """Reads, judges, pairs and tokenises, once."""
-        if self._prepared:
-            return
-        module: Any = self.trainer.lightning_module if self.trainer is not None else None
+        """Reads, judges, pairs and tokenises, once.
+
+        Raises:
+            ValueError: where a callback of a fit asks for a sampler, a judge or held-out prompts that are not there.
+        """
+        module = self.run.module
         if module is None:
             raise RuntimeError(
                 "setup() takes the tokenizer from the Trainer's module; without one call prepare(tokenizer)"
             )
-        self.prepare(module.tokenizer)
+        if stage == "fit":
+            require_for_callbacks(self, self.trainer)
+        if not self._prepared:
+            self.prepare(module.tokenizer)
+        if stage == "fit":
+            require_held_out(self, self.trainer)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """What :meth:`setup` does, with a tokenizer and without a Trainer."""
         self.encoder = Encoder(tokenizer, self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
-        val_counts: Counter[str] = Counter()
-        train, val = load_parts(
-            *self._sources(), self.val_fraction, self.seed, self.counts, val_counts, self._shows_bars()
-        )
         maker = PairMaker(
-            self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, self.progress
+            self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, self.run.bar,
+            self.run.needs_target,
+        )  # fmt: skip
+        boundary_fraction = self.boundary_fraction if self.sampler is not None else 0.0
+        static = make_static(
+            *self._sources(), self.val_fraction, boundary_fraction, maker, self.counts, self.run.shows_bars
         )
-        self.train_pairs, self.train_sets = maker.make(train, self.counts)
-        self.val_pairs, self.held_out = maker.make(val, val_counts)
-        self.counts.update({f"val/{key}": count for key, count in val_counts.items()})
-        if not self.train_pairs and (self.sampler is None or not self.train_sets):
-            raise self._no_pairs()
+        self.train_pairs, self.train_sets = static.pairs, static.sets
+        self.val_pairs, self.held_out, self.held_out_prompts = static.val_pairs, static.held_out, static.prompts
+        if self.sampler is None or not self.train_sets:
+            require_pairs(self)
+        if self.held_out_prompts.pool and self.run.rank == 0:
+            measured, evaluated = len(self.measured_on), len(self.evaluated_on)
+            note(f"Held-out prompts: {measured} to measure the boundary on, {evaluated} to evaluate on")
         self._off = OffPolicySource(self.train_pairs, self.seed)
-        self._on = OnPolicySource(len(self.train_sets), self.round_prompts, self.seed, self._make_round)
+        self._on = OnPolicySource(
+            len(self.train_sets), self.round_prompts, self.seed, self._rounds.fresh, self._rounds.offered
+        )
+        before_static = self.reference_feed.before_static
+        self._dealer = Dealer(self._off, self._on, self.batch_size, self.seed, self.run, before_static)
         self._fingerprint = fingerprint(self.train_pairs, self.train_sets)
         self._prepared = True
         if self._pending_state is not None:
@@ -170,13 +195,7 @@ class AlignmentDataModule(LightningDataModule):
 
     def _sources(self) -> tuple[Source, Source | None]:
         train = Source(self.train, self.split, self.name, self.on_bad_row)
-        return train, None if self.val is None else Source(self.val, self.val_split, self.name, self.on_bad_row)
-
-    def _no_pairs(self) -> ValueError:
-        counted = ", ".join(f"{key}: {count}" for key, count in self.counts.items() if count)
-        return ValueError(
-            f"expected training pairs in {self.train}, none is left ({counted}): look at limits and judge"
-        )
+        return train, None if self.val is None else replace(train, rows=self.val, split=self.val_split)
 
     # Loaders
 
@@ -184,9 +203,8 @@ class AlignmentDataModule(LightningDataModule):
     def micro_batches_per_epoch(self) -> int:
         """Micro-batches that show each static pair at least once, in whole optimizer steps."""
         size = len(self.train_pairs) or len(self.train_sets)
-        batches = -(-size // (self.batch_size * self._world()))
-        accumulation = int(getattr(self.trainer, "accumulate_grad_batches", 1) or 1)
-        return -(-batches // accumulation) * accumulation
+        batches = -(-size // (self.batch_size * self.run.world))
+        return -(-batches // self.run.accumulation) * self.run.accumulation
 
     def train_dataloader(self) -> TrainFeed:
         """The feed of training batches of :class:`~lit_align.batch.PairBatch`."""
@@ -199,36 +217,22 @@ class AlignmentDataModule(LightningDataModule):
         """
         if not self.val_pairs:
             return []
-        sampler: DistributedSampler[TokenizedPair] | None = None
-        if self._world() > 1:
-            sampler = DistributedSampler(self.val_pairs, self._world(), self._rank(), shuffle=False)  # type: ignore[arg-type]
-        return [
-            DataLoader(
-                self.val_pairs,  # type: ignore[arg-type]
-                batch_size=self.val_batch_size,
-                sampler=sampler,
-                collate_fn=self._collate_held_out,
-            )
-        ]
+        run = self.run
+        return [held_out_loader(self.val_pairs, self.val_batch_size, run.rank, run.world, self._collate_held_out)]
 
     def test_dataloader(self) -> list[DataLoader[PairBatch]]:
         """The held-out pairs."""
-        return self._required_val("test")
-
-    def predict_dataloader(self) -> list[DataLoader[PairBatch]]:
-        """The held-out pairs."""
-        return self._required_val("predict")
-
-    def _required_val(self, what: str) -> list[DataLoader[PairBatch]]:
         if not self.val_pairs:
-            raise ValueError(f"{what} needs held-out pairs, got none: set the data's `val` or `val_fraction`")
+            raise ValueError("test and predict need held-out pairs, got none: set the data's `val` or `val_fraction`")
         return self.val_dataloader()
 
+    predict_dataloader = test_dataloader
+
     def _collate(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        return collate(pairs, self.encoder.pad_id, [self._reference.of(pair) for pair in pairs])
+        return collate(pairs, self.encoder.pad_id, [self.reference_feed.of(pair) for pair in pairs])
 
     def _collate_held_out(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        self._reference.before_held_out()
+        self.reference_feed.before_held_out()
         return self._collate(pairs)
 
     def fill_reference(self) -> dict[str, Any]:
@@ -238,9 +242,14 @@ class AlignmentDataModule(LightningDataModule):
             `pairs`, `found`, `computed`, `seconds` and `folder`; nothing where the loss has no reference, or its
             log-probs are not kept.
         """
-        return self._reference.fill_all()
+        return self.reference_feed.fill_all()
 
     # Which pair comes next
+
+    @property
+    def delivered(self) -> int:
+        """Micro-batches delivered so far."""
+        return self._dealer.delivered if self._prepared else 0
 
     @property
     def on_policy_share(self) -> float:
@@ -248,7 +257,7 @@ class AlignmentDataModule(LightningDataModule):
         return self._share
 
     def set_on_policy_share(self, share: float) -> None:
-        """Acts on the very next micro-batch.
+        """Acts on the very next micro-batch; amid the accumulation of a sorted optimizer step, on the next step.
 
         Raises:
             ValueError: if `share` is not in [0, 1], or above 0 without a sampler and a judge.
@@ -256,43 +265,50 @@ class AlignmentDataModule(LightningDataModule):
         if not 0 <= share <= 1:
             raise ValueError(f"expected an on-policy share in [0, 1], got {share}")
         if share > 0:
-            self._require("on-policy pairs", "sampler", "judge")
+            require(self, "on-policy pairs", "sampler", "judge")
+        else:
+            self.held_out_prompts.withdraw()
         self._share = float(share)
 
     def upcoming(self, count: int) -> Sequence[TokenizedPair]:
         """The next `count` static pairs of all ranks, or all pairs where that is fewer."""
         return self._off.upcoming(count)
 
+    @property
+    def measured_on(self) -> Sequence[CandidateSet]:
+        """The held-out prompts that the boundary may be measured on: set apart for it, and not trained on."""
+        return self.held_out_prompts.measured_on
+
+    @property
+    def evaluated_on(self) -> Sequence[CandidateSet]:
+        """The held-out prompts of the val pairs and the win rate, never measured on and never trained on."""
+        return self.held_out_prompts.evaluated_on
+
+    def offer_round(self, sets: Sequence[CandidateSet]) -> None:
+        """Makes the next on-policy round of candidates that were sampled for a measurement.
+
+        The data's judge scores them, and they become pairs as sampled ones do. A later offer takes the place of one
+        that was not used, and a share of 0 withdraws it.
+
+        Args:
+            sets: fresh candidates for prompts of `measured_on`; under DDP the caller's share, and each rank calls it.
+        """
+        self.held_out_prompts.offer(sets, self.run.step)
+
     def request_round(self) -> None:
         """The next on-policy pair comes from a fresh round; what is left of the current one is dropped."""
         self._on.fresh = True
 
     def next_batch(self) -> PairBatch:
-        """The next micro-batch of this rank. Makes an on-policy round where one is due."""
-        rank, world = self._rank(), self._world()
-        draws = np.random.default_rng(derive_seed(self.seed, "mixture", self.delivered)).random(self.batch_size)
-        from_policy = draws < self._share
-        on_count = int(from_policy.sum())
-        if on_count < self.batch_size and not self.train_pairs:
-            raise self._no_pairs()
-        if on_count:
-            self._on.ensure(on_count * world)
-        if on_count < self.batch_size:
-            self._reference.before_static((self.batch_size - on_count) * world)
-        on, off = self._on.take(on_count, rank, world), self._off.take(self.batch_size - on_count, rank, world)
-        self.delivered += 1
-        return self._collate([on.pop(0) if is_on else off.pop(0) for is_on in from_policy])
+        """The next micro-batch of this rank. Makes an on-policy round where one is due.
 
-    def _make_round(self, indices: Sequence[int], index: int) -> Round:
-        self._require("an on-policy round", "sampler", "judge")
-        step = int(getattr(self.trainer, "global_step", 0))
-        add_reference = self._reference.for_round
-        maker = RoundMaker(self.sample, self._judge_with_bar, self.selector, self.encoder, add_reference, self.seed)
-        made = maker.make([self.train_sets[i] for i in indices], index, step)
-        self.round_stats = made.stats
-        self.counts.update({f"on_policy/{key}": int(made.stats[key]) for key in COUNTED})
-        self.counts["on_policy/rounds"] += 1
-        return made
+        The pairs of an optimizer step are sorted by length where the loss allows it, see
+        :class:`~lit_align.data.dealing.Dealer`.
+        """
+        if self._share < 1:
+            require_pairs(self)
+        self.new_rounds = []
+        return self._collate(self._dealer.deal(self._share))
 
     def sample(
         self,
@@ -304,45 +320,12 @@ class AlignmentDataModule(LightningDataModule):
         """Fresh candidates of the current policy for the prompts of `sets`, with a progress bar.
 
         Args:
-            sets: the prompts, such as `held_out`; under DDP the caller's share of them.
+            sets: the prompts, such as `measured_on`; under DDP the caller's share of them.
             purpose: what the samples are for: with the run's seed it makes the seed.
             num_candidates: candidates a prompt; None takes the sampler's number.
             desc: the bar's label.
         """
-        self._require("sampling", "sampler")
-        assert self.sampler is not None
-        if not sets:
-            return []
-        module: Any = self.trainer.lightning_module if self.trainer is not None else None
-        if module is None:
-            raise RuntimeError(
-                "sampling takes the policy from the Trainer's module: attach this data module to a Trainer"
-            )
-        with self.progress(len(sets) * (num_candidates or self.sampler.num_candidates), desc, " answers") as bar:
-            sampled = self.sampler.sample(
-                module.policy,
-                self.encoder.tokenizer,
-                [self.encoder.encode_prompt(one.prompt) for one in sets],
-                stop_ids=self.encoder.stop_ids,
-                pad_id=self.encoder.pad_id,
-                seed=derive_seed(self.seed, "sample", *purpose),
-                num_candidates=num_candidates,
-                progress=bar.update,
-            )
-        return [replace(one, candidates=tuple(drawn)) for one, drawn in zip(sets, sampled, strict=True)]
-
-    def _judge_with_bar(self, sets: Sequence[CandidateSet]) -> list[CandidateSet]:
-        assert self.judge is not None
-        with self.progress(sum(len(one.candidates) for one in sets), "judging", " answers") as bar:
-            return judge_sets(self.judge, sets, bar.update)
-
-    def _require(self, what: str, *keys: str) -> None:
-        missing = [key for key in keys if getattr(self, key) is None]
-        if missing:
-            raise ValueError(
-                f"{what} need{'s' if what[-1] != 's' else ''} a {' and a '.join(missing)}: set "
-                + " and ".join(f"`data.{key}`" for key in missing)
-            )
+        return self._rounds.sample(sets, *purpose, num_candidates=num_candidates, desc=desc)
 
     # State
 
@@ -354,9 +337,8 @@ class AlignmentDataModule(LightningDataModule):
             "fingerprint": self._fingerprint,
             "settings": self._settings(),
             "on_policy_share": self._share,
-            "delivered": self.delivered,
-            "off_policy_cursor": self._off.cursor,
-            "on_policy": self._on.state_dict(),
+            "dealt": self._dealer.state_dict(),
+            "held_out": self.held_out_prompts.state_dict(),
             "round_stats": dict(self.round_stats),
             "counts": {key: count for key, count in self.counts.items() if key.startswith("on_policy/")},
         }
@@ -370,42 +352,13 @@ class AlignmentDataModule(LightningDataModule):
         if not self._prepared:
             self._pending_state = state_dict
             return
-        if state_dict["fingerprint"] != self._fingerprint:
-            raise ValueError(
-                f"the checkpoint was made with other data: expected {state_dict['fingerprint']}, "
-                f"got {self._fingerprint}. "
-                "Give the same rows, tokenizer, limits, selector and judge, or start a fresh run"
-            )
-        for key, now in self._settings().items():
-            if (before := state_dict["settings"][key]) != now:
-                rank_zero_warn(
-                    f"the checkpoint was made with {key} {before}, now {now}: the run goes on, but not as before"
-                )
-        self._share = state_dict["on_policy_share"]
-        self.delivered = state_dict["delivered"]
-        self._off.cursor = state_dict["off_policy_cursor"]
-        self._on.load_state_dict(state_dict["on_policy"])
+        alike = goes_on_alike(state_dict, self._fingerprint, self._settings())
+        self.set_on_policy_share(state_dict["on_policy_share"])
+        self._dealer.load_state_dict(state_dict["dealt"], amid_step=alike)
+        self.held_out_prompts.load_state_dict(state_dict["held_out"])
         self.round_stats = dict(state_dict["round_stats"])
         self.counts |= Counter(state_dict["counts"])
         self.restored = True
 
     def _settings(self) -> dict[str, int]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "world_size": self._world()}
-
-    # The Trainer, if there is one
-
-    def progress(self, total: int | None, desc: str, unit: str) -> tqdm:
-        """A bar with a rate: on rank 0 only, and off where the Trainer's own bar is off."""
-        off = not self._shows_bars()  # the delay: no bar for what takes no time
-        return tqdm(total=total, desc=desc, unit=unit, leave=False, dynamic_ncols=True, delay=0.5, disable=off)
-
-    def _shows_bars(self) -> bool:
-        return self.trainer is None or (
-            self._rank() == 0 and getattr(self.trainer, "progress_bar_callback", None) is not None
-        )
-
-    def _rank(self) -> int:
-        return int(getattr(self.trainer, "global_rank", 0))
-
-    def _world(self) -> int:
-        return int(getattr(self.trainer, "world_size", 1))
+        return {"seed": self.seed, "batch_size": self.batch_size, "world_size": self.run.world}

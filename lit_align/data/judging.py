@@ -12,7 +12,7 @@ from lit_align.data.ranks import gather, shard
 from lit_align.data.reading import BadRow
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
-from lit_align.records import CandidateSet, PreferencePair
+from lit_align.records import CandidateSet, PreferencePair, Prompt
 from lit_align.seeding import derive_seed
 
 _SETS_A_CALL = 32  # judged together: large enough to batch, small enough for a bar that moves
@@ -94,6 +94,8 @@ def encode_records(
     seed: int,
     counts: Counter[str],
     log: SkipLog,
+    paired: Callable[[Prompt], bool] = lambda _: True,
+    needs_target: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[list[TokenizedPair], list[Record]]:
     """The tokenised pairs of all records, and the records whose prompts can be used.
@@ -105,6 +107,8 @@ def encode_records(
         seed: the run's seed.
         counts: each dropped pair is counted under its reason; `pairs` counts those kept.
         log: takes the records whose prompt the chat template refuses.
+        paired: whether a prompt's records are to become pairs.
+        needs_target: whether a record without a target is a bad row.
         progress: called with the number of records done since the last call.
     """
     pairs: list[TokenizedPair] = []
@@ -113,11 +117,15 @@ def encode_records(
         some = records[start : start + _RECORDS_AT_ONCE]
         made = [
             pairs_of(record, selector, derive_seed(seed, "select", start + index), counts)
+            if paired(record.prompt)
+            else []
             for index, record in enumerate(some)
         ]
         encoder.tokenise_ahead([pair for of_record in made for pair in of_record])
         for record, of_record in zip(some, made, strict=True):
             try:
+                if needs_target:
+                    _require_target(record)
                 if encoder.fits(record.prompt):
                     kept.append(record)
                     pairs += encode_pairs(of_record, encoder, counts)
@@ -130,6 +138,13 @@ def encode_records(
     encoder.tokenise_ahead([])
     counts["pairs"] += len(pairs)
     return pairs, kept
+
+
+def _require_target(record: Record) -> None:
+    target = record.target if isinstance(record, PreferencePair) else record.row.get("target")
+    if not isinstance(target, str):
+        why = f"the loss asks for each row's own `target`, a text, got {target!r}: add it, or choose another loss"
+        raise BadRow(record.where, "no_target", why)
 
 
 def encode_pairs(pairs: Sequence[PreferencePair], encoder: Encoder, counts: Counter[str]) -> list[TokenizedPair]:

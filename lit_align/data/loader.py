@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from lit_align.batch import Padded, PairBatch
 from lit_align.data.encoder import TokenizedPair
@@ -44,6 +46,20 @@ class TrainFeed:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing to load: the data module's state holds everything."""
+
+
+def held_out_loader(
+    pairs: Sequence[TokenizedPair],
+    batch_size: int,
+    rank: int,
+    world: int,
+    collate_pairs: Callable[[Sequence[TokenizedPair]], PairBatch],
+) -> DataLoader[PairBatch]:
+    """All pairs in their order. Every rank gets as many, for which the first few may come twice."""
+    sampler: DistributedSampler[TokenizedPair] | None = None
+    if world > 1:
+        sampler = DistributedSampler(pairs, world, rank, shuffle=False)  # type: ignore[arg-type]
+    return DataLoader(pairs, batch_size=batch_size, sampler=sampler, collate_fn=collate_pairs)  # type: ignore[arg-type]
 
 
 def collate(

@@ -94,7 +94,7 @@ class ReferenceFeed:
                 data.reference_cache,
                 lambda pairs: collate(pairs, data.encoder.pad_id),
                 data.val_batch_size,
-                data.progress,
+                data.run.bar,
             )
             if self._logps is not None:
                 self._logps.find([*data.train_pairs, *data.val_pairs])

@@ -34,10 +34,12 @@ class Round:
         stats: the counts of :data:`COUNTED`, `index`, `step`, `yield` (pairs per judged answer), `mean_score`
             (NaN if nothing was scored), `sample_seconds`, `judge_seconds` and `reference_seconds` (of the
             slowest rank).
+        paired: the positions, among the sets it was made of, of those that gave a pair.
     """
 
     pairs: list[TokenizedPair]
     stats: dict[str, int | float]
+    paired: list[int]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class RoundMaker:
     """Makes rounds.
 
     Args:
-        sample: sets and the purpose of the draw -> the sets with fresh candidates.
+        sample: sets and the purpose of the draw -> the sets with candidates of the policy.
         judge: sets -> scored sets.
         selector: makes pairs.
         encoder: tokenises them.
@@ -64,9 +66,9 @@ class RoundMaker:
         """Samples, judges and pairs the prompts of `sets`, shared among the ranks.
 
         Args:
-            sets: the prompts; their static candidates are not used.
+            sets: the prompts, each on one rank.
             index: the number of the round, for its seeds.
-            step: the optimizer step at which it is sampled.
+            step: the optimizer step at which the candidates are sampled.
         """
         rank, world = shard()
         started = time.perf_counter()
@@ -75,18 +77,19 @@ class RoundMaker:
         scored = self.judge(sampled)
         seconds = {"sample_seconds": between - started, "judge_seconds": time.perf_counter() - between}
         counts: Counter[str] = Counter(prompts=len(scored))
-        pairs = [
-            pair
+        by_prompt = [
+            self._pairs(one, derive_seed(self.seed, "round", index, rank, number), step, counts)
             for number, one in enumerate(scored)
-            for pair in self._pairs(one, derive_seed(self.seed, "round", index, rank, number), step, counts)
         ]
+        paired = [rank + number * world for number, of_prompt in enumerate(by_prompt) if of_prompt]
+        pairs = [pair for of_prompt in by_prompt for pair in of_prompt]
         scores = [c.score for one in scored for c in one.candidates if c.score is not None and math.isfinite(c.score)]
         counts["candidates"] += sum(len(one.candidates) for one in scored)
         counts["pairs"] += len(pairs)
         between = time.perf_counter()
         pairs = self.add_reference(pairs)
         seconds["reference_seconds"] = time.perf_counter() - between
-        return _together(gather((pairs, counts, seconds, scores)), index, step)
+        return _together(gather((pairs, counts, seconds, scores, paired)), index, step)
 
     def _pairs(self, scored: CandidateSet, seed: int, step: int, counts: Counter[str]) -> list[TokenizedPair]:
         pairs = [_on_policy(pair, step) for pair in self.selector.select(scored, seed, counts)]
@@ -98,7 +101,9 @@ def _on_policy(pair: PreferencePair, step: int) -> PreferencePair:
 
 
 def _together(
-    parts: Sequence[tuple[list[TokenizedPair], Counter[str], dict[str, float], list[float]]], index: int, step: int
+    parts: Sequence[tuple[list[TokenizedPair], Counter[str], dict[str, float], list[float], list[int]]],
+    index: int,
+    step: int,
 ) -> Round:
     counts = sum((part[1] for part in parts), Counter())
     scores = [score for part in parts for score in part[3]]
@@ -107,4 +112,5 @@ def _together(
     stats["mean_score"] = math.fsum(scores) / len(scores) if scores else math.nan
     for key in ("sample_seconds", "judge_seconds", "reference_seconds"):
         stats[key] = max(part[2][key] for part in parts)
-    return Round([pair for part in parts for pair in part[0]], stats)
+    paired = sorted(position for part in parts for position in part[4])
+    return Round([pair for part in parts for pair in part[0]], stats, paired)

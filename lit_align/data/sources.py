@@ -15,6 +15,7 @@ from lit_align.records import CandidateSet
 from lit_align.seeding import derive_seed
 
 MakeRound = Callable[[Sequence[int], int], Round]
+MakeOffered = Callable[[int], "Round | None"]
 _EMPTY_ROUNDS = 3
 
 
@@ -74,19 +75,23 @@ class OnPolicySource:
     """Pairs of on-policy rounds, each used once, in seeded order.
 
     A round is made when too few pairs are left or when a fresh one was requested. The last few pairs of a
-    round that do not fill a batch open the next one; a requested round drops what is left.
+    round that do not fill a batch open the next one; a requested round drops what is left. Candidates on offer
+    make a round before others are sampled.
 
     Args:
         prompts: the number of training prompts.
-        round_prompts: prompts a round (M); no more than there are.
+        round_prompts: prompts a sampled round (M); no more than there are.
         seed: the run's seed.
         make_round: indices of prompts and the round's number -> the round, the same on every rank.
+        make_offered: the round's number -> the round of what is on offer, likewise; None where nothing is.
     """
 
-    def __init__(self, prompts: int, round_prompts: int, seed: int, make_round: MakeRound) -> None:
+    def __init__(
+        self, prompts: int, round_prompts: int, seed: int, make_round: MakeRound, make_offered: MakeOffered
+    ) -> None:
         self.round_prompts = min(round_prompts, prompts)
         self.seed = seed
-        self.make_round = make_round
+        self.make_round, self.make_offered = make_round, make_offered
         self.pending: list[TokenizedPair] = []
         self.rounds = 0
         self.prompt_cursor = 0
@@ -97,14 +102,18 @@ class OnPolicySource:
         """Makes rounds until `count` pairs are there.
 
         Raises:
-            RuntimeError: after three rounds in a row without a pair.
+            RuntimeError: after three sampled rounds in a row without a pair.
         """
         empty = 0
         while self.fresh or len(self.pending) < count:
-            result = self._next_round()
-            self.pending = [*([] if self.fresh else self.pending), *result]
+            offered = self.make_offered(self.rounds)
+            made = self._sampled_round() if offered is None else offered
+            rng = np.random.default_rng(derive_seed(self.seed, "round order", self.rounds))
+            shuffled = [made.pairs[index] for index in rng.permutation(len(made.pairs))]
+            self.pending = [*([] if self.fresh else self.pending), *shuffled]
+            self.rounds += 1
             self.fresh = False
-            empty = 0 if result else empty + 1
+            empty = 0 if made.pairs else empty + (offered is None)
             if empty == _EMPTY_ROUNDS:
                 raise RuntimeError(
                     f"{empty} on-policy rounds of {self.round_prompts} prompts each gave no pair: the judge gave all "
@@ -112,13 +121,11 @@ class OnPolicySource:
                     "`round_stats`; a judge that grades, more candidates or a higher temperature help."
                 )
 
-    def _next_round(self) -> list[TokenizedPair]:
+    def _sampled_round(self) -> Round:
         positions = range(self.prompt_cursor, self.prompt_cursor + self.round_prompts)
-        result = self.make_round([self._order[position] for position in positions], self.rounds)
-        rng = np.random.default_rng(derive_seed(self.seed, "round order", self.rounds))
+        made = self.make_round([self._order[position] for position in positions], self.rounds)
         self.prompt_cursor += self.round_prompts
-        self.rounds += 1
-        return [result.pairs[index] for index in rng.permutation(len(result.pairs))]
+        return made
 
     def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:
         """This rank's next `count` pairs, which :meth:`ensure` has made sure of."""

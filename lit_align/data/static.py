@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.held_out import HeldOut, set_apart
 from lit_align.data.judging import encode_records, judge_records
 from lit_align.data.loading import OnBadRow, Record, SkipLog, load_records, merge_sets, split_by_prompt
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
-from lit_align.records import CandidateSet
+from lit_align.records import CandidateSet, Prompt
 
 Progress = Callable[[int | None, str, str], tqdm]
 
@@ -32,6 +33,58 @@ class Source:
         return load_records(
             self.rows, split=self.split, name=self.name, on_bad_row=self.on_bad_row, counts=counts, bar=bar
         )
+
+
+@dataclass(frozen=True)
+class Static:
+    """What :func:`make_static` gives.
+
+    Args:
+        pairs: the tokenised training pairs.
+        sets: the training prompts with their candidates.
+        val_pairs: the tokenised held-out pairs, without the prompts of the boundary.
+        held_out: the held-out prompts with their candidates.
+        prompts: who may use which of them.
+    """
+
+    pairs: list[TokenizedPair]
+    sets: list[CandidateSet]
+    val_pairs: list[TokenizedPair]
+    held_out: list[CandidateSet]
+    prompts: HeldOut
+
+
+def make_static(
+    train: Source,
+    val: Source | None,
+    val_fraction: float,
+    boundary_fraction: float,
+    maker: PairMaker,
+    counts: Counter[str],
+    bar: bool,
+) -> Static:
+    """Reads the training and the held-out rows and makes pairs of them.
+
+    Args:
+        train: the training rows.
+        val: held-out rows.
+        val_fraction: share of the training prompts to hold out where `val` is None.
+        boundary_fraction: share of the held-out prompts to keep for the boundary, see
+            :func:`~lit_align.data.held_out.set_apart`.
+        maker: makes the pairs.
+        counts: of what was read and dropped; those of held-out rows begin with `val/`.
+        bar: whether to show progress bars.
+    """
+    val_counts: Counter[str] = Counter()
+    records, val_records = load_parts(train, val, val_fraction, maker.seed, counts, val_counts, bar)
+    pairs, sets = maker.make(records, counts)
+    apart = set_apart({record.prompt for record in val_records}, boundary_fraction)
+    val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in apart)
+    prompts = HeldOut(held_out, apart)
+    if apart:
+        val_counts["prompts_measured"], val_counts["prompts_evaluated"] = len(prompts.pool), len(prompts.evaluated_on)
+    counts.update({f"val/{key}": count for key, count in val_counts.items()})
+    return Static(pairs, sets, val_pairs, held_out, prompts)
 
 
 def load_parts(
@@ -76,6 +129,7 @@ class PairMaker:
         on_bad_row: for prompts that the chat template refuses.
         seed: the run's seed.
         progress: makes a progress bar of a total, a label and a unit.
+        needs_target: whether the loss asks for each row's own target.
     """
 
     encoder: Encoder
@@ -85,14 +139,19 @@ class PairMaker:
     on_bad_row: OnBadRow
     seed: int
     progress: Progress
+    needs_target: bool
 
-    def make(self, records: list[Record], counts: Counter[str]) -> tuple[list[TokenizedPair], list[CandidateSet]]:
-        """The tokenised pairs, and one candidate set for each prompt that can be used."""
+    def make(
+        self, records: list[Record], counts: Counter[str], paired: Callable[[Prompt], bool] = lambda _: True
+    ) -> tuple[list[TokenizedPair], list[CandidateSet]]:
+        """The tokenised pairs of the prompts that are `paired`, and one candidate set for each prompt of use."""
         with self.progress(None, "judging", " answers") as bar:
             records = judge_records(records, self.judge, self.relabel, bar.update)
         log = SkipLog(self.on_bad_row, counts)
         with self.progress(len(records), "tokenising", " rows") as bar:
-            pairs, kept = encode_records(records, self.encoder, self.selector, self.seed, counts, log, bar.update)
+            pairs, kept = encode_records(
+                records, self.encoder, self.selector, self.seed, counts, log, paired, self.needs_target, bar.update
+            )
         log.warn()
         sets = merge_sets(kept)
         counts["prompts"] += len(sets)

@@ -131,9 +131,9 @@ class WinRateCallback(Callback):
     def _prompts(self, trainer: Trainer) -> list[CandidateSet]:
         """The same prompts at both ends and after a resume: chosen by the run's seed alone."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        held_out = list(data.held_out)
-        random.Random(derive_seed(data.seed, "win_rate", "prompts")).shuffle(held_out)
-        return held_out[: self.num_prompts]
+        prompts = list(data.evaluated_on)
+        random.Random(derive_seed(data.seed, "win_rate", "prompts")).shuffle(prompts)
+        return prompts[: self.num_prompts]
 
     def _sample(self, trainer: Trainer, prompts: Sequence[CandidateSet], moment: str) -> list[CandidateSet]:
         started = time.perf_counter()

@@ -1,0 +1,70 @@
+"""What a run asks of its data, said before a model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_align.boundary import BoundaryCallback
+    from lit_align.data.datamodule import AlignmentDataModule
+
+_MANY_STEPS = 100_000
+
+
+def require(data: AlignmentDataModule, what: str, *keys: str) -> None:
+    """Raises a ValueError that names what `what` needs and the data module lacks."""
+    missing = [key for key in keys if getattr(data, key) is None]
+    if missing:
+        raise ValueError(
+            f"{what} need{'s' if what[-1] != 's' else ''} a {' and a '.join(missing)}: set "
+            + " and ".join(f"`data.{key}`" for key in missing)
+        )
+
+
+def require_pairs(data: AlignmentDataModule) -> None:
+    """Raises a ValueError where no static training pair is left."""
+    if not data.train_pairs:
+        counted = ", ".join(f"{key}: {count}" for key, count in data.counts.items() if count)
+        raise ValueError(f"expected training pairs in {data.train}, none is left ({counted}): look at limits and judge")
+
+
+def require_for_callbacks(data: AlignmentDataModule, trainer: Any) -> None:
+    """Raises a ValueError where a boundary callback of a fit asks for more than the data module was given."""
+    for callback in _boundary_callbacks(trainer):
+        measures = callback.every_n_steps is not None
+        if not measures and not _may_tune(callback, trainer.max_steps):
+            continue
+        missing = [f"`data.{key}`" for key in ("sampler", "judge") if getattr(data, key) is None]
+        if measures and data.val is None and not data.val_fraction:
+            missing.append("`data.val` (or `data.val_fraction`)")
+        if missing:
+            does = "samples answers to held-out prompts and has them judged" if measures else "trains on judged samples"
+            raise ValueError(
+                f"{type(callback).__name__} {does}, and the data lack what it takes: set {', '.join(missing)}"
+            )
+
+
+def require_held_out(data: AlignmentDataModule, trainer: Any) -> None:
+    """Raises a ValueError where a boundary is to be measured and no held-out prompt is left."""
+    if data.held_out_prompts.measured_on:
+        return
+    for callback in _boundary_callbacks(trainer):
+        if callback.every_n_steps is not None:
+            counts = {key: count for key, count in data.counts.items() if key.startswith("val/") and count}
+            raise ValueError(
+                f"{type(callback).__name__} measures on held-out prompts, and none of the data's is left "
+                f"({', '.join(f'{key}: {count}' for key, count in counts.items())}): look at limits and rows"
+            )
+
+
+def _boundary_callbacks(trainer: Any) -> list[BoundaryCallback]:
+    from lit_align.boundary import BoundaryCallback  # the boundary builds on the data, not the other way round
+
+    return [one for one in getattr(trainer, "callbacks", ()) if isinstance(one, BoundaryCallback)]
+
+
+def _may_tune(callback: BoundaryCallback, max_steps: int) -> bool:
+    """Whether a schedule without measurements can ask for samples: it does at once, or it decides again later."""
+    if any(callback.should_decide(step) for step in range(1, max_steps if max_steps > 0 else _MANY_STEPS)):
+        return True
+    return callback.should_decide(0) and callback.decide(0, None, ()).share > 0

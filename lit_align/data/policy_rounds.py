@@ -1,0 +1,96 @@
+"""What comes from the policy of a run: candidates for prompts, and the on-policy rounds made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from lit_align.data.judging import judge_sets
+from lit_align.data.needs import require
+from lit_align.data.rounds import COUNTED, Round, RoundMaker, Sample
+from lit_align.records import CandidateSet
+from lit_align.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from lit_align.data.datamodule import AlignmentDataModule
+
+
+class PolicyRounds:
+    """Samples the policy for a data module, makes its on-policy rounds, and keeps their numbers.
+
+    Args:
+        data: whose rounds they are; its Trainer's module has the policy.
+    """
+
+    def __init__(self, data: AlignmentDataModule) -> None:
+        self._data = data
+
+    def sample(
+        self,
+        sets: Sequence[CandidateSet],
+        *purpose: str | int,
+        num_candidates: int | None = None,
+        desc: str = "sampling",
+    ) -> list[CandidateSet]:
+        """See :meth:`AlignmentDataModule.sample`."""
+        data, sampler = self._data, self._data.sampler
+        require(data, "sampling", "sampler")
+        assert sampler is not None
+        if not sets:
+            return []
+        module = data.run.module
+        if module is None:
+            raise RuntimeError(
+                "sampling takes the policy from the Trainer's module: attach this data module to a Trainer"
+            )
+        with data.run.bar(len(sets) * (num_candidates or sampler.num_candidates), desc, " answers") as bar:
+            sampled = sampler.sample(
+                module.policy,
+                data.encoder.tokenizer,
+                [data.encoder.encode_prompt(one.prompt) for one in sets],
+                stop_ids=data.encoder.stop_ids,
+                pad_id=data.encoder.pad_id,
+                seed=derive_seed(data.seed, "sample", *purpose),
+                num_candidates=num_candidates,
+                progress=bar.update,
+            )
+        return [replace(one, candidates=tuple(drawn)) for one, drawn in zip(sets, sampled, strict=True)]
+
+    def fresh(self, indices: Sequence[int], index: int) -> Round:
+        """A round of new samples for some of the training prompts.
+
+        Args:
+            indices: of the prompts.
+            index: the number of the round.
+        """
+        data = self._data
+        return self._make([data.train_sets[i] for i in indices], index, data.run.step, self.sample)
+
+    def offered(self, index: int) -> Round | None:
+        """A round of what a measurement sampled; None where nothing is on offer."""
+        held_out = self._data.held_out_prompts
+        if not held_out.on_offer:
+            return None
+        sets = held_out.on_offer
+        made = self._make(sets, index, held_out.offered_at, lambda mine, *_: list(mine), reused=True)
+        held_out.withdraw()  # not before: a judge may fail
+        held_out.spend([sets[position] for position in made.paired])
+        return made
+
+    def _make(self, sets: Sequence[CandidateSet], index: int, step: int, sample: Sample, reused: bool = False) -> Round:
+        data = self._data
+        require(data, "an on-policy round", "sampler", "judge")
+        maker = RoundMaker(sample, self._judge, data.selector, data.encoder, data.reference_feed.for_round, data.seed)
+        made = maker.make(sets, index, step)
+        data.round_stats = {**made.stats, "reused": made.stats["candidates"] if reused else 0}
+        data.new_rounds.append(data.round_stats)
+        data.counts.update({f"on_policy/{key}": int(data.round_stats[key]) for key in (*COUNTED, "reused")})
+        data.counts["on_policy/rounds"] += 1
+        return made
+
+    def _judge(self, sets: Sequence[CandidateSet]) -> list[CandidateSet]:
+        data = self._data
+        assert data.judge is not None
+        with data.run.bar(sum(len(one.candidates) for one in sets), "judging", " answers") as bar:
+            return judge_sets(data.judge, sets, bar.update)

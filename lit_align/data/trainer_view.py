@@ -1,0 +1,78 @@
+"""What a data module asks of its Trainer, with an answer where there is none."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule
+
+
+class TrainerView:
+    """The Trainer as it is at the moment.
+
+    Args:
+        data: the data module, whose Trainer comes and goes.
+    """
+
+    def __init__(self, data: LightningDataModule) -> None:
+        self._data = data
+
+    @property
+    def trainer(self) -> Any:
+        return self._data.trainer
+
+    @property
+    def module(self) -> Any:
+        """The module that is trained; None without a Trainer."""
+        return getattr(self.trainer, "lightning_module", None)
+
+    @property
+    def rank(self) -> int:
+        return int(getattr(self.trainer, "global_rank", 0))
+
+    @property
+    def world(self) -> int:
+        return int(getattr(self.trainer, "world_size", 1))
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far."""
+        return int(getattr(self.trainer, "global_step", 0))
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of an optimizer step, at the moment."""
+        return int(getattr(self.trainer, "accumulate_grad_batches", 1) or 1)
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether the module's loss asks for each row's own target."""
+        return bool(getattr(getattr(self.module, "loss", None), "needs_target", False))
+
+    def sorted_together(self) -> int:
+        """Micro-batches, from the next one on, whose pairs may change places: those left of the optimizer step.
+
+        An epoch's end cuts a step short. 1 where the module's loss does not say that each pair is on its own.
+        """
+        loop = getattr(self.trainer, "fit_loop", None)
+        if loop is None or not getattr(getattr(self.module, "loss", None), "per_pair", False):
+            return 1
+        done = loop.epoch_loop.batch_progress.current.ready
+        left = min(self.accumulation - done % self.accumulation, self.trainer.num_training_batches - done)
+        return max(1, int(left))
+
+    @property
+    def shows_bars(self) -> bool:
+        """On rank 0 only, and not where the Trainer's own bar is off."""
+        if self.trainer is None:
+            return True
+        return self.rank == 0 and getattr(self.trainer, "progress_bar_callback", None) is not None
+
+    def bar(self, total: int | None, desc: str, unit: str) -> tqdm:
+        """A bar with a rate; none for what takes no time."""
+        return tqdm(
+            total=total, desc=desc, unit=unit, leave=False, dynamic_ncols=True, delay=0.5, disable=not self.shows_bars
+        )

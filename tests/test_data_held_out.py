@@ -1,0 +1,341 @@
+"""Held-out prompts: the boundary's and the evaluation's apart, and a measurement's samples as on-policy pairs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_align.data import AlignmentDataModule
+from lit_align.data.held_out import HeldOut, prompt_key, set_apart
+from lit_align.records import CandidateSet, Message, prompt_text
+from tests.data_fakes import (
+    FakeSampler,
+    LastDigit,
+    Recorder,
+    assert_same,
+    data_module,
+    pair_rows,
+    stream,
+    texts,
+    through_a_file,
+    trainer,
+    write,
+)
+
+PROMPTS = [(Message("user", f"prompt {n}"),) for n in range(400)]
+
+
+def held_out_rows(count: int) -> list[dict[str, Any]]:
+    return [{**row, "prompt": f"held out {n}"} for n, row in enumerate(pair_rows(count))]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    return write(tmp_path / "train.jsonl", pair_rows(11)), write(tmp_path / "val.jsonl", held_out_rows(24))
+
+
+def made(files: tuple[str, str], rank: int = 0, world: int = 1, **more: Any) -> AlignmentDataModule:
+    return data_module(files[0], rank, world, **{"val": files[1], "batch_size": 1, **more})
+
+
+def prompts_of(sets: Any) -> set[str]:
+    return {prompt_text(one.prompt) for one in sets}
+
+
+def measured(data: AlignmentDataModule) -> list[CandidateSet]:
+    """What a measurement that asks for fine-tuning does."""
+    fresh = data.sample(data.measured_on, "boundary", data.run.step, num_candidates=2)
+    data.set_on_policy_share(1.0)
+    data.request_round()
+    data.offer_round(fresh)
+    return fresh
+
+
+def test_the_split_hangs_on_the_prompt_alone() -> None:
+    apart = set_apart(PROMPTS, 0.5)
+    assert 160 < len(apart) < 240
+    assert set_apart(reversed(PROMPTS), 0.5) == apart
+    assert set_apart(PROMPTS[:50], 0.5) == apart & set(PROMPTS[:50])
+    assert set_apart(PROMPTS, 0.3) < apart < set_apart(PROMPTS, 0.6)
+    assert set_apart(PROMPTS, 0.0) == frozenset() == set_apart([], 0.5)
+    # the first digits of three blake2b hashes: another hash would move prompts of old runs into training
+    assert [prompt_key(prompt)[0] for prompt in PROMPTS[:3]] == ["1", "f", "d"]
+
+
+def test_a_pool_too_small_to_split_serves_both() -> None:
+    with pytest.warns(UserWarning, match="1 held-out prompts are too few to keep those of the boundary apart"):
+        assert set_apart(PROMPTS[:1], 0.5) == frozenset()
+    sets = [CandidateSet(prompt, ()) for prompt in PROMPTS[:1]]
+    both = HeldOut(sets, frozenset())
+    both.offer(sets, 1)
+    assert both.measured_on == both.evaluated_on == sets and both.on_offer == []
+
+
+def test_evaluation_and_boundary_share_no_prompt(files: tuple[str, str], capsys: Any) -> None:
+    data = made(files)
+    boundary, evaluation = prompts_of(data.measured_on), prompts_of(data.evaluated_on)
+    assert boundary | evaluation == prompts_of(data.held_out) and not boundary & evaluation
+    assert len(data.val_pairs) == len(evaluation) == data.counts["val/prompts_evaluated"] == data.counts["val/pairs"]
+    assert len(boundary) == data.counts["val/prompts_measured"] and data.counts["val/rows"] == 24
+    shown = {pair[0].split("\n")[1].removesuffix("<|im_end|>") for b in data.val_dataloader()[0] for pair in texts(b)}
+    assert shown == evaluation
+    line = f"Held-out prompts: {len(boundary)} to measure the boundary on, {len(evaluation)} to evaluate on"
+    assert line in capsys.readouterr().out
+    without = made(files, sampler=None)  # nothing is ever sampled
+    assert prompts_of(without.measured_on) == prompts_of(without.evaluated_on) == boundary | evaluation
+
+
+def test_a_measurements_candidates_become_the_next_round(files: tuple[str, str]) -> None:
+    data = made(files)
+    data.trainer.global_step = 7
+    fresh = measured(data)
+    calls = list(data.sampler.calls)  # type: ignore[union-attr]
+    data.trainer.global_step = 9
+    seen = stream(data, 1)
+    assert data.sampler.calls == calls  # type: ignore[union-attr]
+    stats = data.round_stats
+    assert stats["prompts"] == len(fresh) and stats["reused"] == stats["candidates"] == 2 * len(fresh)
+    assert stats["step"] == 7 and data.counts["on_policy/reused"] == 2 * len(fresh)
+    assert stats["pairs"] + stats["ties"] + stats["single_candidate"] == len(fresh) and stats["pairs"] > 3
+    seen += stream(data, int(stats["pairs"]) - 1)
+    answers = {prompt_text(one.prompt): {candidate.text for candidate in one.candidates} for one in fresh}
+    for prompt, *completions, on_policy in seen:
+        assert on_policy
+        chosen, rejected = (text.removesuffix("<|im_end|>") for text in completions)
+        assert answers[prompt.split("\n")[1].removesuffix("<|im_end|>")] == {chosen, rejected}
+        assert chosen[-1] > rejected[-1]  # the data's judge said so
+    next(data.train_dataloader())
+    assert data.sampler.calls == [*calls, 4] and data.round_stats["reused"] == 0  # type: ignore[union-attr]
+
+
+def test_scores_of_another_judge_are_not_used(files: tuple[str, str]) -> None:
+    def first_round(wrong: bool) -> list[Any]:
+        data = made(files)
+        fresh = measured(data)
+        data.offer_round(
+            [
+                replace(one, candidates=tuple(replace(c, score=-float(ord(c.text[-1]))) for c in one.candidates))
+                for one in fresh
+            ]
+            if wrong
+            else fresh
+        )
+        return stream(data, 3)
+
+    assert first_round(True) == first_round(False)
+
+
+def test_what_was_trained_on_is_not_measured_again(files: tuple[str, str]) -> None:
+    data = made(files)
+    pool = data.measured_on
+    data.set_on_policy_share(1.0)
+    fresh = data.sample(pool[:3], "boundary", 0)
+    data.offer_round([tied(fresh[0]), *fresh[1:]])
+    assert prompts_of(data.measured_on) == prompts_of(pool)  # offered, not used
+    next(data.train_dataloader())
+    spent = prompts_of(pool) - prompts_of(data.measured_on)
+    assert spent == prompts_of(pool[1:3]) and data.round_stats["ties"] == 1  # a tie was not trained on
+    other = made(files)
+    other.load_state_dict(through_a_file(data.state_dict()))
+    assert other.measured_on == data.measured_on
+    data.offer_round(data.sample(pool, "boundary", 1))
+    data.request_round()
+    with pytest.warns(UserWarning, match=f"More than half of the {len(pool)} prompts of the boundary were trained on"):
+        next(data.train_dataloader())
+    assert data.measured_on == pool
+
+
+def tied(one: CandidateSet) -> CandidateSet:
+    """Two answers that the judge cannot tell apart."""
+    first = one.candidates[0]
+    return replace(one, candidates=(first, replace(first, text="x" + first.text)))
+
+
+def test_an_offer_without_a_pair_falls_through_to_fresh_samples(files: tuple[str, str]) -> None:
+    data = made(files)
+    pool = data.measured_on
+    data.set_on_policy_share(1.0)
+    data.offer_round([tied(one) for one in data.sample(pool[:3], "boundary", 0)])
+    next(data.train_dataloader())
+    assert data.counts["on_policy/reused"] == 6 and data.counts["on_policy/ties"] >= 3
+    assert data.round_stats["reused"] == 0 and data.round_stats["pairs"] > 0 and data.counts["on_policy/rounds"] == 2
+    assert data.measured_on == pool
+
+
+def test_an_offer_is_none_of_the_three_rounds_that_may_fail(files: tuple[str, str]) -> None:
+    data = made(files, sampler=FakeSampler(constant=True))
+    data.set_on_policy_share(1.0)
+    data.offer_round([tied(one) for one in data.sample(data.measured_on[:3], "boundary", 0)])
+    with pytest.raises(RuntimeError, match="3 on-policy rounds of 4 prompts each gave no pair"):
+        next(data.train_dataloader())
+    assert data.sampler.calls == [3, 4, 4, 4]  # type: ignore[union-attr]
+
+
+def test_a_later_offer_replaces_and_a_share_of_0_withdraws(files: tuple[str, str]) -> None:
+    data = made(files)
+    measured(data)
+    data.offer_round(data.sample(data.measured_on[:2], "boundary", 8))
+    assert len(data.held_out_prompts.on_offer) == 2
+    data.set_on_policy_share(0.0)
+    assert data.held_out_prompts.on_offer == []
+
+
+def test_evaluation_prompts_are_refused(files: tuple[str, str]) -> None:
+    data = made(files)
+    with pytest.raises(ValueError, match=r"'held out \d+' \(.*row \d+\): evaluation prompts are never trained on"):
+        data.offer_round(data.sample(data.evaluated_on, "boundary", 0))
+
+
+def test_a_judge_that_fails_loses_no_offer(files: tuple[str, str]) -> None:
+    class Failing(LastDigit):
+        fails = True
+
+        def score(self, sets: Any) -> list[list[float]]:
+            if self.fails:
+                raise ConnectionError("the judge is away")
+            return super().score(sets)
+
+    judge = Failing()
+    data, fine = made(files, judge=judge), made(files)
+    for one in (data, fine):
+        measured(one)
+    with pytest.raises(ConnectionError):
+        next(data.train_dataloader())
+    judge.fails = False
+    assert stream(data, 2) == stream(fine, 2)
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_resume_before_and_amid_the_offered_round(files: tuple[str, str], share: float) -> None:
+    whole = made(files, batch_size=2)
+    stream(whole, 2)
+    fresh = whole.sample(whole.measured_on, "boundary", 5, num_candidates=2)
+    whole.offer_round([replace(one, candidates=one.candidates[:1]) for one in fresh])
+    whole.set_on_policy_share(share)
+    whole.offer_round(fresh)
+    states, batches = [], []
+    for _ in range(12):
+        states.append(through_a_file(whole.state_dict()))
+        batches.append(next(whole.train_dataloader()))
+    assert whole.counts["on_policy/reused"] > 0 and whole.counts["on_policy/rounds"] > (share == 1.0)
+    for start, state in enumerate(states):
+        resumed = made(files, batch_size=2)
+        resumed.load_state_dict(state)
+        assert through_a_file(resumed.state_dict()).keys() == state.keys()
+        for expected in batches[start:]:
+            assert_same(next(resumed.train_dataloader()), expected)
+        assert resumed.counts == whole.counts and resumed.measured_on == whole.measured_on
+
+
+def test_an_offer_for_prompts_that_are_gone_is_reported(files: tuple[str, str], tmp_path: Path) -> None:
+    data = made(files)
+    measured(data)
+    fewer = write(tmp_path / "fewer.jsonl", held_out_rows(24)[:20])
+    other = data_module(files[0], val=fewer, batch_size=1)
+    lost = len(data.measured_on) - len(other.measured_on)
+    assert lost > 0
+    with pytest.warns(UserWarning, match=f"sampled candidates for {lost} prompts that are no longer held out"):
+        other.load_state_dict(through_a_file(data.state_dict()))
+    assert len(other.held_out_prompts.on_offer) == len(other.measured_on)
+
+
+class Measures(pl.Callback):
+    """As the boundary's callback does after optimizer step 2, ahead of the checkpoint's."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 2:
+            measured(trainer.datamodule)
+
+
+def fit(files: tuple[str, str], root: Path, steps: int, ckpt: Path | None = None) -> tuple[Recorder, Any]:
+    data = AlignmentDataModule(
+        files[0], files[1], batch_size=2, sampler=FakeSampler(), judge=LastDigit(), round_prompts=4, seed=3
+    )
+    keep_all = ModelCheckpoint(dirpath=root, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    module = Recorder()
+    pl.Trainer(
+        default_root_dir=root,
+        max_steps=steps,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Measures(), keep_all],
+    ).fit(module, data, ckpt_path=ckpt)
+    return module, data
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_a_fit_goes_on_between_measurement_and_round_and_amid_it(
+    files: tuple[str, str], tmp_path: Path, stop: int
+) -> None:
+    whole, data = fit(files, tmp_path / "whole", 10)
+    assert [batch.on_policy.all().item() for _, batch in whole.seen] == [False] * 2 + [True] * 8
+    assert data.counts["on_policy/reused"] > 0 and data.counts["on_policy/rounds"] > 1
+    fit(files, tmp_path / "cut", stop)
+    resumed, again = fit(files, tmp_path / "rest", 10, tmp_path / "cut" / f"step={stop}.ckpt")
+    assert again.counts == data.counts and again.sampler.calls == data.sampler.calls[1:]
+    for (_, got), (_, expected) in zip(resumed.seen, whole.seen[stop:], strict=True):
+        assert_same(got, expected)
+
+
+def one_of_two(rank: int, folder: Path, files: tuple[str, str]) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    data = made(files, rank, 2)
+    share = data.measured_on[rank::2]
+    fresh = data.sample(share, "boundary", rank, num_candidates=2)
+    data.set_on_policy_share(1.0)
+    data.offer_round(fresh if rank else [])  # a rank may have had no prompt
+    state = through_a_file(data.state_dict())
+    calls = list(data.sampler.calls)  # type: ignore[union-attr]
+    taken = stream(data, 2)
+    resumed = made(files, rank, 2)
+    torch.distributed.broadcast_object_list(states := [state], src=0)  # as of rank 0 alone, as in a checkpoint
+    resumed.load_state_dict(states[0])
+    said = {
+        "taken": taken,
+        "resumed": stream(resumed, 2),
+        "sampled": data.sampler.calls[len(calls) :],  # type: ignore[union-attr]
+        "stats": data.round_stats,
+        "measured_on": sorted(prompts_of(data.measured_on)),
+        "offered": len(fresh),
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(said))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_offer_their_shares(files: tuple[str, str], tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    children = [fork.Process(target=one_of_two, args=(rank, tmp_path, files)) for rank in (0, 1)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+    zero, one = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert zero["sampled"] == one["sampled"] == [] and zero["stats"]["prompts"] == one["offered"]
+    assert zero["stats"] == one["stats"] and zero["measured_on"] == one["measured_on"]
+    assert not {pair[0] for pair in zero["taken"]} & {pair[0] for pair in one["taken"]}
+    assert zero["resumed"] == zero["taken"] and one["resumed"] == one["taken"]
+
+
+def test_state_may_come_before_setup(files: tuple[str, str]) -> None:
+    data = made(files)
+    measured(data)
+    early = AlignmentDataModule(
+        files[0], files[1], batch_size=1, sampler=FakeSampler(), judge=LastDigit(), round_prompts=4, seed=3
+    )
+    early.load_state_dict(through_a_file(data.state_dict()))
+    early.trainer = trainer()
+    early.setup("fit")
+    assert stream(early, 4) == stream(data, 4)

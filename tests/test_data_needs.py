@@ -1,0 +1,115 @@
+"""What a run asks of its data is told before a model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
+from lit_align.boundary import BoundaryCallback
+from lit_align.data import AlignmentDataModule
+from lit_align.data.reading import BadRow
+from lit_align.losses import DPO, SLiCHF
+from lit_align.module import AlignmentModule
+from lit_align.policy import PolicySpec
+from tests.boundary_fakes import quiet_trainer
+from tests.data_fakes import FakeSampler, LastDigit, data_module, pair_rows, trainer, write
+
+
+@pytest.fixture
+def train(tmp_path: Path) -> str:
+    return write(tmp_path / "train.jsonl", pair_rows(12))
+
+
+class Unloaded(AlignmentModule):
+    def configure_model(self) -> None:
+        raise AssertionError("the model is not to be loaded for a run that cannot work")
+
+
+def fit(folder: Path, model: Path, data: AlignmentDataModule, loss: Any = None, *callbacks: Any) -> None:
+    module = Unloaded(PolicySpec(str(model)), loss or DPO())
+    quiet_trainer(folder, *callbacks, max_steps=4).fit(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({}, r"set `data.sampler`, `data.judge`, `data.val` \(or `data.val_fraction`\)$"),
+        ({"sampler": FakeSampler(), "val_fraction": 0.3}, "set `data.judge`$"),
+        ({"judge": LastDigit(), "val_fraction": 0.3}, "set `data.sampler`$"),
+        ({"sampler": FakeSampler(), "judge": LastDigit()}, r"set `data.val` \(or `data.val_fraction`\)$"),
+    ],
+)
+@pytest.mark.parametrize("schedule", [BoundaryCallback(), MixtureBoundary(), AlwaysOffPolicy(every_n_steps=2)])
+def test_a_measurement_says_all_that_is_missing_at_once(
+    train: str, tmp_path: Path, tiny_model: Path, given: dict[str, Any], named: str, schedule: BoundaryCallback
+) -> None:
+    words = f"{type(schedule).__name__} samples answers to held-out prompts and has them judged, and the data lack "
+    with pytest.raises(ValueError, match=f"^{words}what it takes: {named}"):
+        fit(tmp_path, tiny_model, AlignmentDataModule(train, **given), None, schedule)
+
+
+@pytest.mark.parametrize("schedule", [AlwaysOnPolicy(), FixedSwitch(at_step=3), Alternating(period=2)])
+def test_a_schedule_that_will_ask_for_samples_says_so_at_the_start(
+    train: str, tmp_path: Path, tiny_model: Path, schedule: BoundaryCallback
+) -> None:
+    words = f"^{type(schedule).__name__} trains on judged samples, and the data lack what it takes: "
+    with pytest.raises(ValueError, match=words + "set `data.sampler`, `data.judge`$"):
+        fit(tmp_path, tiny_model, AlignmentDataModule(train), None, schedule)
+
+
+@pytest.mark.parametrize("schedule", [AlwaysOffPolicy(), FixedSwitch(at_step=99)])
+def test_static_pairs_alone_need_neither(train: str, schedule: BoundaryCallback) -> None:
+    """A switch after the run's end never comes."""
+    data = AlignmentDataModule(train)
+    data.trainer = trainer()
+    data.trainer.callbacks, data.trainer.max_steps = [schedule], 4
+    data.setup("fit")
+    assert data.train_pairs
+    evaluation = AlignmentDataModule(train)
+    evaluation.trainer = trainer()
+    evaluation.trainer.callbacks = [BoundaryCallback()]
+    evaluation.setup("validate")
+
+
+def test_held_out_prompts_that_are_all_too_long(train: str, tmp_path: Path) -> None:
+    val = write(tmp_path / "val.jsonl", [{"prompt": f"tea {n} " * 90, "chosen": "a", "rejected": "b"} for n in "1234"])
+    data = AlignmentDataModule(train, val, sampler=FakeSampler(), judge=LastDigit(), max_prompt_tokens=60)
+    data.trainer = trainer()
+    data.trainer.callbacks, data.trainer.max_steps = [BoundaryCallback()], 4
+    with pytest.raises(ValueError, match=r"none of the data's is left \(val/.*val/prompt_too_long: 4"):
+        data.setup("fit")
+
+
+def test_a_resumed_share_needs_its_sampler(train: str) -> None:
+    state = data_module(train, on_policy_share=0.5).state_dict()
+    with pytest.raises(ValueError, match="on-policy pairs need a sampler and a judge"):
+        data_module(train, sampler=None, judge=None).load_state_dict(state)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_rows_without_the_target_that_the_loss_asks_for(tmp_path: Path, tiny_model: Path, held_out: bool) -> None:
+    whole = [{**row, "target": "good"} for row in pair_rows(6)]
+    rows = [*whole[:3], {**whole[3], "target": None}, *whole[4:]]
+    path, fine = write(tmp_path / "rows.jsonl", rows), write(tmp_path / "fine.jsonl", whole)
+    files = (fine, path) if held_out else (path, None)
+    with pytest.raises(BadRow, match=r"rows\.jsonl, row 4: the loss asks for each row's own `target`.*got None"):
+        fit(tmp_path, tiny_model, AlignmentDataModule(*files), SLiCHF(target="row"))
+    data = AlignmentDataModule(path, on_bad_row="skip")
+    data.trainer = trainer()
+    data.trainer.lightning_module.loss = SLiCHF(target="row")
+    with pytest.warns(UserWarning, match="no_target: 1"):
+        data.setup("fit")
+    assert len(data.train_pairs) == len(data.train_sets) == 5 and data.counts["bad_row/no_target"] == 1
+    assert len(data_module(path).train_pairs) == 6  # another loss does not mind
+
+
+def test_sets_without_a_target_are_refused_too(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{n}", "candidates": ["a1", "a2"]} for n in range(3)]
+    data = AlignmentDataModule(write(tmp_path / "sets.jsonl", rows), judge=LastDigit())
+    data.trainer = trainer()
+    data.trainer.lightning_module.loss = SLiCHF(target="row")
+    with pytest.raises(BadRow, match=r"sets\.jsonl, row 1: .*`target`"):
+        data.setup("fit")
