@@ -1,8 +1,9 @@
 """Schedules: when the policy trains on which source. Each is a short subclass to use, read, copy and change."""
 
+from callbacks.adaptive import AdaptiveInterval
 from callbacks.alternating import Alternating
 from callbacks.always import AlwaysOffPolicy, AlwaysOnPolicy
 from callbacks.fixed_switch import FixedSwitch
 from callbacks.mixture import MixtureBoundary
 
-__all__ = ["Alternating", "AlwaysOffPolicy", "AlwaysOnPolicy", "FixedSwitch", "MixtureBoundary"]
+__all__ = ["AdaptiveInterval", "Alternating", "AlwaysOffPolicy", "AlwaysOnPolicy", "FixedSwitch", "MixtureBoundary"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decision
 
@@ -19,11 +20,11 @@ class Alternating(BoundaryCallback):
     Args:
         period: optimizer steps that each turn takes, at least 1.
         every_n_steps: optimizer steps between measurements, for the record alone; None measures never.
-        max_prompts: held-out prompts a measurement.
+        kwargs: as BoundaryCallback's.
     """
 
-    def __init__(self, period: int, every_n_steps: int | None = None, max_prompts: int = 2000) -> None:
-        super().__init__(every_n_steps, max_prompts)
+    def __init__(self, period: int, every_n_steps: int | None = None, **kwargs: Any) -> None:
+        super().__init__(every_n_steps, **kwargs)
         if period < 1:
             raise ValueError(f"period must be at least 1 optimizer step, got {period}")
         self.period = period

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decision
 
@@ -18,13 +19,13 @@ class AlwaysOffPolicy(BoundaryCallback):
 
     Args:
         every_n_steps: optimizer steps between measurements, for the record alone; None measures never.
-        max_prompts: held-out prompts a measurement.
+        kwargs: as BoundaryCallback's.
     """
 
     always = 0.0
 
-    def __init__(self, every_n_steps: int | None = None, max_prompts: int = 2000) -> None:
-        super().__init__(every_n_steps, max_prompts)
+    def __init__(self, every_n_steps: int | None = None, **kwargs: Any) -> None:
+        super().__init__(every_n_steps, **kwargs)
 
     def should_decide(self, step: int) -> bool:
         """At the start, and with each measurement."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decision
 
@@ -19,11 +20,11 @@ class FixedSwitch(BoundaryCallback):
     Args:
         at_step: the optimizer step after which on-policy pairs are used.
         every_n_steps: optimizer steps between measurements, for the record alone; None measures never.
-        max_prompts: held-out prompts a measurement.
+        kwargs: as BoundaryCallback's.
     """
 
-    def __init__(self, at_step: int, every_n_steps: int | None = None, max_prompts: int = 2000) -> None:
-        super().__init__(every_n_steps, max_prompts)
+    def __init__(self, at_step: int, every_n_steps: int | None = None, **kwargs: Any) -> None:
+        super().__init__(every_n_steps, **kwargs)
         self.at_step = at_step
 
     def should_decide(self, step: int) -> bool:

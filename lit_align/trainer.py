@@ -139,6 +139,9 @@ class AlignmentTrainer(Trainer):
         datamodule: LightningDataModule,
         output: str | None = None,
         max_prompts: int | None = None,
+        sequential: bool | None = None,
+        alpha: float | None = None,
+        seed: int | None = None,
         ckpt_path: str | Path | None = None,
     ) -> dict[str, Any]:
         """Tells which stage a model is in, without training it.
@@ -151,12 +154,16 @@ class AlignmentTrainer(Trainer):
             datamodule: the alignment data module, with a judge and a sampler.
             output: JSON file to write.
             max_prompts: prompts to measure on at most; None means as the boundary callback says.
+            sequential: stop once it is decided, or take all prompts; None means as the boundary callback says.
+            alpha: the chance of error, in (0, 1); None means as the boundary callback says.
+            seed: draws other prompts and other answers than the run's seed alone.
             ckpt_path: a checkpoint to measure instead of the starting policy.
 
         Returns:
             What was written.
         """
-        boundary = self._boundary_callback(max_prompts)
+        given = {"max_prompts": max_prompts, "sequential": sequential, "alpha": alpha, "draw_seed": seed}
+        boundary = self._boundary_callback({name: value for name, value in given.items() if value is not None})
         self._run_in_place(lambda: self._measure(boundary), model, datamodule, ckpt_path)
         if output is not None and self.is_global_zero:
             run_folder.write_json(Path(output), self.measured)
@@ -237,11 +244,13 @@ class AlignmentTrainer(Trainer):
         finally:
             self._in_place_of_stage = None
 
-    def _boundary_callback(self, max_prompts: int | None) -> BoundaryCallback:
+    def _boundary_callback(self, changes: dict[str, Any]) -> BoundaryCallback:
+        """The run's boundary callback, or a plain one, with some settings changed."""
+        BoundaryCallback(**{name: value for name, value in changes.items() if name != "draw_seed"})  # in range?
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
         found = [callback for callback in callbacks if isinstance(callback, BoundaryCallback)]
         callback = copy(found[0]) if found else BoundaryCallback()
-        callback.max_prompts = max_prompts or callback.max_prompts
+        vars(callback).update(changes)
         return callback
 
     def _run_stage(self) -> Any:

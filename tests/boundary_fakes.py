@@ -50,12 +50,15 @@ class FakeData(LightningDataModule):
         self.quality = quality
         self.judge = RuleJudge(by_number)
         self.seed = 7
-        self.held_out = number_sets(prompts)
+        self.measured_on = number_sets(prompts)
+        self.train_pairs: list[str] = ["a static pair"]
+        self.offered: list[tuple[int, int, list[CandidateSet]]] = []
         self.restored = False
         self.share = -1.0
         self.shares_seen: list[float] = []
         self.rounds: list[int] = []
         self.sampled: list[tuple[int, list[str]]] = []
+        self.purposes: list[tuple[str | int, ...]] = []
 
     def sample(
         self, sets: Sequence[CandidateSet], *purpose: str | int, num_candidates: int | None = None, desc: str = ""
@@ -63,6 +66,7 @@ class FakeData(LightningDataModule):
         step = self.trainer.global_step
         assert not self.trainer.lightning_module.dropout.training, "sampled in eval mode"
         self.sampled.append((step, [one.prompt[0].content for one in sets]))
+        self.purposes.append(purpose)
         quality = 0.5 if self.quality is None else self.quality[step]
         torch.rand(3)  # a draw that the callback must not let through
         fresh = []
@@ -77,6 +81,9 @@ class FakeData(LightningDataModule):
 
     def request_round(self) -> None:
         self.rounds.append(self.trainer.global_step)
+
+    def offer_round(self, sets: Sequence[CandidateSet]) -> None:
+        self.offered.append((self.trainer.global_step, len(self.rounds), list(sets)))
 
     def train_dataloader(self) -> FakeFeed:
         return FakeFeed(self)

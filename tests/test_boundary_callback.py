@@ -17,12 +17,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Decision
 from lit_align.judges import RuleJudge
 from lit_align.records import Candidate, CandidateSet, Stage
-from tests.boundary_fakes import FakeData, FakeModule, by_number, number_sets, quiet_trainer
+from tests.boundary_fakes import FakeData, FakeModule, by_number, quiet_trainer
 
 RISING = [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9]
 KEYS = [
     "step", "stage", "on_policy_share", "score", "low", "high", "prompts", "votes_on", "votes_off", "ties", "seconds",
-    "reason",
+    "method", "alpha", "stopped", "share_of_training", "characteristics", "reason",
 ]  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_training_is_not_disturbed(tmp_path: Path) -> None:
 
 def test_prompts_are_drawn_anew_without_replacement(tmp_path: Path) -> None:
     data = FakeData(prompts=40)
-    data.held_out += data.held_out[:10]  # a prompt may have several rows
+    data.measured_on += data.measured_on[:10]  # a prompt may have several rows
     fit(tmp_path, BoundaryCallback(every_n_steps=3, max_prompts=15), data)
     draws = [prompts for _, prompts in data.sampled]
     assert [len(set(prompts)) for prompts in draws] == [15, 15, 15]
@@ -139,7 +139,7 @@ def test_patience_counts_through_a_resume(tmp_path: Path) -> None:
     assert rest.shares_seen == data.shares_seen[4:]
 
     def timeless(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
-        return [{**asdict(decision), "seconds": 0} for decision in decisions]
+        return [{**asdict(decision), "seconds": 0, "share_of_training": 0} for decision in decisions]
 
     assert timeless(resumed.history) == timeless(whole.history)
     assert lines(folder / "boundary.jsonl") == [asdict(decision) for decision in resumed.history]
@@ -238,7 +238,16 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"every_n_steps": 0}, {"every_n_steps": None}, {"max_prompts": 0}, {"confidence": 1.0}, {"patience": 0}]
+    "wrong",
+    [
+        {"every_n_steps": 0},
+        {"every_n_steps": None},
+        {"max_prompts": 0},
+        {"alpha": 1.0},
+        {"patience": 0},
+        {"batch_prompts": 0},
+        {"max_share_of_training": 0.0},
+    ],
 )
 def test_arguments_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
@@ -297,12 +306,13 @@ def _ddp_rank(rank: int, port: int, folder: str) -> None:
     os.environ.update(
         LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    data, callback = RankData(prompts=31), BoundaryCallback(every_n_steps=2, undecided="follow")
+    data, callback = RankData(prompts=31), BoundaryCallback(every_n_steps=2, undecided="follow", batch_prompts=5)
     trainer = quiet_trainer(
         Path(folder), callback, max_steps=4, devices=2, strategy="ddp", use_distributed_sampler=False
     )
     trainer.fit(FakeModule(), datamodule=data)
     found = {"history": [asdict(d) for d in callback.history], "shares": data.shares_seen, "sampled": data.sampled}
+    found["offered"] = [(step, [one.prompt[0].content for one in sets]) for step, _, sets in data.offered]
     Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
 
 
@@ -320,11 +330,13 @@ def test_two_ranks_share_the_prompts_and_agree(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["history"] == second["history"], "the record is one, down to its seconds"
     assert first["shares"] == second["shares"] == [1.0] * 4
-    assert [d["prompts"] for d in first["history"]] == [31] * 3
-    assert [d["score"] for d in first["history"]] == pytest.approx([0.5, (16 * 0.5 + 15) / 31, (16 * 0.5 + 15) / 31])
-    for (step, mine), (other_step, theirs) in zip(first["sampled"], second["sampled"], strict=True):
-        assert step == other_step and len(mine) == 16 and len(theirs) == 15
-        assert sorted(mine + theirs) == sorted(one.prompt[0].content for one in number_sets(31))
+    assert [d["prompts"] for d in first["history"]] == [31, 20, 20], "at the same batch, 5 prompts a rank"
+    assert [d["score"] for d in first["history"]] == pytest.approx([0.5, 0.75, 0.75])
+    assert [d["stopped"] for d in first["history"]] == ["pool", "decided", "decided"]
+    for at, sizes in ((0, (16, 15)), (2, (10, 10)), (4, (10, 10))):
+        drawn = [[p for step, batch in one["sampled"] if step == at for p in batch] for one in (first, second)]
+        assert tuple(map(len, drawn)) == sizes and len({*drawn[0], *drawn[1]}) == sum(sizes), "no prompt twice"
+        assert drawn == [next(ps for step, ps in one["offered"] if step == at) for one in (first, second)]
     assert lines(tmp_path / "boundary.jsonl") == first["history"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
+from callbacks import AdaptiveInterval, Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch
 from lit_align.boundary import BoundaryCallback
 from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.judges import RuleJudge
@@ -61,7 +61,7 @@ def fit(folder: Path, model: Path, schedule: BoundaryCallback, strong: bool) -> 
     [
         (BoundaryCallback(every_n_steps=2), True, [0, 0, 0, 0]),
         (BoundaryCallback(every_n_steps=2), False, [1, 1, 1, 1]),
-        (MixtureBoundary(every_n_steps=2, width=0.01), False, [1, 1, 1, 1]),
+        (AdaptiveInterval(every_n_steps=2, max_stretch=1), False, [1, 1, 1, 1]),
         (FixedSwitch(at_step=3), True, [0, 0, 0, 1]),
         (Alternating(period=1), True, [0, 1, 0, 1]),
         (AlwaysOffPolicy(every_n_steps=4, max_prompts=3), False, [0, 0, 0, 0]),

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
-from lit_align.boundary import BoundaryCallback
+from callbacks import AdaptiveInterval, Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
+from lit_align.boundary import BoundaryCallback, BoundaryResult, Decision
 from tests.boundary_fakes import FakeData, FakeModule, quiet_trainer
 
 RISING = [0.1, 0.1, 0.1, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9]
@@ -78,12 +79,11 @@ def test_the_mixture_follows_the_score(tmp_path: Path) -> None:
 
 
 def test_the_mixture_s_curve() -> None:
+    """A score without any doubt."""
     schedule = MixtureBoundary(width=0.05)
 
     def share(score: float) -> float:
-        from lit_align.boundary import BoundaryResult
-
-        return schedule.on_policy_share(BoundaryResult(score, 0, 1, 1, 0, 0, 0), [])
+        return schedule.on_policy_share(BoundaryResult(score, score, score, 1, 1, 0, 0), [])
 
     assert share(0.5) == 0.5
     assert share(0.55) == pytest.approx(0.7310586, abs=1e-6)  # 1 / (1 + exp(-1))
@@ -91,13 +91,57 @@ def test_the_mixture_s_curve() -> None:
     assert 0.0 <= share(0.0) < 1e-4 and 1.0 >= share(1.0) > 1 - 1e-4
 
 
-@pytest.mark.parametrize(("schedule", "wrong"), [(MixtureBoundary, {"width": 0.0}), (Alternating, {"period": 0})])
+def test_doubt_pulls_the_mixture_to_the_middle() -> None:
+    """The share is the mean of the curve over a normal spread of a quarter of the interval; by quadrature."""
+    schedule, rng = MixtureBoundary(width=0.05), np.random.default_rng(0)
+    shares = []
+    for half in (0.0, 0.05, 0.1, 0.2):
+        share = schedule.on_policy_share(BoundaryResult(0.58, 0.58 - half, 0.58 + half, 9, 5, 4, 0), [])
+        scores = 0.58 + half / 2 * rng.standard_normal(200_000)
+        assert share == pytest.approx(np.mean(1 / (1 + np.exp(-(scores - 0.5) / 0.05))), abs=0.02)
+        shares.append(share)
+    assert shares == sorted(shares, reverse=True) and shares[0] > shares[-1] + 0.1
+    assert schedule.on_policy_share(BoundaryResult(0.5, 0.3, 0.7, 9, 5, 4, 0), []) == 0.5
+
+
+def test_the_adaptive_schedule_measures_often_near_the_boundary(tmp_path: Path) -> None:
+    schedule = AdaptiveInterval(every_n_steps=2, near=0.05, max_stretch=3, num_candidates=4)
+    data = FakeData([0.1] * 7 + [0.5] * 8 + [0.9] * 8)
+    quiet_trainer(tmp_path, schedule, max_steps=22, accumulate_grad_batches=2).fit(FakeModule(), datamodule=data)
+    steps = [decision.step for decision in schedule.history]
+    scores = [decision.score for decision in schedule.history]
+    for step, score, following in zip(steps, scores, steps[1:], strict=False):
+        assert score is not None
+        assert following == step + round(2 * min(3, 1 + abs(score - 0.5) / 0.05))
+    assert steps[:2] == [0, 6] and steps[-1] - steps[-2] <= 6
+    assert min(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 3, "it came back sooner near 0.5"
+
+
+def test_the_adaptive_schedule_goes_on_from_the_decisions_of_a_checkpoint() -> None:
+    schedule = AdaptiveInterval(every_n_steps=4, near=0.1, max_stretch=8)
+    assert schedule.should_measure(0)
+    for score, gap in ((0.5, 4), (0.6, 8), (0.35, 10), (0.0, 24), (1.0, 24)):
+        schedule.history = [Decision(10, "injection", 0.0, "", score=score), Decision(12, "injection", 0.0, "by hand")]
+        assert [step for step in range(10, 60) if schedule.should_measure(step)][0] == 10 + gap
+    schedule.max_stretch = 2
+    assert schedule.should_measure(18) and not schedule.should_measure(17)
+
+
+def test_schedules_take_all_that_the_callback_takes() -> None:
+    schedule = Alternating(period=3, every_n_steps=5, alpha=0.1, max_share_of_training=0.02)
+    assert (schedule.alpha, schedule.budget.max_share, schedule.every_n_steps) == (0.1, 0.02, 5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wrong"),
+    [(MixtureBoundary, {"width": 0.0}), (Alternating, {"period": 0}), (AdaptiveInterval, {"near": 0})],
+)
 def test_arguments_out_of_range_are_named(schedule: type[BoundaryCallback], wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         schedule(**wrong)
 
 
-@pytest.mark.parametrize("schedule", [MixtureBoundary, FixedSwitch, Alternating, AlwaysOffPolicy])
+@pytest.mark.parametrize("schedule", [MixtureBoundary, FixedSwitch, Alternating, AlwaysOffPolicy, AdaptiveInterval])
 def test_the_yaml_in_the_docstring_builds_it(schedule: type[BoundaryCallback]) -> None:
     assert schedule.__doc__ is not None
     snippet = yaml.safe_load(schedule.__doc__.split("```yaml")[1].split("```")[0])["boundary"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,15 +13,17 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from tqdm import tqdm
 
 from lit_align.boundary import record
-from lit_align.boundary.data import BoundaryData
-from lit_align.boundary.measure import measure_sets, merged_by_prompt
+from lit_align.boundary.budget import MeasuringBudget
+from lit_align.boundary.data import data_of, draw, judge_of, require_restored
+from lit_align.boundary.measurement import Measurement
 from lit_align.boundary.result import BoundaryResult, Decision
-from lit_align.boundary.switch import Choice, Switch, Undecided, as_decision
+from lit_align.boundary.sequential import require_alpha
+from lit_align.boundary.switch import Choice, Switch, Undecided, as_decision, without_information
+from lit_align.boundary.votes import JudgedPrompt
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, Stage
 from lit_align.refresh import require_refreshable
 from lit_align.sampling.modes import in_eval_mode
-from lit_align.seeding import derive_seed
 
 
 class BoundaryCallback(Callback):
@@ -33,22 +34,34 @@ class BoundaryCallback(Callback):
     exactly the next micro-batch, and an interval around the score, patience and a hysteresis band keep
     noise from deciding (:class:`Switch` says precisely how).
 
+    A measurement samples and judges held-out prompts batch by batch and stops as soon as 0.5 is outside an
+    interval that is valid at any time (:class:`SequentialTest`), or at `max_prompts`: then the stage is the
+    better guess, undecided. Its samples are offered to the data as the next on-policy round, so that they are
+    not sampled for nothing where the decision is for on-policy pairs.
+
     A schedule of one's own overrides one of these; the effect (swap, log, remember) stays as it is:
 
     - `on_policy_share(result, history)`: the share of on-policy pairs for a measured score;
     - `decide(step, result, history)`: the same with the step at hand, for schedules that need no score;
-    - `should_measure(step)`, `should_decide(step)`: when;
+    - `should_measure(step)`, `should_decide(step)`: when; `self.history` has the decisions so far;
     - `measure(trainer, pl_module)`: how.
+
+    Its constructor takes what is its own and hands `**kwargs` on: all of these remain arguments of it.
 
     Args:
         every_n_steps: optimizer steps between measurements; None measures never, for schedules without a score.
-        max_prompts: held-out prompts a measurement, drawn anew each time; 2,000 in the paper.
+        max_prompts: held-out prompts a measurement at most, drawn anew each time; 2,000 in the paper.
         num_candidates: answers sampled for each prompt; None takes the sampler's own number.
         judge: stands for the true preference; None takes the data module's.
         patience: measurements in a row that must ask for a change before it is made.
         hysteresis: a stage is left only if the score passes 0.5 by this much, in [0, 0.5).
         undecided: while 0.5 is inside the interval, "stay" or "follow" the score all the same.
-        confidence: of the interval, in (0, 1).
+        alpha: the chance of error, in (0, 1): that an interval misses the true score.
+        sequential: stop a measurement once it is decided; false takes `max_prompts` prompts in any case, with
+            an interval for a fixed number of prompts.
+        batch_prompts: prompts that each process samples and judges before the test is asked again.
+        max_share_of_training: time of measuring over time of training, such as 0.02: a due measurement waits
+            for the next due step rather than exceed it, the first one excepted; None is no limit.
         refresh_reference: make the current policy the reference when the stage switches.
         samples_to_keep: prompts whose answers and scores each measurement keeps in `samples.jsonl`.
     """
@@ -62,7 +75,10 @@ class BoundaryCallback(Callback):
         patience: int = 1,
         hysteresis: float = 0.0,
         undecided: Undecided = "stay",
-        confidence: float = 0.95,
+        alpha: float = 0.05,
+        sequential: bool = True,
+        batch_prompts: int = 32,
+        max_share_of_training: float | None = None,
         refresh_reference: bool = False,
         samples_to_keep: int = 8,
     ) -> None:
@@ -70,21 +86,29 @@ class BoundaryCallback(Callback):
             raise ValueError(f"every_n_steps must be at least 1 optimizer step, got {every_n_steps}")
         if every_n_steps is None and type(self).decide is BoundaryCallback.decide:
             raise ValueError(f"{type(self).__name__} goes by the score: set every_n_steps to at least 1")
-        if max_prompts < 1:
-            raise ValueError(f"max_prompts must be at least 1, got {max_prompts}")
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence must be in (0, 1), such as 0.95, got {confidence}")
+        for name, number in (("max_prompts", max_prompts), ("batch_prompts", batch_prompts)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        require_alpha(alpha)
         self.every_n_steps = every_n_steps
         self.max_prompts = max_prompts
         self.num_candidates = num_candidates
         self.judge = judge
         self.switch = Switch(patience, hysteresis, undecided)
-        self.confidence = confidence
+        self.alpha = alpha
+        self.sequential = sequential
+        self.batch_prompts = batch_prompts
+        self.budget = MeasuringBudget(max_share_of_training)
         self.refresh_reference = refresh_reference
         self.samples_to_keep = samples_to_keep
+        self.draw_seed: int | None = None  # set by `lit-align measure --seed`; otherwise the data's seed alone
         self.history: list[Decision] = []
-        self._seen: list[tuple[CandidateSet, CandidateSet]] = []
+        self._fresh: list[CandidateSet] = []
+        self._judged: list[JudgedPrompt] = []
         self._resumed = False
+        self._has_static_pairs = True
+        self._considered: int | None = None
+        self._waiting = False
 
     # -- what a schedule overrides
 
@@ -97,7 +121,7 @@ class BoundaryCallback(Callback):
         return self.should_measure(step)
 
     def on_policy_share(self, result: BoundaryResult, history: Sequence[Decision]) -> float:
-        """The share of on-policy pairs from here on, in [0, 1], after a measurement.
+        """The share of on-policy pairs from here on, in [0, 1], after a measurement that told answers apart.
 
         Args:
             result: the measurement at hand.
@@ -110,7 +134,7 @@ class BoundaryCallback(Callback):
 
         Args:
             step: the optimizer step after which it holds.
-            result: the measurement at hand; None where none was due.
+            result: the measurement at hand; None where none was due, or affordable.
             history: the decisions before it, oldest first.
         """
         if result is None:
@@ -118,6 +142,8 @@ class BoundaryCallback(Callback):
                 f"{type(self).__name__} decides on a score, but none was measured at step {step}: "
                 "where should_decide is true, should_measure must be, too, or decide() must do without"
             )
+        if not result.informative:
+            return without_information(history, self._has_static_pairs)
         if type(self).on_policy_share is BoundaryCallback.on_policy_share:
             return self.switch.choose(result, history)
         return Choice(self.on_policy_share(result, history), f"{type(self).__name__} at score {result.score:.3f}")
@@ -125,25 +151,28 @@ class BoundaryCallback(Callback):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> BoundaryResult:
         """Samples the current policy on held-out prompts and judges its answers against the static ones.
 
-        Under DDP each rank takes its share of the prompts; all return the same result.
+        Under DDP each rank takes its share of each batch; all stop at the same one and return the same result.
         """
-        data, step = _data(trainer), trainer.global_step
-        static = self._drawn(data, step)[trainer.global_rank :: trainer.world_size]
-        purpose = ("boundary", step, trainer.global_rank)
-        fresh = (
-            data.sample(static, *purpose, num_candidates=self.num_candidates, desc="sampling (boundary)")
-            if static
-            else []
-        )
-        self._seen = list(zip(fresh, static, strict=True))[: self.samples_to_keep]
-        return measure_sets(
-            fresh,
-            static,
-            self._judge(data),
-            self.confidence,
-            device=pl_module.device if trainer.world_size > 1 else None,
-            progress=trainer.is_global_zero and trainer.progress_bar_callback is not None,
-        )
+        data, step, rank = data_of(trainer), trainer.global_step, trainer.global_rank
+        seed = () if self.draw_seed is None else ("seed", self.draw_seed)
+        purpose: tuple[str | int, ...] = ("boundary", step, *seed)
+        prompts = draw(data, self.max_prompts, "prompts", *purpose)
+        measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential)
+        size = self.batch_prompts * trainer.world_size
+        for batch, start in enumerate(range(0, len(prompts), size)):
+            static = prompts[start : start + size][rank :: trainer.world_size]
+            desc = f"sampling (boundary, from prompt {start + 1} of {len(prompts)})"
+            fresh = (
+                data.sample(static, *purpose, batch, rank, num_candidates=self.num_candidates, desc=desc)
+                if static
+                else []
+            )
+            self._fresh += fresh
+            measurement.add(fresh, static)
+            if measurement.done:
+                break
+        self._judged = measurement.judged
+        return measurement.result("budget" if len(prompts) == self.max_prompts else "pool")
 
     # -- what the last decision was, for progress bars and reports
 
@@ -162,16 +191,20 @@ class BoundaryCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts a fit; a state that is resumed is loaded after this."""
         if stage == "fit":
-            self._resumed = False
+            self._resumed, self._considered, self._waiting = False, None, False
             if self.refresh_reference:
                 require_refreshable(pl_module, "refresh_reference")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decides before the first batch; a resumed run has decided already at its step."""
+        data = data_of(trainer)
         if trainer.ckpt_path is not None:
-            self._require_resumed(_data(trainer))
+            require_restored(data, self._resumed)
         elif trainer.global_step == 0:
             self.history.clear()
+            self.budget.reset()
+        self.budget.start()
+        self._has_static_pairs = bool(data.train_pairs)
         self._decide_if_due(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -184,89 +217,81 @@ class BoundaryCallback(Callback):
         return "BoundaryCallback"
 
     def state_dict(self) -> dict[str, Any]:
-        """The decisions, as plain types."""
-        return {"history": [asdict(decision) for decision in self.history]}
+        """The decisions and the time spent, as plain types."""
+        return {"history": [asdict(decision) for decision in self.history], "budget": self.budget.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the decisions of the checkpoint."""
         self.history = [Decision(**decision) for decision in state_dict["history"]]
+        self.budget.load_state_dict(state_dict["budget"])
         self._resumed = True
 
     # -- the effect
 
     def _decide_if_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
-        if not self.should_decide(step) or (self.history and self.history[-1].step == step):
+        if step == self._considered or (self.history and self.history[-1].step == step):
             return
-        result = self._measured(trainer, pl_module) if self.should_measure(step) else None
-        decision = trainer.strategy.broadcast(as_decision(step, result, self.decide(step, result, self.history)))
+        self._considered = step
+        if not self.should_decide(step):
+            return
+        due = self.should_measure(step)
+        measuring = due and self._affords(trainer)
+        if due and not measuring and type(self).decide is BoundaryCallback.decide:
+            return  # what holds goes on holding
+        result = self._measured(trainer, pl_module) if measuring else None
+        share = self.budget.share if step else None  # at the start there is no training to set it against
+        choice = self.decide(step, result, self.history)
+        decision = trainer.strategy.broadcast(as_decision(step, result, choice, share))
         before = self.history[-1] if self.history else None
         self.history.append(decision)
         if trainer.is_global_zero:
             self._keep(trainer, decision)
-        data = _data(trainer)
-        data.set_on_policy_share(decision.on_policy_share)
-        if decision.on_policy_share > 0 and (before is None or before.on_policy_share == 0):
-            data.request_round()
+        self._swap(trainer, before, decision)
         if self.refresh_reference and before is not None and before.stage != decision.stage:
             cast(Any, pl_module).refresh_reference()
+
+    def _swap(self, trainer: Trainer, before: Decision | None, decision: Decision) -> None:
+        """Makes the data follow the decision. What was sampled for it is training data where that is on-policy."""
+        data = data_of(trainer)
+        data.set_on_policy_share(decision.on_policy_share)
+        if decision.on_policy_share > 0:
+            if before is None or before.on_policy_share == 0:
+                data.request_round()
+            if decision.measured:
+                data.offer_round(self._fresh)
+        self._fresh = []
+
+    def _affords(self, trainer: Trainer) -> bool:
+        """Whether the time for a measurement is there: rank 0's clock says so."""
+        if self.budget.max_share is None:
+            return True
+        affords = bool(trainer.strategy.broadcast(self.budget.affords()))
+        if not affords and not self._waiting and trainer.is_global_zero:
+            tqdm.write(
+                f"boundary: step {trainer.global_step} | not measured: {self.budget.last:.0f} s more would be over "
+                f"{100 * self.budget.max_share:g} % of the training time; it waits"
+            )
+        self._waiting = not affords
+        return affords
 
     def _measured(self, trainer: Trainer, pl_module: LightningModule) -> BoundaryResult:
         """A measurement that leaves modes and random state as they were."""
         start = perf_counter()
+        self._fresh, self._judged = [], []
         with isolate_rng(), in_eval_mode(pl_module):
             result = self.measure(trainer, pl_module)
-        return replace(result, seconds=perf_counter() - start)
+        result = replace(result, seconds=perf_counter() - start)
+        self.budget.spend(result.seconds)
+        return result
 
     def _keep(self, trainer: Trainer, decision: Decision) -> None:
         folder = Path(trainer.default_root_dir)
         record.write_decisions(folder, self.history)
         record.log_decision(trainer.loggers, decision)
         tqdm.write(record.readable(decision))  # leaves the progress bar whole
-        if decision.measured and self._seen:
-            with isolate_rng():
-                rows = record.sample_rows(decision.step, self._seen, self._judge(_data(trainer)))
+        rows = record.sample_rows(decision.step, self._judged[: self.samples_to_keep])
+        self._judged = []
+        if rows:
             record.write_samples(folder, rows, self.history)
             record.log_samples(trainer.loggers, rows, decision.step)
-            self._seen = []
-
-    def _drawn(self, data: BoundaryData, step: int) -> list[CandidateSet]:
-        """At most `max_prompts` held-out prompts with static candidates, without replacement."""
-        held_out = list(merged_by_prompt(data.held_out).values())
-        if not held_out:
-            raise ValueError(
-                "the boundary is measured on held-out prompts with static candidates, and the data have none: "
-                "set data.val, or data.val_fraction to split some off the training prompts"
-            )
-        count = min(self.max_prompts, len(held_out))
-        return random.Random(derive_seed(data.seed, "boundary prompts", step)).sample(held_out, count)
-
-    def _judge(self, data: BoundaryData) -> Judge:
-        judge = self.judge or data.judge
-        if judge is None:
-            raise ValueError(
-                "the boundary needs a judge of sampled answers: set `judge` of the data module or of the callback"
-            )
-        return judge
-
-    def _require_resumed(self, data: BoundaryData) -> None:
-        missing = [
-            name
-            for name, there in (("the boundary's decisions", self._resumed), ("the data's position", data.restored))
-            if not there
-        ]
-        if missing:
-            raise ValueError(
-                f"the checkpoint lacks {' and '.join(missing)}, so the run cannot go on where it was: resume from a "
-                "checkpoint of a run with this callback and this data module, or start a fresh run from its weights"
-            )
-
-
-def _data(trainer: Trainer) -> BoundaryData:
-    data = getattr(trainer, "datamodule", None)
-    if not hasattr(data, "set_on_policy_share"):
-        raise TypeError(
-            f"the boundary callback swaps the source inside an AlignmentDataModule, got {type(data).__name__}: "
-            "call trainer.fit(module, datamodule=...)"
-        )
-    return cast(BoundaryData, data)

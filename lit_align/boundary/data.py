@@ -1,12 +1,17 @@
-"""What the boundary asks of the data."""
+"""What the boundary asks of the data, and the prompts that it draws from them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Protocol, cast
+
+from lightning.pytorch import Trainer
 
 from lit_align.judges.base import Judge
-from lit_align.records import CandidateSet
+from lit_align.records import CandidateSet, Prompt
+from lit_align.seeding import derive_seed
 
 
 class BoundaryData(Protocol):
@@ -16,7 +21,14 @@ class BoundaryData(Protocol):
     seed: int
 
     @property
-    def held_out(self) -> Sequence[CandidateSet]: ...
+    def measured_on(self) -> Sequence[CandidateSet]:
+        """The held-out prompts that the boundary may use, with their static candidates."""
+        ...
+
+    @property
+    def train_pairs(self) -> Sequence[object]:
+        """The static training pairs."""
+        ...
 
     @property
     def restored(self) -> bool: ...
@@ -28,3 +40,81 @@ class BoundaryData(Protocol):
     def set_on_policy_share(self, share: float) -> None: ...
 
     def request_round(self) -> None: ...
+
+    def offer_round(self, sets: Sequence[CandidateSet]) -> None:
+        """Fresh candidates for the next on-policy round, this rank's share."""
+        ...
+
+
+def data_of(trainer: Trainer) -> BoundaryData:
+    """The trainer's data module.
+
+    Raises:
+        TypeError: it cannot swap its source.
+    """
+    data = getattr(trainer, "datamodule", None)
+    if not hasattr(data, "set_on_policy_share"):
+        raise TypeError(
+            f"the boundary callback swaps the source inside an AlignmentDataModule, got {type(data).__name__}: "
+            "call trainer.fit(module, datamodule=...)"
+        )
+    return cast(BoundaryData, data)
+
+
+def judge_of(judge: Judge | None, data: BoundaryData) -> Judge:
+    """`judge`, or the data's.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = judge or data.judge
+    if found is None:
+        raise ValueError(
+            "the boundary needs a judge of sampled answers: set `judge` of the data module or of the callback"
+        )
+    return found
+
+
+def draw(data: BoundaryData, count: int, *purpose: str | int) -> list[CandidateSet]:
+    """At most `count` of the prompts to measure on, with their static candidates, without replacement.
+
+    Args:
+        data: the data module.
+        count: prompts at most.
+        purpose: what the draw is for: with the data's seed it makes the seed.
+
+    Raises:
+        ValueError: there are no such prompts.
+    """
+    pool = list(merged_by_prompt(data.measured_on).values())
+    if not pool:
+        raise ValueError(
+            "the boundary is measured on held-out prompts with static candidates, and the data have none: "
+            "set data.val, or data.val_fraction to split some off the training prompts"
+        )
+    return random.Random(derive_seed(data.seed, *purpose)).sample(pool, min(count, len(pool)))
+
+
+def require_restored(data: BoundaryData, decisions: bool) -> None:
+    """Raises ValueError where a resumed run lacks the boundary's `decisions` or the data's position."""
+    missing = [
+        name
+        for name, there in (("the boundary's decisions", decisions), ("the data's position", data.restored))
+        if not there
+    ]
+    if missing:
+        raise ValueError(
+            f"the checkpoint lacks {' and '.join(missing)}, so the run cannot go on where it was: resume from a "
+            "checkpoint of a run with this callback and this data module, or start a fresh run from its weights"
+        )
+
+
+def merged_by_prompt(sets: Iterable[CandidateSet]) -> dict[Prompt, CandidateSet]:
+    """One set for each prompt, holding the candidates of all its sets; those without candidates are left out."""
+    merged: dict[Prompt, CandidateSet] = {}
+    for one in sets:
+        if not one.candidates:
+            continue
+        known = merged.get(one.prompt)
+        merged[one.prompt] = one if known is None else replace(known, candidates=known.candidates + one.candidates)
+    return merged

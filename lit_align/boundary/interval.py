@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from statistics import NormalDist
 
 
@@ -36,6 +37,7 @@ def mean_interval(total: float, total_of_squares: float, count: int, confidence:
     return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 
 
+@lru_cache(maxsize=256)
 def student_t_quantile(probability: float, degrees: int) -> float:
     """The t with P(T <= t) = `probability` (above 0.5) for Student's t with `degrees` degrees of freedom."""
     low = high = NormalDist().inv_cdf(probability)  # the tails of t are heavier, so t lies above

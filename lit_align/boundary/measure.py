@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from tqdm import tqdm
 
+from lit_align.boundary.data import merged_by_prompt
 from lit_align.boundary.result import BoundaryResult
 from lit_align.boundary.score import BoundaryScore
 from lit_align.judges.base import Judge
-from lit_align.records import CandidateSet, Prompt, prompt_text
+from lit_align.records import CandidateSet, prompt_text
 
 _PROMPTS_AT_ONCE = 64
 
@@ -27,7 +27,7 @@ def measure_sets(
     device: torch.device | None = None,
     progress: bool = False,
 ) -> BoundaryResult:
-    """Judges on-policy against off-policy candidates of the same prompts.
+    """Judges on-policy against off-policy candidates of the same prompts, all of them.
 
     Sets are matched by prompt; several sets of one prompt are taken together. Prompts with on-policy
     candidates alone are left out with a warning that counts them; off-policy sets without a partner are
@@ -72,14 +72,3 @@ def matched(on: Iterable[CandidateSet], off: Iterable[CandidateSet]) -> list[tup
             stacklevel=2,
         )
     return [(one, static[prompt]) for prompt, one in mine.items() if prompt in static]
-
-
-def merged_by_prompt(sets: Iterable[CandidateSet]) -> dict[Prompt, CandidateSet]:
-    """One set for each prompt, holding the candidates of all its sets; those without candidates are left out."""
-    merged: dict[Prompt, CandidateSet] = {}
-    for one in sets:
-        if not one.candidates:
-            continue
-        known = merged.get(one.prompt)
-        merged[one.prompt] = one if known is None else replace(known, candidates=known.candidates + one.candidates)
-    return merged

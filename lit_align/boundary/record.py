@@ -12,11 +12,13 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lit_align.boundary.result import Decision
-from lit_align.judges.base import Judge, side_by_side
-from lit_align.records import CandidateSet, Stage, prompt_text
+from lit_align.boundary.votes import JudgedPrompt
+from lit_align.records import Stage, prompt_text
 
 DECISIONS = "boundary.jsonl"
 SAMPLES = "samples.jsonl"
+STOPPED = {"budget": " (max_prompts: undecided)", "pool": " (all there are: undecided)", "decided": ""}
+"""Why there were no more prompts, where the stage is undecided."""
 Row = Mapping[str, Any]
 
 
@@ -33,27 +35,32 @@ def write_samples(folder: Path, rows: Sequence[Row], history: Sequence[Decision]
     _write_lines(path, [row for row in known if row["step"] in earlier] + list(rows))
 
 
-def sample_rows(step: int, pairs: Sequence[tuple[CandidateSet, CandidateSet]], judge: Judge) -> list[dict[str, Any]]:
+def sample_rows(step: int, judged: Sequence[JudgedPrompt]) -> list[dict[str, Any]]:
     """One row for each prompt: sampled and static candidates beside their scores (None: the judge abstained)."""
-    joint = side_by_side([a for a, _ in pairs], [b for _, b in pairs])
-    rows = []
-    for (a, _), both, scores in zip(pairs, joint, judge.score(joint), strict=True):
-        answers = [
-            {"text": candidate.text, "score": None if score != score else float(score)}
-            for candidate, score in zip(both.candidates, scores, strict=True)
-        ]
-        k = len(a.candidates)
-        rows.append(
-            {"step": step, "prompt": prompt_text(a.prompt), "on_policy": answers[:k], "off_policy": answers[k:]}
-        )
-    return rows
+    return [
+        {
+            "step": step,
+            "prompt": prompt_text(one.on.prompt),
+            "on_policy": [{"text": c.text, "score": c.score} for c in one.on.candidates],
+            "off_policy": [{"text": c.text, "score": c.score} for c in one.off.candidates],
+        }
+        for one in judged
+    ]
 
 
 def log_decision(loggers: Iterable[Logger], decision: Decision) -> None:
-    """Logs the numbers of a decision as `boundary/score`, `boundary/stage` (0 injection, 1 fine-tuning), ..."""
+    """Logs the numbers of a decision.
+
+    They are `boundary/score`, `boundary/stage` (0 injection, 1 fine-tuning), `boundary/decided` (0 or 1) and so
+    on, and each side's characteristics as `boundary/on_policy/<name>` and `boundary/off_policy/<name>`.
+    """
     numbers = {name: value for name, value in asdict(decision).items() if isinstance(value, int | float)}
     del numbers["step"]
-    numbers["stage"] = float(decision.stage == Stage.FINE_TUNING.value)
+    numbers["stage"] = decision.stage == Stage.FINE_TUNING.value
+    if decision.measured:
+        numbers["decided"] = decision.decided
+    for side, figures in (decision.characteristics or {}).items():
+        numbers |= {f"{side}/{name}": value for name, value in figures.items()}
     for logger in loggers:
         logger.log_metrics({f"boundary/{name}": float(value) for name, value in numbers.items()}, step=decision.step)
 
@@ -78,9 +85,12 @@ def readable(decision: Decision) -> str:
     """A decision as one line for people."""
     parts = [f"step {decision.step}", f"{decision.stage.replace('_', '-')} stage"]
     if decision.measured:
+        share = decision.share_of_training
+        cost = "" if share is None else f" ({100 * share:.1f} % of training so far)"
+        why = "" if decision.decided or decision.stopped is None else STOPPED[decision.stopped]
         parts.append(
             f"score {decision.score:.3f} [{decision.low:.3f}, {decision.high:.3f}] "
-            f"on {decision.prompts} prompts in {decision.seconds:.0f} s"
+            f"on {decision.prompts} prompts{why} in {decision.seconds:.0f} s{cost}"
         )
     parts += [f"on-policy share {decision.on_policy_share:g}", decision.reason]
     return "boundary: " + " | ".join(parts)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from lit_align.records import Stage
 
 BOUNDARY = 0.5
 """The score at which the two stages meet."""
+
+Characteristics = Mapping[str, Mapping[str, float]]
+"""`on_policy` and `off_policy`: figures of diversity and quality of a side's candidates, by name, both sides at
+the same number of candidates a prompt (docs/characteristics.md)."""
+
+Method = Literal["betting", "student_t"]
+"""How an interval was made: valid however often one looks, or for a number of prompts that was fixed before."""
+
+Stopped = Literal["decided", "budget", "pool"]
+"""What ended a measurement: 0.5 was outside the interval, all `max_prompts` were used, or all that there are."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +29,7 @@ class BoundaryResult:
     Args:
         score: the mean over prompts of the share of the prompt's cross votes that the on-policy side
             wins, in [0, 1]; ties are half a vote.
-        low: lower end of the confidence interval, in [0, 1].
+        low: lower end of the interval around the score, in [0, 1].
         high: upper end.
         prompts: prompts with at least one vote.
         votes_on: cross votes that the on-policy side won.
@@ -25,6 +37,10 @@ class BoundaryResult:
         ties: cross votes that neither side won.
         abstentions: comparisons in which the judge gave no verdict; they are in no other number.
         seconds: wall time of the measurement.
+        method: how the interval was made, "betting" (anytime-valid) or "student_t" (fixed sample).
+        alpha: the chance that the interval misses the true score.
+        stopped: what ended the measurement, "decided", "budget" or "pool".
+        characteristics: diversity and quality of the candidates of both sides.
     """
 
     score: float
@@ -36,16 +52,29 @@ class BoundaryResult:
     ties: int
     abstentions: int = 0
     seconds: float = 0.0
+    method: Method = "student_t"
+    alpha: float = 0.05
+    stopped: Stopped = "budget"
+    characteristics: Characteristics = field(default_factory=dict)
 
     @property
     def stage(self) -> Stage:
-        """Injection below 0.5, fine-tuning from 0.5 on (Algorithm 1 of arXiv 2508.10530)."""
-        return Stage.FINE_TUNING if self.score >= BOUNDARY else Stage.INJECTION
+        """Injection below 0.5, fine-tuning from 0.5 on (Algorithm 1 of arXiv 2508.10530).
+
+        Undecided, it is the better guess. Where the judge told no answers apart it is injection: a score of
+        0.5 then says nothing of the policy.
+        """
+        return Stage.FINE_TUNING if self.score >= BOUNDARY and self.informative else Stage.INJECTION
 
     @property
     def decided(self) -> bool:
         """Whether 0.5 lies outside the interval."""
         return not self.low <= BOUNDARY <= self.high
+
+    @property
+    def informative(self) -> bool:
+        """Whether any vote was won: a judge that only ties says nothing."""
+        return self.votes_on + self.votes_off > 0
 
 
 @dataclass(frozen=True)
@@ -66,23 +95,42 @@ class Decision:
         ties: cross votes that neither side won.
         abstentions: comparisons without a verdict.
         seconds: wall time of the measurement.
+        method: how the interval was made, "betting" or "student_t".
+        alpha: the chance that the interval misses the true score.
+        stopped: what ended the measurement: "decided" (0.5 outside the interval), or with 0.5 inside all the
+            same "budget" (`max_prompts` used) or "pool" (all held-out prompts used). A measurement of all
+            prompts (`sequential: false`) ends with the budget or the pool in any case.
+        share_of_training: wall time of all measurements so far over that of the training so far; None at the
+            start, too.
+        characteristics: diversity and quality of the candidates of both sides, by `on_policy` and
+            `off_policy`.
     """
 
     step: int
     stage: str
     on_policy_share: float
-    score: float | None
-    low: float | None
-    high: float | None
-    prompts: int | None
-    votes_on: int | None
-    votes_off: int | None
-    ties: int | None
-    abstentions: int | None
-    seconds: float | None
     reason: str
+    score: float | None = None
+    low: float | None = None
+    high: float | None = None
+    prompts: int | None = None
+    votes_on: int | None = None
+    votes_off: int | None = None
+    ties: int | None = None
+    abstentions: int | None = None
+    seconds: float | None = None
+    method: Method | None = None
+    alpha: float | None = None
+    stopped: Stopped | None = None
+    share_of_training: float | None = None
+    characteristics: Characteristics | None = None
 
     @property
     def measured(self) -> bool:
         """Whether a score stands behind it."""
         return self.score is not None
+
+    @property
+    def decided(self) -> bool:
+        """Whether it was measured and 0.5 lay outside the interval."""
+        return self.low is not None and self.high is not None and not self.low <= BOUNDARY <= self.high

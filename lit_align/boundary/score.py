@@ -11,6 +11,7 @@ from torchmetrics import Metric
 
 from lit_align.boundary.interval import mean_interval
 from lit_align.boundary.result import BOUNDARY, BoundaryResult
+from lit_align.boundary.votes import count_votes
 
 
 class BoundaryScore(Metric):
@@ -73,18 +74,12 @@ class BoundaryScore(Metric):
             ValueError: a probability is outside [0, 1].
         """
         for block in votes:
-            cells = np.asarray(block, dtype=np.float64)
-            given = cells[~np.isnan(cells)]
-            if ((given < 0) | (given > 1)).any():
-                raise ValueError(f"expected P(on-policy wins) in [0, 1], NaN for an abstention; got {cells.tolist()}")
-            won, lost = int((given > 0.5).sum()), int((given < 0.5).sum())
-            tied = given.size - won - lost
-            self.votes_on += won
-            self.votes_off += lost
-            self.ties += tied
-            self.abstentions += cells.size - given.size
-            if given.size:
-                share = (won + tied / 2) / given.size
+            counted = count_votes(block)
+            self.votes_on += counted.on
+            self.votes_off += counted.off
+            self.ties += counted.ties
+            self.abstentions += counted.abstentions
+            if (share := counted.share) is not None:
                 self.shares += share
                 self.squares += share**2
                 self.prompts += 1
@@ -125,4 +120,6 @@ class BoundaryScore(Metric):
             ties=int(found["ties"]),
             abstentions=int(found["abstentions"]),
             seconds=seconds,
+            alpha=round(1 - self.confidence, 12),
+            stopped="pool",
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
 from lit_align.boundary.result import BOUNDARY, BoundaryResult, Decision
@@ -54,7 +54,7 @@ class Switch:
             raise ValueError(f"undecided must be 'stay' or 'follow', got {self.undecided!r}")
 
     def choose(self, result: BoundaryResult, history: Sequence[Decision]) -> Choice:
-        """The decision on `result`, after the decisions in `history`."""
+        """The decision on `result`, which must be informative, after the decisions in `history`."""
         if not history:
             sure = "" if result.decided else ", the better guess: 0.5 is inside the interval"
             return _choice(result.stage, f"first measurement{sure}")
@@ -80,23 +80,30 @@ class Switch:
     def _asked_before(self, stage: Stage, history: Sequence[Decision]) -> int:
         """How many of the latest measurements asked to leave `stage` without its being left."""
         count = 0
-        for past in _measured(reversed(history)):
+        for past in (one for one in reversed(history) if one.measured):
             # A decision that entered `stage` had a score on its side, so the count ends there.
-            if not self._beyond(past.score, stage) or (self.undecided == "stay" and not past.decided):
+            if past.score is None or not self._asks(past.score, past, stage):
                 break
             count += 1
         return count
 
+    def _asks(self, score: float, past: Decision, stage: Stage) -> bool:
+        informative = bool(past.votes_on or past.votes_off)
+        return informative and self._beyond(score, stage) and (past.decided or self.undecided == "follow")
 
-class _Past(NamedTuple):
-    score: float
-    decided: bool
 
+def without_information(history: Sequence[Decision], has_static_pairs: bool) -> Choice:
+    """What a measurement decides whose judge told no two answers apart: nothing changes.
 
-def _measured(history: Iterable[Decision]) -> Iterable[_Past]:
-    for past in history:
-        if past.score is not None and past.low is not None and past.high is not None:
-            yield _Past(past.score, not past.low <= BOUNDARY <= past.high)
+    Args:
+        history: the decisions before it.
+        has_static_pairs: whether a first decision can be for off-policy pairs, which then come first.
+    """
+    if history:
+        last = history[-1]
+        return Choice(last.on_policy_share, "stays: the judge told no answers apart", Stage(last.stage))
+    stage = Stage.INJECTION if has_static_pairs else Stage.FINE_TUNING
+    return _choice(stage, f"begins with {_name(stage)}: the judge told no answers apart")
 
 
 def _choice(stage: Stage, reason: str) -> Choice:
@@ -107,8 +114,16 @@ def _name(stage: Stage) -> str:
     return stage.value.replace("_", "-")
 
 
-def as_decision(step: int, result: BoundaryResult | None, choice: Choice) -> Decision:
+def as_decision(
+    step: int, result: BoundaryResult | None, choice: Choice, share_of_training: float | None = None
+) -> Decision:
     """The record of a choice and of the measurement behind it.
+
+    Args:
+        step: the optimizer step after which it holds.
+        result: the measurement; None where there was none.
+        choice: what was decided.
+        share_of_training: wall time of all measurements so far over that of the training.
 
     Raises:
         ValueError: the share is outside [0, 1].
@@ -117,18 +132,12 @@ def as_decision(step: int, result: BoundaryResult | None, choice: Choice) -> Dec
         raise ValueError(f"a schedule's on-policy share must be in [0, 1], got {choice.share} at step {step}")
     assumed = Stage.FINE_TUNING if choice.share >= BOUNDARY else Stage.INJECTION
     stage = choice.stage or (result.stage if result else assumed)
+    found = {} if result is None else {one.name: getattr(result, one.name) for one in fields(result)}
     return Decision(
         step=step,
         stage=stage.value,
         on_policy_share=float(choice.share),
-        score=result.score if result else None,
-        low=result.low if result else None,
-        high=result.high if result else None,
-        prompts=result.prompts if result else None,
-        votes_on=result.votes_on if result else None,
-        votes_off=result.votes_off if result else None,
-        ties=result.ties if result else None,
-        abstentions=result.abstentions if result else None,
-        seconds=result.seconds if result else None,
         reason=choice.reason,
+        share_of_training=share_of_training if result else None,
+        **found,
     )

@@ -7,10 +7,15 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from lit_align import run_folder
-from lit_align.boundary.measure import matched, measure_sets
+from lit_align.boundary.measure import matched
+from lit_align.boundary.measurement import Measurement
+from lit_align.boundary.result import BoundaryResult
 from lit_align.data.loading import as_set, load_records
 from lit_align.judges import RecordedScores
+from lit_align.records import CandidateSet
 from lit_align.report.measurement import readable, result_record
 from lit_align.seeding import derive_seed
 
@@ -20,16 +25,51 @@ def run(args: Sequence[str]) -> None:
     parsed = _parser().parse_args(list(args))
     # Sets as they are: two candidates of the same text are two votes.
     on, off = ([as_set(one) for one in load_records(source)] for source in (parsed.on_policy, parsed.off_policy))
-    pairs = matched(on, off)
-    if parsed.max_prompts is not None and parsed.max_prompts < len(pairs):
-        pairs = random.Random(derive_seed(parsed.seed, "measure")).sample(pairs, parsed.max_prompts)
-    result = measure_sets(
-        [a for a, _ in pairs], [b for _, b in pairs], RecordedScores(), parsed.confidence, progress=True
-    )
+    result = measure_recorded(on, off, parsed.alpha, parsed.sequential, parsed.max_prompts, parsed.seed)
     found = result_record(result, "measured on recorded scores")
     if parsed.output is not None:
         run_folder.write_json(parsed.output, found)
     print(readable(found))
+
+
+def measure_recorded(
+    on: Sequence[CandidateSet],
+    off: Sequence[CandidateSet],
+    alpha: float = 0.05,
+    sequential: bool = True,
+    max_prompts: int | None = None,
+    seed: int = 0,
+) -> BoundaryResult:
+    """Measures on candidates that carry their scores, prompt by prompt in random order.
+
+    Args:
+        on: the model's answers.
+        off: static answers; sets are matched by prompt.
+        alpha: the chance of error, in (0, 1).
+        sequential: stop once it is decided.
+        max_prompts: prompts at most; None means all.
+        seed: of the order of the prompts.
+
+    Raises:
+        ValueError: no prompt has answers on both sides, or an answer has no score.
+    """
+    if max_prompts is not None and max_prompts < 1:
+        raise ValueError(f"max_prompts must be at least 1, got {max_prompts}")
+    measurement = Measurement(RecordedScores(), alpha, sequential)
+    pairs = matched(on, off)
+    count = len(pairs) if max_prompts is None else min(max_prompts, len(pairs))
+    drawn = random.Random(derive_seed(seed, "measure")).sample(pairs, count)
+    for mine, theirs in tqdm(drawn, desc="measuring", unit="prompt", leave=False, delay=0.5):
+        measurement.add([mine], [theirs])
+        if measurement.done:
+            break
+    return measurement.result("pool" if count == len(pairs) else "budget")
+
+
+def _bool(word: str) -> bool:
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {word!r}")
+    return word.lower() == "true"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--off_policy", required=True, help=f"static answers to the same prompts: {file_help}")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--max_prompts", type=int, help="prompts to measure on at most; all by default")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the prompts where there are more")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the interval, in (0, 1)")
+    parser.add_argument(
+        "--sequential", type=_bool, default=True, metavar="{true,false}", help="stop once it is decided (the default)"
+    )
+    parser.add_argument("--alpha", type=float, default=0.05, help="the chance of error, in (0, 1)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the order of the prompts")
     return parser

@@ -1,12 +1,28 @@
-"""A measurement without a fit, as a record and as a sentence."""
+"""A measurement without a fit, as a record and as text."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-from lit_align.boundary.result import BOUNDARY, BoundaryResult
+from lit_align.boundary.result import BOUNDARY, BoundaryResult, Characteristics
 from lit_align.records import Stage
+
+ENDED = {
+    "decided": "stopped there: {} lies outside the interval",
+    "budget": "all {} prompts of the budget were used",
+    "pool": "all {} prompts that there are were used",
+}
+FIGURES = {
+    "score_mean": "score, mean",
+    "score_best": "score, best",
+    "distinct_2": "distinct-2",
+    "self_bleu": "self-BLEU",
+    "near_duplicates": "near duplicates",
+    "length_mean": "words",
+}
+"""The figures that fit on a screen; the record holds all."""
 
 
 def result_record(result: BoundaryResult, how: str) -> dict[str, Any]:
@@ -16,30 +32,47 @@ def result_record(result: BoundaryResult, how: str) -> dict[str, Any]:
         result: the measurement.
         how: what it was measured on, the beginning of `reason`.
     """
-    where = "outside" if result.decided else "inside"
-    verdict = "decided" if result.decided else "undecided"
     return {
         "stage": result.stage.value,
         "on_policy_share": float(result.stage is Stage.FINE_TUNING),
-        "score": result.score,
-        "low": result.low,
-        "high": result.high,
-        "prompts": result.prompts,
-        "votes_on": result.votes_on,
-        "votes_off": result.votes_off,
-        "ties": result.ties,
-        "abstentions": result.abstentions,
-        "seconds": result.seconds,
-        "reason": f"{how}; {verdict}: {BOUNDARY} lies {where} the interval",
+        "decided": result.decided,
+        **asdict(result),
+        "reason": f"{how}; {_verdict(result)}",
     }
 
 
+def _verdict(result: BoundaryResult) -> str:
+    if not result.informative:
+        return "undecided: the judge told no answers apart, so the score says nothing"
+    ended = ENDED[result.stopped].format(BOUNDARY if result.stopped == "decided" else result.prompts)
+    if result.stopped == "decided":
+        return f"decided, {ended}"
+    if result.decided:
+        return f"decided: {BOUNDARY} lies outside the interval; {ended}"
+    return f"undecided, the better guess: {BOUNDARY} lies inside the interval; {ended}"
+
+
 def readable(found: Mapping[str, Any]) -> str:
-    """Two lines for the terminal."""
+    """A few lines for the terminal."""
     stage = "preference fine-tuning" if found["stage"] == Stage.FINE_TUNING.value else "preference injection"
     advice = "on-policy" if found["on_policy_share"] else "off-policy"
-    return (
+    lines = [
         f"Boundary score {found['score']:.3f} ({found['low']:.3f} to {found['high']:.3f}) on {found['prompts']} "
-        f"prompts: {found['votes_on']} votes on-policy, {found['votes_off']} off-policy, {found['ties']} ties.\n"
-        f"Stage: {stage}, train on {advice} data. {found['reason'].capitalize()}."
-    )
+        f"prompts: {found['votes_on']} votes on-policy, {found['votes_off']} off-policy, {found['ties']} ties"
+        + (f", {found['abstentions']} abstentions." if found["abstentions"] else "."),
+        f"Stage: {stage}, train on {advice} data. {found['reason'].capitalize()}.",
+        *_table(found["characteristics"]),
+    ]
+    return "\n".join(lines)
+
+
+def _table(sides: Characteristics) -> list[str]:
+    """Both sides beside each other; nothing where there are no figures."""
+    on, off = sides.get("on_policy", {}), sides.get("off_policy", {})
+    rows = [
+        f"{label:<16}  {on[name]:>10.3f}  {off[name]:>10.3f}"
+        for name, label in FIGURES.items()
+        if name in on and name in off
+    ]
+    count = f"{on.get('candidates', 0):g} a prompt"  # the same on both sides, or the figures would not compare
+    return [f"{count:<16}  {'on-policy':>10}  {'off-policy':>10}", *rows] if rows else []

@@ -37,7 +37,6 @@ class RunSummary(Callback):
         self._validation_seconds = 0.0
         self._rounds: list[dict[str, Any]] = []
         self._began = self._validation_began = time.perf_counter()
-        self._last_round: Any = None
         self._trained = False
 
     @property
@@ -62,10 +61,8 @@ class RunSummary(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._trained = True
-        stats = getattr(trainer.datamodule, "round_stats", None)  # type: ignore[attr-defined]
-        if stats and stats != self._last_round:
-            self._last_round = stats
-            self._rounds.append({"step": trainer.global_step, **_mapping(stats)})
+        made = getattr(trainer.datamodule, "new_rounds", ())  # type: ignore[attr-defined]
+        self._rounds += [{"step": trainer.global_step, **stats} for stats in made]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_began = time.perf_counter()
@@ -83,6 +80,9 @@ class RunSummary(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where the last checkpoint is and how to go on."""
+        for callback in trainer.checkpoint_callbacks:  # their own turn comes after this one
+            if isinstance(callback, AlignmentCheckpoint):
+                callback.save_interrupted(trainer)
         if trainer.is_global_zero and self._trained:
             print(f"\nStopped at step {trainer.global_step}. {_way_on(trainer)}", flush=True)
 
@@ -129,9 +129,13 @@ def crossing(decisions: list[dict[str, Any]]) -> dict[str, Any]:
     Returns:
         `crossed` (bool), `step` (of the decision that switched, or None) and `text`, one honest sentence.
     """
-    measured = [decision for decision in decisions if decision["score"] is not None]
-    if not measured:
+    scored = [decision for decision in decisions if decision["score"] is not None]
+    if not scored:
         return {"crossed": False, "step": None, "text": "The boundary was not measured in this run."}
+    measured = [decision for decision in scored if not _only_ties(decision)]
+    if not measured:
+        text = "The judge told no answers apart: the run's stage was not measured."
+        return {"crossed": False, "step": None, "text": text}
     first, last = measured[0], measured[-1]
     if first["score"] >= 0.5:
         text = f"The run began in preference fine-tuning ({_words(first)}): nothing to cross."
@@ -152,6 +156,10 @@ def crossing(decisions: list[dict[str, Any]]) -> dict[str, Any]:
     if last["stage"] != "fine_tuning":
         text += f" It went back to preference injection ({_words(last)})."
     return {"crossed": True, "step": switched["step"], "text": text}
+
+
+def _only_ties(decision: Mapping[str, Any]) -> bool:
+    return bool(decision.get("ties")) and not (decision.get("votes_on") or decision.get("votes_off"))
 
 
 def _words(decision: Mapping[str, Any]) -> str:
@@ -180,10 +188,6 @@ def _history(trainer: Trainer) -> list[Any]:
 
 def _win_rate(trainer: Trainer) -> WinRateCallback | None:
     return next((c for c in trainer.callbacks if isinstance(c, WinRateCallback)), None)  # type: ignore[attr-defined]
-
-
-def _mapping(stats: Any) -> dict[str, Any]:
-    return dict(stats) if isinstance(stats, Mapping) else asdict(stats)
 
 
 def _outputs(trainer: Trainer) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WIDTH = 80
-KEPT = ("rows", "pairs", "prompts")
+KEPT = ("rows", "pairs", "prompts", "prompts_measured", "prompts_evaluated")
 STAGES = {"injection": "injection", "fine_tuning": "fine-tuning"}
 
 
@@ -83,6 +83,8 @@ def _rows(counts: Mapping[str, int]) -> str:
         f"Data: {counts.get('pairs', 0)} pairs from {counts.get('prompts', 0)} prompts to train on, "
         f"{counts.get('val/pairs', 0)} held out"
     )
+    if measured := counts.get("val/prompts_measured"):
+        read += f", {measured} prompts kept for measuring"
     reasons = ", ".join(f"{count} {_reason(name)}" for name, count in left.items())
     return _fill(f"{read}; left out or changed: {reasons or 'nothing'}.") if counts else ""
 
@@ -97,7 +99,9 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
     pairs = sum(int(one.get("pairs", 0)) for one in rounds)
     candidates = sum(int(one.get("candidates", 0)) for one in rounds)
     ties = sum(int(one.get("ties", 0)) for one in rounds)
-    return _fill(f"On-policy rounds: {len(rounds)}, {candidates} sampled answers gave {pairs} pairs ({ties} ties).")
+    text = f"On-policy rounds: {len(rounds)}, {candidates} sampled answers gave {pairs} pairs ({ties} ties)."
+    reused = sum(int(one.get("reused", 0)) for one in rounds)
+    return _fill(f"{text} {reused} of the answers came from measurements." if reused else text)
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
