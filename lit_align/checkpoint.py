@@ -13,15 +13,20 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lit_align.interruption import StepFirst, between_steps, mid_accumulation
+from lit_align.progress import note
+
 
 class AlignmentCheckpoint(ModelCheckpoint):
     """A `ModelCheckpoint` whose files resume bit by bit.
 
-    It differs from its parent in four ways. It never saves while gradients are being accumulated, since they are
+    It differs from its parent in five ways. It never saves while gradients are being accumulated, since they are
     not in the file. Where a validation is due at the same step it saves after it, since a resumed run would skip
     it. It remembers in its own state at which step it saved last, so that a resumed run does not save again at
     once. It writes to a temporary file beside the target and renames it, so that a full disk or a kill leaves
-    the previous checkpoint whole. The last optimizer step of a run is always saved.
+    the previous checkpoint whole. The last optimizer step of a run is always saved, and on a single device so is the
+    one at which an error or Ctrl-C ends it, unless that comes in the middle of a step; a Ctrl-C there waits for the
+    step's end.
 
     Args:
         dirpath: folder of the checkpoints; `AlignmentTrainer` sets it to `checkpoints/` of the run folder.
@@ -67,11 +72,20 @@ class AlignmentCheckpoint(ModelCheckpoint):
             verbose=verbose,
         )
         self._due_after_validation = False
+        self._step_first = StepFirst()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.world_size == 1:
+            self._step_first.start(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if _mid_accumulation(trainer) or self._should_skip_saving_checkpoint(trainer) or not self._due(trainer):
+        if mid_accumulation(trainer):
+            return
+        self._step_first.check()
+        if self._should_skip_saving_checkpoint(trainer) or not self._due(trainer):
             return
         if _validation_due(trainer):
             self._due_after_validation = True
@@ -90,6 +104,23 @@ class AlignmentCheckpoint(ModelCheckpoint):
         """Saves the last step where it was not foreseen, as after an early stop."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._step_first.stop()
+        self.save_interrupted(trainer)
+
+    def save_interrupted(self, trainer: Trainer) -> None:
+        """Saves the last whole step of a fit that ends early. Not on several devices, of which one may fail alone."""
+        if trainer.world_size > 1 or self._should_skip_saving_checkpoint(trainer) or not between_steps(trainer):
+            return
+        try:
+            self._save(trainer)
+        except Exception as error:  # such as a full disk; the run's own error is the one to be told
+            note(f"Step {trainer.global_step} could not be saved: {error}")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._step_first.stop()
+        super().teardown(trainer, pl_module, stage)
 
     @property
     def saved_step(self) -> int:
@@ -149,10 +180,6 @@ def _replace(part: Path, target: Path) -> None:
     if part.is_dir() and target.exists():
         shutil.rmtree(target)
     os.replace(part, target)
-
-
-def _mid_accumulation(trainer: Trainer) -> bool:
-    return bool(trainer.fit_loop.epoch_loop._should_accumulate())
 
 
 def _last_batch_of_fit(trainer: Trainer) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from datetime import timedelta
@@ -122,10 +123,17 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch
 
 
 class Recorder(Callback):
-    """Appends each micro-batch to a file, with all that must agree: place, tokens, loss, learning rate, source."""
+    """Appends each micro-batch to a file, with all that must agree: place, tokens, loss, learning rate, source.
 
-    def __init__(self, path: Path, die_at: int | None = None) -> None:
-        self.path, self.die_at = path, die_at
+    Ends the process after micro-batch `die_at`, or presses Ctrl-C in the midst of micro-batch `stop_at`.
+    """
+
+    def __init__(self, path: Path, die_at: int | None = None, stop_at: int | None = None) -> None:
+        self.path, self.die_at, self.stop_at = path, die_at, stop_at
+
+    def on_before_backward(self, trainer: Any, pl_module: LightningModule, loss: Any) -> None:
+        if trainer.datamodule.delivered == self.stop_at:
+            os.kill(os.getpid(), signal.SIGINT)
 
     def on_train_batch_end(self, trainer: Any, pl_module: LightningModule, outputs: Any, batch: Any, idx: int) -> None:
         row = {
@@ -142,8 +150,12 @@ class Recorder(Callback):
             os._exit(KILLED)
 
 
-def aligned_run(model: str, folder: Path, record: Path, die_at: int | None, resume: bool, max_steps: int) -> None:
-    """A whole run: dropout, accumulation, validation, measurements, on-policy rounds, a scheduler, a win rate."""
+def aligned_run(model: str, folder: Path, record: Path, end: str, resume: bool, max_steps: int) -> None:
+    """A whole run: dropout, accumulation, validation, measurements, on-policy rounds, a scheduler, a win rate.
+
+    `end` is empty, or says how it ends: `die 9` and `stop 9` as in `Recorder`, `fail 4` where the judge is asked for
+    the fourth time.
+    """
     from lightning.pytorch import seed_everything
 
     from lit_align.boundary import BoundaryCallback
@@ -156,11 +168,14 @@ def aligned_run(model: str, folder: Path, record: Path, die_at: int | None, resu
     from lit_align.sampling import TransformersSampler
     from lit_align.trainer import AlignmentTrainer
 
+    how, _, number = end.partition(" ")
+    at = int(number) if number else None
     torch.set_num_threads(1)
     seed_everything(3 if resume else 1)  # a resumed run must not depend on what its start-up drew
     data = AlignmentDataModule(
         train=str(folder.parent / "rows.jsonl"), val_fraction=0.4, batch_size=2, seed=4, round_prompts=3,
-        judge=RuleJudge(variety), sampler=TransformersSampler(num_candidates=2, max_new_tokens=5),
+        judge=RuleJudge(Failing(at) if how == "fail" else variety),
+        sampler=TransformersSampler(num_candidates=2, max_new_tokens=5),
     )  # fmt: skip
     module = AlignmentModule(
         PolicySpec(model=model, lora=LoraSpec(r=2, dropout=0.2)),
@@ -172,7 +187,8 @@ def aligned_run(model: str, folder: Path, record: Path, die_at: int | None, resu
         default_root_dir=str(folder), max_steps=max_steps, accumulate_grad_batches=2, val_check_interval=6,
         accelerator="cpu", enable_progress_bar=False,
         callbacks=[
-            Recorder(record, die_at), BoundaryCallback(every_n_steps=3, max_prompts=4, undecided="follow"),
+            Recorder(record, die_at=at if how == "die" else None, stop_at=at if how == "stop" else None),
+            BoundaryCallback(every_n_steps=3, max_prompts=4, undecided="follow"),
             WinRateCallback(num_prompts=3), AlignmentCheckpoint(every_n_train_steps=3),
         ],
     )  # fmt: skip
@@ -181,6 +197,19 @@ def aligned_run(model: str, folder: Path, record: Path, die_at: int | None, resu
 
 def variety(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
     return [len(set(text)) / (1 + len(text)) for text in candidates]
+
+
+class Failing:
+    """`variety`, until it fails at a given answer set."""
+
+    def __init__(self, at: int | None) -> None:
+        self.left = at or 0
+
+    def __call__(self, prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
+        self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("the judge is away")
+        return variety(prompt, candidates, row)
 
 
 def in_a_process(*args: Any, max_steps: int = 9) -> int:
@@ -202,8 +231,8 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert in_a_process(tiny_model, whole, tmp_path / "whole.log", "", "") == 0
     # Killed amid accumulation after the checkpoint of step 3 (where validation was due), then after that of step 6.
-    assert in_a_process(tiny_model, killed, tmp_path / "1.log", 9, "") == KILLED
-    assert in_a_process(tiny_model, killed, tmp_path / "2.log", 15, "resume") == KILLED
+    assert in_a_process(tiny_model, killed, tmp_path / "1.log", "die 9", "") == KILLED
+    assert in_a_process(tiny_model, killed, tmp_path / "2.log", "die 15", "resume") == KILLED
     assert in_a_process(tiny_model, killed, tmp_path / "3.log", "", "resume") == 0
 
     expected = rows(tmp_path / "whole.log")
@@ -234,7 +263,31 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_stopped_by_ctrl_c_or_an_error_it_goes_on_from_that_very_step(tmp_path: Path, tiny_model: Path) -> None:
+    data = [{"prompt": f"Give fact {n}.", "candidates": [f"tea {n}", f"a longer tea {n}"]} for n in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert in_a_process(tiny_model, whole, tmp_path / "whole.log", "", "") == 0
+    expected = rows(tmp_path / "whole.log")
+    assert True in [flag for row in expected for flag in row["on_policy"]]
+    # Ctrl-C in the first of a step's two micro-batches: the step is finished and saved, though none was due at step 2.
+    record = tmp_path / "stopped.log"
+    assert in_a_process(tiny_model, stopped, record, "stop 3", "") == 1
+    assert rows(record) == expected[:4]
+    # A judge that fails in a later measurement or round, whichever comes; each attempt gets a little further.
+    for answers in (30, 45, 60):
+        code = in_a_process(tiny_model, stopped, record, f"fail {answers}", "resume")
+        assert rows(record) == expected[: len(rows(record))]
+        if code == 0:
+            break
+        assert len(rows(record)) % 2 == 0, "a judge is asked between two steps"
+    else:
+        assert in_a_process(tiny_model, stopped, record, "", "resume") == 0
+    assert rows(record) == expected
+    weights = [torch.load(one / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for one in (whole, stopped)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 if __name__ == "__main__":
-    model_arg, folder_arg, record_arg, die_arg, resume_arg, steps_arg = sys.argv[1:]
-    die = int(die_arg) if die_arg else None
-    aligned_run(model_arg, Path(folder_arg), Path(record_arg), die, bool(resume_arg), int(steps_arg))
+    model_arg, folder_arg, record_arg, end_arg, resume_arg, steps_arg = sys.argv[1:]
+    aligned_run(model_arg, Path(folder_arg), Path(record_arg), end_arg, bool(resume_arg), int(steps_arg))
