@@ -6,16 +6,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_align.boundary import BoundaryCallback, BoundaryResult, BoundaryScore, Decision, measure_sets
+    from lit_align.boundary import (
+        BoundaryCallback,
+        BoundaryResult,
+        BoundaryScore,
+        Decision,
+        SequentialTest,
+        measure_sets,
+    )
     from lit_align.checkpoint import AlignmentCheckpoint
     from lit_align.data import AlignmentDataModule
-    from lit_align.judges import RecordedScores, RewardModelJudge, RuleJudge
+    from lit_align.judges import (
+        CachedJudge,
+        ChatJudge,
+        CombinedJudge,
+        PairRM,
+        RecordedScores,
+        RewardModelJudge,
+        RuleJudge,
+    )
     from lit_align.losses import DPO, RSOHinge, SLiCHF
     from lit_align.module import AlignmentModule
     from lit_align.policy import LoraSpec, PolicySpec
     from lit_align.refresh import ReferenceRefresh
     from lit_align.report import WinRateCallback
-    from lit_align.sampling import TransformersSampler
+    from lit_align.sampling import ServerSampler, TransformersSampler
     from lit_align.trainer import AlignmentTrainer
 
 # Loaded when first asked for: `lit-align --help` and `import lit_align` need not wait for torch.
@@ -27,9 +42,13 @@ _HOME = {
     "BoundaryCallback": "boundary",
     "BoundaryResult": "boundary",
     "BoundaryScore": "boundary",
+    "CachedJudge": "judges",
+    "ChatJudge": "judges",
+    "CombinedJudge": "judges",
     "DPO": "losses",
     "Decision": "boundary",
     "LoraSpec": "policy",
+    "PairRM": "judges",
     "PolicySpec": "policy",
     "RSOHinge": "losses",
     "RecordedScores": "judges",
@@ -37,13 +56,14 @@ _HOME = {
     "RewardModelJudge": "judges",
     "RuleJudge": "judges",
     "SLiCHF": "losses",
+    "SequentialTest": "boundary",
+    "ServerSampler": "sampling",
     "TransformersSampler": "sampling",
     "WinRateCallback": "report",
     "measure_sets": "boundary",
 }
 
 __all__ = [
-    "DPO",
     "AlignmentCheckpoint",
     "AlignmentDataModule",
     "AlignmentModule",
@@ -51,8 +71,13 @@ __all__ = [
     "BoundaryCallback",
     "BoundaryResult",
     "BoundaryScore",
+    "CachedJudge",
+    "ChatJudge",
+    "CombinedJudge",
+    "DPO",
     "Decision",
     "LoraSpec",
+    "PairRM",
     "PolicySpec",
     "RSOHinge",
     "RecordedScores",
@@ -60,6 +85,8 @@ __all__ = [
     "RewardModelJudge",
     "RuleJudge",
     "SLiCHF",
+    "SequentialTest",
+    "ServerSampler",
     "TransformersSampler",
     "WinRateCallback",
     "measure_sets",

@@ -4,22 +4,69 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
 CONFIG = "config.yaml"
 DECISIONS = "boundary.jsonl"
 SAMPLES = "samples.jsonl"
 ANSWERS = "answers.jsonl"
 SUMMARY = "summary.json"
 PREDICTIONS = "predictions.jsonl"
+REWARD_MODEL = "reward_model"
+REWARD_QUALITY = "reward_quality.json"
 CHECKPOINTS = "checkpoints"
 CSV_LOGS = "csv"
 TENSORBOARD_LOGS = "tensorboard"
 PREVIOUS = "previous"
-OWN = (CONFIG, DECISIONS, SAMPLES, ANSWERS, SUMMARY, PREDICTIONS, CHECKPOINTS, CSV_LOGS, TENSORBOARD_LOGS)
+OWN = (
+    CONFIG, DECISIONS, SAMPLES, ANSWERS, SUMMARY, PREDICTIONS, REWARD_MODEL, REWARD_QUALITY, CHECKPOINTS, CSV_LOGS,
+    TENSORBOARD_LOGS,
+)  # fmt: skip
+
+
+class RunFolderInUse(OSError):
+    """Another process trains in the run folder."""
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Keeps a run folder to this process while the block runs.
+
+    The lock is the system's on an open file: it ends with the process, however that ends.
+
+    Args:
+        root: the run folder; made where it is missing, and removed again where nothing was written into it.
+
+    Raises:
+        RunFolderInUse: another process has it.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / LOCK
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        owner = path.read_text(encoding="utf-8").strip() or "another process"
+        raise RunFolderInUse(
+            f"{root} is in use: {owner} trains in it. Wait for it or end it, or choose another folder for this run: "
+            "--trainer.default_root_dir DIR"
+        ) from None
+    try:
+        path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held: who opened it before finds it gone, and makes a new one
+        lock.release()
+        with suppress(OSError):  # it holds the run
+            root.rmdir()
 
 
 def archive(root: Path) -> Path | None:

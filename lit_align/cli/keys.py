@@ -24,7 +24,7 @@ from jsonargparse._typehints import (
 )
 from jsonargparse._util import import_object
 
-from lit_align.cli.parser import UsageError
+from lit_align.cli.errors import UsageError
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 CONFIG_OPTIONS = ("--config", "-c")
@@ -139,7 +139,18 @@ def _visit(value: Any, kind: Any, known: Any, path: tuple[str, ...], where: str)
     record = next((one for one in _alternatives(kind) if dataclasses.is_dataclass(one)), None)
     if record is not None and isinstance(value, Mapping):
         return _visit_keys(value, _parameters(record), known, path, where)
+    if record is not None:
+        _refuse_single_value(value, kind, record, path, where)
     return value
+
+
+def _refuse_single_value(value: Any, kind: Any, record: Any, path: tuple[str, ...], where: str) -> None:
+    """Where keys belong, a number or a word does not; null may, and the path of a YAML file with the keys."""
+    others = [one for one in _alternatives(kind) if one not in (record, type(None))]
+    if value is None or others or (isinstance(value, str) and Path(value).is_file()):
+        return
+    names = ", ".join(f"`{_shown((*path, name))}`" for name in _parameters(record))
+    raise UsageError(f"`{_shown(path)}` in {where} takes keys, not the value {value!r}: set {names}")
 
 
 def _visit_keys(value: Any, kinds: Mapping[str, Any], known: Any, path: tuple[str, ...], where: str) -> Any:

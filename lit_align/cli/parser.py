@@ -7,16 +7,14 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_align.cli.errors import UsageError
+
 # jsonargparse reports a wrong value inside a class as a tree over all types it might have had.
 NOISE = re.compile(
     r"^(-? ?Does not validate|Subtypes:|Errors:|Given value|-? ?Problem with given class_path"
     r"|-? ?Expected a <class 'NoneType'>)"
 )
 KEY = re.compile(r"^-? ?Parser key \"([^\"]+)\":\s*(.*)$")
-
-
-class UsageError(Exception):
-    """Wrong options or values; its text is the whole message."""
 
 
 class Parser(LightningArgumentParser):

@@ -21,7 +21,7 @@ JudgeSets = Callable[[Sequence[CandidateSet]], list[CandidateSet]]
 AddReference = Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
 COUNTED = (
     "prompts", "candidates", "pairs", "ties", "duplicates", "abstentions", "single_candidate", "below_margin",
-    "prompt_too_long", "prompt_cut", "completion_too_long", "equal_completions",
+    "too_similar", "prompt_too_long", "prompt_cut", "completion_too_long", "equal_completions",
 )  # fmt: skip
 
 

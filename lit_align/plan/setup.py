@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Trainer
 
 from lit_align.data import AlignmentDataModule
-from lit_align.judges import RewardModelJudge
+from lit_align.judges import Judge, PairRM, RewardModelJudge
 from lit_align.module import AlignmentModule
 from lit_align.plan.simulate import Setup
 from lit_align.policy.reference import AdapterCopy, ModelReference
@@ -58,13 +59,21 @@ def not_counted(trainer: Trainer, data: AlignmentDataModule, setup: Setup) -> li
     notes = []
     if setup.precision.endswith("-mixed"):
         notes.append(f"{setup.precision}: activations are counted in the dtype of the weights, autocast's copies not")
-    if isinstance(data.judge, RewardModelJudge):
+    if any(isinstance(judge, RewardModelJudge | PairRM) for judge in _with_parts(data.judge)):
         notes.append("the judge's model")
     if data.sampler is not None and not setup.sequences:
         notes.append(f"sampling with {type(data.sampler).__name__}")
     if trainer.world_size > 1:
         notes.append("what devices exchange; nothing is counted as spread over devices")
     return notes
+
+
+def _with_parts(judge: Judge | None) -> Iterator[Judge]:
+    """A judge and the judges that it asks."""
+    if judge is not None:
+        yield judge
+        for part in judge.parts:
+            yield from _with_parts(part)
 
 
 def _length(what: str, given: int | None, limit: int | None) -> int:

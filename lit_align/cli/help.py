@@ -1,0 +1,49 @@
+"""`lit-align --help`: what there is to do, without loading anything."""
+
+from __future__ import annotations
+
+import difflib
+
+COMMANDS = {
+    "init": "copy configs and schedules into a folder, to start from",
+    "plan": "tell what a fit needs of memory, before anything is loaded",
+    "precompute": "store the reference's log-probs of static pairs ahead of a fit",
+    "fit": "train: a policy that measures its stage, or a reward model of your own",
+    "validate": "run the held-out pairs through a model or checkpoint",
+    "test": "the same, logged as test",
+    "predict": "write the rewards of the held-out pairs",
+    "measure": "tell which of the two stages a model is in, without training it",
+    "judge": "tell how good a judge is, on labelled pairs",
+}
+
+_TEXT = """\
+usage: lit-align COMMAND --config FILE [--config FILE ...] [--KEY VALUE ...]
+
+Preference alignment that measures its stage while it trains.
+
+commands:
+{commands}
+
+A run is a YAML file. Any of its keys can be given on the command line, and a later one wins:
+  lit-align fit --config configs/quickstart.yaml --model.loss.beta 0.2 --trainer.max_steps 100
+  lit-align fit --config configs/quickstart.yaml --ckpt_path last      (go on where a run stopped)
+  lit-align fit --config configs/quickstart.yaml --print_config        (what would run, with all defaults)
+
+  lit-align COMMAND --help                  the options of a command
+  lit-align fit --model.loss.help DPO       the arguments of a class
+  --debug                                   where an error came from, in full
+  --version                                 the version
+"""
+
+
+def text() -> str:
+    """What `lit-align --help` prints."""
+    width = max(map(len, COMMANDS))
+    return _TEXT.format(commands="\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()))
+
+
+def unknown(word: str) -> str:
+    """What to say of a command that does not exist."""
+    nearest = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
+    hint = f"did you mean `{nearest[0]}`?" if nearest else f"known: {', '.join(COMMANDS)}"
+    return f"unknown command `{word}`: {hint}"

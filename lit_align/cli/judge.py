@@ -1,0 +1,107 @@
+"""`lit-align judge`: how good is a judge? No policy is loaded."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile
+from tqdm import tqdm
+
+import lit_align.reward  # noqa: F401  # jsonargparse finds by its short name any class that is imported
+from lit_align import run_folder
+from lit_align.cli.errors import UsageError
+from lit_align.cli.keys import Wanted, refuse_unknown_keys
+from lit_align.cli.parser import Parser, shortened
+from lit_align.data import AlignmentDataModule
+from lit_align.data.judging import pairs_of
+from lit_align.data.static import Source, load_parts
+from lit_align.records import PreferencePair
+from lit_align.report.judge import judge_quality, readable
+from lit_align.seeding import derive_seed
+
+DESCRIPTION = (
+    "Measures the judge of a config's `data` section on labelled pairs: accuracy, order consistency, abstentions, "
+    "ties, length bias and calibration. The pairs are those of `data.train`: rows of chosen and rejected, or "
+    "candidates with scores, of which `data.selector` makes pairs. A run's whole config will do: its other sections "
+    "are not used."
+)
+_OTHERS = ("model", "trainer", "boundary", "ckpt_path")
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the words after `judge`, measures, prints and writes the result."""
+    parser = _parser()
+    refuse_unknown_keys(Wanted.of(parser), args)
+    config = parser.parse_args(list(args))
+    try:
+        data: AlignmentDataModule = parser.instantiate_classes(config).data
+    except ValueError as error:
+        raise ValueError(shortened(str(error)) if "Does not validate" in str(error) else str(error)) from error
+    if data.judge is None:
+        raise UsageError("there is no judge to measure: set `data.judge`")
+    counts: Counter[str] = Counter()
+    pairs = labelled_pairs(data, config.held_out, config.seed_everything, counts)
+    if config.max_pairs is not None and config.max_pairs < len(pairs):
+        pairs = random.Random(derive_seed(config.seed_everything, "judge")).sample(pairs, config.max_pairs)
+    with tqdm(total=len(pairs), desc="judging", unit=" pairs", leave=False, delay=0.5) as bar:
+        quality = judge_quality(data.judge, pairs, config.confidence, bar.update)
+    if config.output is not None:
+        run_folder.write_json(Path(config.output), {**asdict(quality), "rows": dict(counts)})
+    print(readable(quality))
+
+
+def labelled_pairs(data: AlignmentDataModule, held_out: bool, seed: int, counts: Counter[str]) -> list[PreferencePair]:
+    """The pairs of `data.train` with their labels.
+
+    Args:
+        data: where the rows are; it is not set up.
+        held_out: only those that a fit with this data and seed holds out.
+        seed: the run's seed, which splits and selects.
+        counts: rows, and what was left out, are counted here.
+
+    Raises:
+        ValueError: where no pair is left.
+    """
+    train, val = (
+        None if rows is None else Source(rows, split, data.name, data.on_bad_row)
+        for rows, split in ((data.train, data.split), (data.val, data.val_split))
+    )
+    assert train is not None
+    val_counts: Counter[str] = Counter()
+    fraction = data.val_fraction if held_out else 0.0
+    kept, apart = load_parts(train, val if held_out else None, fraction, seed, counts, val_counts, True)
+    if held_out and not apart:
+        raise UsageError("--held_out needs held-out pairs: set `data.val` or `data.val_fraction`")
+    counts.update(val_counts)
+    pairs = [
+        pair
+        for index, record in enumerate(apart if held_out else kept)
+        for pair in pairs_of(record, data.selector, derive_seed(seed, "select", index), counts)
+    ]
+    if not pairs:
+        counted = ", ".join(f"{key}: {count}" for key, count in counts.items() if count)
+        raise ValueError(
+            f"expected labelled pairs in {data.train}, got none ({counted}): rows need `chosen` and `rejected`, or "
+            "`candidates` with a `score` each"
+        )
+    return pairs
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="lit-align judge", description=DESCRIPTION)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given several times")
+    parser.add_argument("--seed_everything", type=int, default=0, help="splits, selects and draws the pairs")
+    parser.add_lightning_class_args(AlignmentDataModule, "data", subclass_mode=True)
+    parser.set_defaults({"data": {"class_path": "lit_align.data.AlignmentDataModule"}})
+    parser.add_argument("--held_out", type=bool, default=False, help="only the pairs that a fit would hold out")
+    parser.add_argument("--max_pairs", type=int | None, default=None, help="at most so many, drawn by the seed")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals, in (0, 1)")
+    parser.add_argument("--output", type=str | None, default=None, help="JSON file to write")
+    for section in _OTHERS:
+        parser.add_argument(f"--{section}", type=Any, default=None, help="not used here")
+    return parser

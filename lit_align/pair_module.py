@@ -1,0 +1,79 @@
+"""What every module that trains on preference pairs does alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lit_align.batch import PairBatch
+from lit_align.seeding import derive_seed
+
+
+class PairModule(LightningModule):
+    """Optimizer and scheduler, counted randomness, and checkpoints that hold what is trained alone.
+
+    Args:
+        optimizer: a class and its arguments, called with the trainable parameters.
+        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. A
+            `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+    """
+
+    def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
+        super().__init__()
+        self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
+        self._make_optimizer = optimizer
+        self._make_scheduler = lr_scheduler
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._make_scheduler is None:
+            return optimizer
+        scheduler = self._make_scheduler(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        """Seeds torch from (run seed, rank, micro-batch): dropout then does not depend on what ran before."""
+        data = getattr(self.trainer, "datamodule", None)
+        position = getattr(data, "delivered", self.trainer.fit_loop.total_batch_idx)
+        torch.manual_seed(derive_seed(getattr(data, "seed", 0), "train", self.global_rank, position))
+
+    def saved_names(self) -> set[str]:
+        """Names of the weights that a checkpoint holds: those that are trained."""
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps what is trained, never the frozen base."""
+        names = self.saved_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Demands exactly the weights that this configuration trains.
+
+        Raises:
+            ValueError: where the checkpoint holds others, or fewer, or of another shape.
+        """
+        self.configure_model()
+        own = self.state_dict()
+        expected = {name: tuple(own[name].shape) for name in self.saved_names()}
+        _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
+
+
+def _demand_equal(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    reshaped = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
+    if missing or unknown or reshaped:
+        first = (missing or unknown or reshaped)[0]
+        raise ValueError(
+            f"The checkpoint does not fit this configuration: of {len(expected)} weights to restore it lacks "
+            f"{len(missing)}, has {len(unknown)} others and {len(reshaped)} of another shape (such as {first!r}: "
+            f"expected {expected.get(first, 'none')}, found {found.get(first, 'none')}). "
+            "Continue with the model settings that wrote it."
+        )

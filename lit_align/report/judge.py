@@ -1,0 +1,163 @@
+"""How good is a judge? Its verdicts on labelled pairs, measured and put into words."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lit_align.judges import CachedJudge, Comparison, Judge, PairwiseJudge, PointwiseJudge, RewardModelJudge
+from lit_align.judges.quality import quality_of
+from lit_align.judges.quality_record import Calibration, JudgeQuality, LengthBias, OrderConsistency, Share
+from lit_align.records import CandidateSet, PreferencePair
+from lit_align.seeding import derive_seed
+
+WIDTH = 80
+_PAIRS_A_CALL = 32  # judged together: large enough to batch, small enough for a bar that moves
+
+
+def judge_quality(
+    judge: Judge,
+    pairs: Sequence[PreferencePair],
+    confidence: float = 0.95,
+    progress: Callable[[int], object] | None = None,
+) -> JudgeQuality:
+    """Asks a judge about labelled pairs and measures what it says.
+
+    A judge that compares is asked in both orders. Any other sees the two answers of a pair as one set, in an order
+    that is drawn for each pair. A reward model's probability is the sigmoid of the difference of its scores
+    (Bradley-Terry); other judges that score give none.
+
+    Args:
+        judge: any judge.
+        pairs: `chosen` is the better answer. Lengths are those of the texts in characters.
+        confidence: of the intervals, in (0, 1).
+        progress: called with the number of pairs judged since the last call.
+
+    Raises:
+        ValueError: where there are no pairs, or the judge gives something other than scores and probabilities.
+    """
+    if not pairs:
+        raise ValueError("expected labelled pairs to measure the judge on, got none")
+    votes: list[float] = []
+    orders: list[tuple[float, float]] = []
+    for start in range(0, len(pairs), _PAIRS_A_CALL):
+        some = pairs[start : start + _PAIRS_A_CALL]
+        found, both = _asked(judge, some)
+        votes, orders = votes + found, orders + both
+        if progress is not None:
+            progress(len(some))
+    return quality_of(
+        judge.identity,
+        votes,
+        [(len(pair.chosen.text), len(pair.rejected.text)) for pair in pairs],
+        orders=orders or None,
+        groups=[pair.prompt for pair in pairs],
+        confidence=confidence,
+    )
+
+
+def _asked(judge: Judge, pairs: Sequence[PreferencePair]) -> tuple[list[float], list[tuple[float, float]]]:
+    """P(better answer wins) of each pair and, of a judge that compares, P(first wins) in both orders."""
+    if isinstance(judge, PairwiseJudge):
+        return _compared(judge, pairs)
+    turned = [derive_seed(0, "order", pair.chosen.text, pair.rejected.text) % 2 == 1 for pair in pairs]
+    sets = []
+    for pair, is_turned in zip(pairs, turned, strict=True):
+        answers = (pair.rejected, pair.chosen) if is_turned else (pair.chosen, pair.rejected)
+        sets.append(CandidateSet(pair.prompt, answers, pair.row, pair.where))
+    if isinstance(judge, PointwiseJudge):
+        first_wins = [_first_wins(judge, *scores) for scores in judge.score(sets)]
+    else:
+        first_wins = [float(votes[0, 1]) for votes in judge.votes_within(sets)]
+    return [1 - vote if is_turned else vote for vote, is_turned in zip(first_wins, turned, strict=True)], []
+
+
+def _compared(judge: PairwiseJudge, pairs: Sequence[PreferencePair]) -> tuple[list[float], list[tuple[float, float]]]:
+    ahead = [Comparison(pair.prompt, pair.chosen.text, pair.rejected.text) for pair in pairs]
+    behind = [Comparison(pair.prompt, pair.rejected.text, pair.chosen.text) for pair in pairs]
+    said = judge.verdicts(list(dict.fromkeys([one for both in zip(ahead, behind, strict=True) for one in both])))
+    orders = [(said[one], said[other]) for one, other in zip(ahead, behind, strict=True)]
+    forward, backward = np.asarray(orders, dtype=np.float64).T
+    return judge.votes(forward, backward).tolist(), orders
+
+
+def _first_wins(judge: Judge, first: float, second: float) -> float:
+    difference = first - second
+    if math.isnan(difference):
+        return math.nan
+    if isinstance(judge.judge if isinstance(judge, CachedJudge) else judge, RewardModelJudge):
+        return 0.5 + 0.5 * math.tanh(difference / 2)  # the sigmoid, which cannot overflow in this form
+    return 0.5 + 0.5 * float(np.sign(difference))
+
+
+def readable(quality: JudgeQuality, unit: str = "characters") -> str:
+    """The quality as text for a terminal of 80 columns.
+
+    Args:
+        quality: what was measured.
+        unit: what lengths were counted in.
+    """
+    judged = quality.pairs - quality.abstentions
+    lines = [
+        f"Judge: {quality.judge}",
+        f"Pairs: {quality.pairs}, {quality.abstentions} abstentions, {quality.ties} ties",
+        _line("accuracy", quality.accuracy),
+        *_length(quality.length, unit),
+        *(_order(quality.order) if quality.order is not None else ()),
+        *(_calibration(quality.calibration) if quality.calibration is not None else ()),
+    ]
+    return "\n".join([*lines, textwrap.fill(_verdict(quality, judged), WIDTH)])
+
+
+def _verdict(quality: JudgeQuality, judged: int) -> str:
+    if judged == 0:
+        return "It gave no verdict at all."
+    if quality.warnings:
+        return " ".join(quality.warnings)
+    length = quality.length
+    if min(length.longer_is_right.low, length.longer_is_wrong.low) > 0.5:
+        return "It finds the better answer whether that is the longer or the shorter one."
+    return (
+        "It finds the better answer more often than a coin; whether by more than its length these pairs do not tell "
+        "(they would where both intervals, of the longer and of the shorter answers, lay above 50 %)."
+    )
+
+
+def _line(name: str, share: Share, note: str = "") -> str:
+    if share.value is None:
+        return f"  {name:<30} no such pairs"
+    interval = f"({100 * share.low:.1f} to {100 * share.high:.1f} %)"
+    return f"  {name:<30} {100 * share.value:5.1f} % {interval:<19} of {share.count}{note}"
+
+
+def _length(length: LengthBias, unit: str) -> list[str]:
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:+.2f}"
+
+    return [
+        _line("where the longer is better", length.longer_is_right),
+        _line("where the shorter is better", length.longer_is_wrong),
+        _line("rule: the longer is better", length.longer_rule),
+        f"  preference with length ({unit}): correlation {number(length.correlation)}, of the labels "
+        f"{number(length.of_labels)}",
+    ]
+
+
+def _order(order: OrderConsistency) -> list[str]:
+    return [
+        _line("same verdict in both orders", order.same_verdict),
+        _line("the place decides", order.position_decides, f", the first {order.first_place} times"),
+    ]
+
+
+def _calibration(calibration: Calibration) -> list[str]:
+    lines = [f"  calibration error {calibration.error:.3f}, Brier score {calibration.brier:.3f} (a coin: 0.25)"]
+    lines.append("  confidence   mean   right   pairs")
+    lines += [
+        f"  {one.low:.2f}-{one.high:.2f}  {100 * one.confidence:5.1f} % {100 * one.accuracy:5.1f} % {one.count:6}"
+        for one in calibration.bins
+    ]
+    return lines

@@ -1,0 +1,189 @@
+"""From a :class:`PolicySpec` to a sequence classifier with one output, and from a trained one to a model folder."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from lit_align.policy.load import (
+    _hub_options,
+    _keep_nf4_trainable_on_cpu,
+    _nf4,
+    _switch_off_dropout,
+    load_tokenizer,
+)
+from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.source import locate_model
+from lit_align.policy.spec import LoraSpec, PolicySpec
+from lit_align.seeding import derive_seed
+
+HEADS = ("score", "classifier")
+
+
+def load_reward_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
+    """The tokenizer. Its `model_max_length` is no more than the model's positions.
+
+    An encoder's, which has no end-of-sequence token, ends a text with its separator.
+    """
+    tokenizer = load_tokenizer(spec)
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token
+    positions = getattr(_config(spec).get_text_config(), "max_position_embeddings", None)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+    return tokenizer
+
+
+def load_reward_model(spec: PolicySpec) -> nn.Module:
+    """The classifier, ready for training: adapters attached, the rest frozen, dropout of the base off.
+
+    A head that the files do not have starts at random, the same in every run.
+
+    Raises:
+        FileNotFoundError: where the model does not exist.
+        ValueError: where no sequence classifier can be made of it, or the settings contradict each other.
+    """
+    if spec.adapter is not None:
+        raise ValueError(
+            f"a reward model takes no saved adapter, got {spec.adapter!r}: merge it into its base, name the merged "
+            "folder as `model`, and set `lora` for fresh adapters"
+        )
+    if spec.quantization is not None and spec.lora is None:
+        raise ValueError(
+            f'quantization: "{spec.quantization}" keeps the base in 4 bits, which cannot be trained itself: '
+            "set `lora`, or drop the quantization to train all weights"
+        )
+    with quiet_libraries():
+        model = _classifier(spec)
+        if spec.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if spec.lora is not None:
+            return _with_lora(model, spec.lora).train()
+        return model.requires_grad_(True).train()
+
+
+def save_reward_model(model: nn.Module, spec: PolicySpec, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a folder that :class:`lit_align.judges.RewardModelJudge` loads, whole or not at all.
+
+    Adapters are merged in float32 into the base as it was before any quantisation, and the file is float32: nothing
+    is rounded. Without adapters the weights are written as they were trained.
+
+    Args:
+        model: what :func:`load_reward_model` gave, trained.
+        spec: what it was loaded from.
+        tokenizer: goes along, with its chat template.
+        folder: is replaced where it exists.
+    """
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with quiet_libraries():
+            whole: Any = model if spec.lora is None else _merged(model, spec, spec.lora)
+            whole.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+            whole.save_pretrained(part)
+            tokenizer.save_pretrained(part)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _config(spec: PolicySpec) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(locate_model(spec.model), num_labels=1, **_hub_options(spec))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The model {spec.model!r} could not be loaded. Expected a hub id (and the network, or the model in "
+            f"the local hub cache), a folder, a GGUF file, or package://PACKAGE/FILE. {error}"
+        ) from error
+    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or hasattr(config, "auto_map")
+    if not known or config.is_encoder_decoder:
+        raise ValueError(
+            f"{spec.model!r} (its config says {config.model_type!r}) cannot be a reward model: expected a decoder or "
+            "an encoder of which transformers has a sequence classifier"
+        )
+    _switch_off_dropout(config)
+    return config
+
+
+def _classifier(spec: PolicySpec) -> PreTrainedModel:
+    """The base with a head of one output, in evaluation mode, with nothing attached."""
+    config = _config(spec)
+    dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
+    options: dict[str, Any] = {"dtype": dtype, "config": config, **_hub_options(spec)}
+    if spec.attn_implementation is not None:
+        options["attn_implementation"] = spec.attn_implementation
+    if spec.quantization == "nf4":
+        options["quantization_config"] = _nf4(config.dtype if spec.dtype == "auto" else dtype)
+        options["quantization_config"].llm_int8_skip_modules = list(HEADS)
+    with isolate_rng():
+        torch.manual_seed(derive_seed(0, "reward head"))
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            locate_model(spec.model), output_loading_info=True, **options
+        )
+    model: PreTrainedModel = loaded[0]
+    _check_head(model, set(loaded[1]["missing_keys"]), spec.model)
+    _keep_nf4_trainable_on_cpu(model)
+    return model
+
+
+def _check_head(model: PreTrainedModel, missing: set[str], name: str) -> None:
+    inside = sorted(k for k in missing if k.startswith(f"{model.base_model_prefix}.") and "pooler" not in k)
+    if inside:
+        raise ValueError(
+            f"The files of {name!r} lack {len(inside)} weights below the head of a {type(model).__name__}, such as "
+            f"{inside[0]!r}: are they whole?"
+        )
+    # Steps of the optimizer are finer than half precision, and the output layer is tiny.
+    _output_layer(model, name).float().register_forward_pre_hook(_in_float32)
+
+
+def _output_layer(model: PreTrainedModel, name: str) -> nn.Linear:
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    if not found:
+        raise ValueError(f"{name!r} has no linear layer with one output in its head: expected a sequence classifier")
+    return found[-1]
+
+
+def _in_float32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(value.float() for value in inputs)
+
+
+def _with_lora(model: PreTrainedModel, lora: LoraSpec) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated int; a ratio is all that it enters
+        lora_dropout=lora.dropout,
+        target_modules=copy.copy(lora.target_modules),
+        task_type="SEQ_CLS",  # the head is trained too, as a whole
+    )
+    return get_peft_model(model, config)
+
+
+def _merged(trained: nn.Module, spec: PolicySpec, lora: LoraSpec) -> PreTrainedModel:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    plain = replace(spec, quantization=None, dtype="float32", gradient_checkpointing=False)
+    fresh = _with_lora(_classifier(plain), lora)
+    weights = {name: value.detach().float().cpu() for name, value in get_peft_model_state_dict(trained).items()}
+    set_peft_model_state_dict(fresh, weights)
+    merged: PreTrainedModel = fresh.merge_and_unload(safe_merge=True)
+    return merged

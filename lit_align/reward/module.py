@@ -1,0 +1,233 @@
+"""RewardModule: a judge of one's own, trained on the pairs that it is to decide."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import asdict
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from lit_align import run_folder
+from lit_align.batch import PairBatch
+from lit_align.boundary.callback import BoundaryCallback
+from lit_align.data.ranks import gather
+from lit_align.judges.inputs import has_segments
+from lit_align.judges.quality import quality_of
+from lit_align.judges.quality_record import JudgeQuality, Share
+from lit_align.pair_module import PairModule
+from lit_align.policy.spec import PolicySpec
+from lit_align.progress import note
+from lit_align.report.judge import readable
+from lit_align.reward.encode import RewardEncoder
+from lit_align.reward.load import load_reward_model, load_reward_tokenizer, save_reward_model
+from lit_align.reward.loss import bradley_terry_loss
+from lit_align.reward.rows import classifier_rows
+
+Verdict = tuple[float, int, int, bytes]
+"""P(chosen wins), the tokens of the chosen and of the rejected answer, and the prompt."""
+
+
+class RewardModule(PairModule):
+    """Trains a Bradley-Terry reward model on preference pairs and saves it for `RewardModelJudge`.
+
+    At the end of a fit `reward_model/` in the run folder holds the model with its tokenizer, and
+    `reward_quality.json` what the last validation found. The data are those of
+    :class:`lit_align.reward.RewardDataModule`.
+
+    Args:
+        base: the model under the reward: any decoder or encoder of which transformers has a sequence classifier. Its
+            head is fresh unless the files hold one with one output. `adapter` is not taken.
+        margin_weight: rewards of a pair should differ by this much for each unit of difference between the scores of
+            its answers in the data (Eq. 2 of arXiv:2307.09288), at least 0; above 0 every pair needs scores.
+        centring: weight of (chosen + rejected reward)^2 in the loss, at least 0; 0.01 keeps rewards around 0.
+        optimizer: a class and its arguments, called with the trainable parameters.
+        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. A
+            `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+    """
+
+    def __init__(
+        self,
+        base: PolicySpec,
+        margin_weight: float = 0.0,
+        centring: float = 0.0,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        for key, weight in (("margin_weight", margin_weight), ("centring", centring)):
+            if not weight >= 0:
+                raise ValueError(f"expected {key} to be at least 0, got {weight}")
+        super().__init__(optimizer, lr_scheduler)
+        self.spec = base
+        self.margin_weight, self.centring = margin_weight, centring
+        self.model: nn.Module | None = None
+        self.quality: JudgeQuality | None = None
+        self._verdicts: list[Verdict] = []
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The base's tokenizer, loaded when first asked for, without the model."""
+        return load_reward_tokenizer(self.spec)
+
+    def configure_model(self) -> None:
+        if self.model is None:
+            self.model = load_reward_model(self.spec)
+
+    def setup(self, stage: str) -> None:
+        if any(isinstance(callback, BoundaryCallback) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise ValueError("a reward model has no stage to measure: set `boundary` to null for this run")
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is not None and not isinstance(getattr(data, "encoder", None), RewardEncoder):
+            raise ValueError(
+                f"a reward model reads prompt and answer in one piece, and {type(data).__name__} tokenises them apart: "
+                "set the data's class_path to lit_align.reward.RewardDataModule, which takes the same arguments"
+            )
+
+    # ------------------------------------------------------------------ steps
+
+    def rewards(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Rewards of the chosen and of the rejected answers, each [B] float32."""
+        if self.model is None:
+            raise RuntimeError("The model is not loaded yet: a Trainer calls `configure_model`, or call it yourself.")
+        tokenizer: Any = self.tokenizer
+        pad_id = int(tokenizer.pad_token_id)
+        # A decoder's score is read at the last token that is not this one.
+        self.model.config.get_text_config().pad_token_id = pad_id  # type: ignore[operator,union-attr]
+        rows = classifier_rows(batch, pad_id, has_segments(tokenizer))
+        scores = self.model(**rows).logits[:, 0].float()
+        chosen, rejected = scores.chunk(2)
+        return chosen, rejected
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        chosen, rejected = self.rewards(batch)
+        losses = self._losses(chosen, rejected, batch)
+        self._log("", losses, chosen, rejected)
+        return losses.mean()
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self._evaluate("val/", batch)
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self._evaluate("test/", batch)
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, list[float]]:
+        """The rewards of each pair: `chosen_rewards`, `rejected_rewards` and `margins`, each [B]."""
+        chosen, rejected = self.rewards(batch)
+        return {
+            "chosen_rewards": chosen.tolist(),
+            "rejected_rewards": rejected.tolist(),
+            "margins": (chosen - rejected).tolist(),
+        }
+
+    def _losses(self, chosen: Tensor, rejected: Tensor, batch: PairBatch) -> Tensor:
+        if self.margin_weight == 0:
+            return bradley_terry_loss(chosen, rejected, centring=self.centring)
+        if bool(batch.margin.isnan().any()):
+            raise ValueError(
+                "margin_weight is above 0, which needs the scores of both answers of every pair, and a pair has none: "
+                "add them to its row (`chosen_score` and `rejected_score`), or set margin_weight to 0"
+            )
+        return bradley_terry_loss(chosen, rejected, self.margin_weight * batch.margin, self.centring)
+
+    def _evaluate(self, prefix: str, batch: PairBatch) -> None:
+        chosen, rejected = self.rewards(batch)
+        self._log(prefix, self._losses(chosen, rejected, batch), chosen, rejected)
+        wins = (chosen - rejected).sigmoid().tolist()
+        lengths = batch.chosen.lengths.tolist(), batch.rejected.lengths.tolist()
+        prompts = [ids[mask].cpu().numpy().tobytes() for ids, mask in zip(*vars(batch.prompt).values(), strict=True)]
+        self._verdicts += zip(wins, *lengths, prompts, strict=True)
+
+    def _log(self, prefix: str, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
+        difference = (chosen - rejected).detach()
+        shown = {
+            "loss": losses.detach(),
+            "rewards/accuracies": 0.5 * ((difference > 0).float() + (difference >= 0).float()),
+            "rewards/margins": difference,
+        }
+        kept = {
+            "rewards/chosen": chosen.detach(),
+            "rewards/rejected": rejected.detach(),
+            "rewards/mean": (chosen + rejected).detach() / 2,
+        }
+        for values, on_bar in ((shown, True), (kept, False)):
+            means = {prefix + name: value.mean() for name, value in values.items()}
+            self.log_dict(means, prog_bar=on_bar, batch_size=len(chosen), sync_dist=bool(prefix))
+
+    # ------------------------------------------------------------------ quality
+
+    def on_validation_epoch_start(self) -> None:
+        self._verdicts = []
+
+    def on_test_epoch_start(self) -> None:
+        self._verdicts = []
+
+    def on_validation_epoch_end(self) -> None:
+        self._measure("val/")
+
+    def on_test_epoch_end(self) -> None:
+        self._measure("test/")
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.VALIDATING:  # within a fit its end says it
+            self._show()
+
+    def on_test_end(self) -> None:
+        self._show()
+
+    def _measure(self, prefix: str) -> None:
+        ranks = gather(self._verdicts)  # rank r has every world-th pair, from r on; the last ones may come twice
+        verdicts = [one for at in zip_longest(*ranks) for one in at if one is not None]
+        if self.trainer.world_size > 1:
+            verdicts = verdicts[: len(getattr(getattr(self.trainer, "datamodule", None), "val_pairs", verdicts))]
+        if self.trainer.sanity_checking or not verdicts:
+            return
+        wins, chosen, rejected, prompts = zip(*verdicts, strict=True)
+        lengths = list(zip(chosen, rejected, strict=True))
+        self.quality = quality_of(f"reward model on {self.spec.model}", wins, lengths, groups=prompts)
+        self._log_shares(prefix, accuracy=self.quality.accuracy, longer_rule=self.quality.length.longer_rule)
+        found = self.quality.calibration
+        if found is not None:
+            self.log_dict({f"{prefix}calibration_error": found.error, f"{prefix}brier": found.brier}, sync_dist=True)
+
+    def _log_shares(self, prefix: str, **shares: Share) -> None:
+        for name, share in shares.items():
+            if share.value is not None:
+                ends = {f"{prefix}{name}_low": share.low, f"{prefix}{name}_high": share.high}
+                self.log_dict({prefix + name: share.value, **ends}, sync_dist=True)
+
+    def _show(self) -> None:
+        if self.quality is not None and self.trainer.is_global_zero:
+            note(readable(self.quality, "tokens"))
+
+    # ------------------------------------------------------------------ the model that was made
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the model and its tokenizer so that `RewardModelJudge(folder)` scores as this module does.
+
+        Adapters are merged in float32 into the base as it was before quantisation, and the file is float32.
+
+        Args:
+            folder: is replaced where it exists.
+        """
+        self.configure_model()
+        assert self.model is not None
+        save_reward_model(self.model, self.spec, self.tokenizer, Path(folder))
+
+    def on_fit_end(self) -> None:
+        """Also where a resumed run had nothing left to train: a kill after the last step loses no model."""
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        root = Path(self.trainer.default_root_dir)
+        folder = root / run_folder.REWARD_MODEL
+        self.save(folder)
+        if self.quality is not None:
+            record = {"step": self.trainer.global_step, **asdict(self.quality)}
+            run_folder.write_json(root / run_folder.REWARD_QUALITY, record)
+        self._show()
+        note(f"The reward model is in {folder}: RewardModelJudge takes it as its `model`.")
