@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from lit_align.boundary import BoundaryCallback, BoundaryResult, BoundaryScore, Measurement, Switch
+from lit_align.boundary.record import readable
 from lit_align.boundary.switch import as_decision, without_information
 from lit_align.boundary.votes import count_votes, judge_prompts
-from lit_align.judges import Comparison, PairwiseJudge, RecordedScores, RuleJudge
+from lit_align.judges import Comparison, Judge, PairwiseJudge, RecordedScores, RuleJudge
 from lit_align.judges.cache import CachedJudge
 from lit_align.records import Candidate, CandidateSet, Stage
+from lit_align.report.measurement import readable as measured
+from lit_align.report.measurement import result_record
 from lit_align.report.summary import crossing
 from tests.boundary_fakes import FakeData, FakeModule, by_number, number_sets, quiet_trainer
 
@@ -208,6 +211,47 @@ def test_both_sides_characteristics_are_kept_and_logged(tmp_path: Path) -> None:
     assert metrics["boundary/off_policy/score_mean"] == sides["off_policy"]["score_mean"]
     assert metrics["boundary/on_policy/distinct_1"] == sides["on_policy"]["distinct_1"]
     assert metrics["boundary/decided"] in (0.0, 1.0)
+
+
+class First(PairwiseJudge):
+    """Prefers whatever stands first."""
+
+    identity = "first"
+
+    def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
+        return [1.0] * len(comparisons)
+
+
+def letters(prompts: int, *lengths: int) -> list[CandidateSet]:
+    """Candidates of these lengths; a little longer from prompt to prompt."""
+    return [
+        replace(one, candidates=tuple(Candidate("x" * (5 * n + length)) for length in lengths))
+        for n, one in enumerate(answers(prompts, *lengths))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("judge", "words"),
+    [
+        (RuleJudge(lambda prompt, texts, row: [len(text) for text in texts]), "longer answer won 100 %"),
+        (RuleJudge(lambda prompt, texts, row: [-len(text) for text in texts]), "shorter answer won 100 %"),
+        (First(), "told no answers apart"),
+        (RuleJudge(lambda prompt, texts, row: [float(len(text) % 3) for text in texts]), None),
+    ],
+)
+def test_a_judge_that_goes_by_length_or_order_alone_is_named(judge: Judge, words: str | None) -> None:
+    measurement = Measurement(judge, sequential=False)
+    measurement.add(letters(12, 3, 10), letters(12, 1, 8, 6))
+    found = measurement.result()
+    if isinstance(judge, First):  # it told nothing apart, which is said anyway
+        assert found.judge_warning is None and not found.informative
+    elif words is None:
+        assert found.judge_warning is None
+    else:
+        assert found.judge_warning is not None and words in found.judge_warning
+        shown = readable(as_decision(0, found, Switch().choose(found, [])))
+        assert words in shown and shown.count("boundary: ") == 2
+        assert f"The judge: {found.judge_warning}" in measured(result_record(found, "measured"))
 
 
 def test_the_state_stays_plain(tmp_path: Path) -> None:

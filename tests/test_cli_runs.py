@@ -230,7 +230,7 @@ def test_an_interruption_says_how_to_go_on(folder: Path, capsys: pytest.CaptureF
     (folder / "c.yaml").write_text(config.replace("model:\n  class_path", extra + "model:\n  class_path", 1))
     assert main(["fit", "--config", "c.yaml"]) == 130
     out = capsys.readouterr().out
-    assert "Stopped at step 3. The last checkpoint of step 2 is" in out
+    assert "Stopped at step 3. The last checkpoint of step 3 is" in out
     assert "--ckpt_path last" in out
 
 

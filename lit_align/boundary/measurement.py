@@ -17,6 +17,7 @@ from lit_align.boundary.sequential import SequentialTest, require_alpha
 from lit_align.boundary.votes import JudgedPrompt, PromptVotes, judge_prompts
 from lit_align.data.ranks import gather, shard
 from lit_align.judges.base import Judge
+from lit_align.judges.quality import bias_warning
 from lit_align.metrics import characteristics
 from lit_align.records import CandidateSet
 
@@ -80,7 +81,7 @@ class Measurement:
                 "prompts are ties, so the score says nothing of the stage; take a judge that grades"
             )
         low, high = self._interval(shares)
-        sides = self._characteristics()
+        judged = self._judged_by_all()
         method: Method = "student_t" if self._test is None else self._test.method
         return BoundaryResult(
             score=float(shares.mean()),
@@ -95,7 +96,8 @@ class Measurement:
             method=method,
             alpha=self.alpha,
             stopped="decided" if self.done else at_the_end,
-            characteristics=sides,
+            judge_warning=_judge_warning(judged) if on + off else None,
+            characteristics=_characteristics(judged),
         )
 
     def _interval(self, shares: np.ndarray) -> tuple[float, float]:
@@ -103,14 +105,25 @@ class Measurement:
             return self._test.interval
         return mean_interval(float(shares.sum()), float((shares**2).sum()), shares.size, 1 - self.alpha)
 
-    def _characteristics(self) -> Characteristics:
-        """Of all ranks' candidates, on every rank; both sides at the same number of candidates a prompt."""
-        pairs = [(one.on, one.off) for one in self.judged]
-        if shard()[1] > 1:
-            pairs = [pair for of_rank in gather([(_light(a), _light(b)) for a, b in pairs]) for pair in of_rank]
-        sides = {"on_policy": [on for on, _ in pairs], "off_policy": [off for _, off in pairs]}
-        count = min(_usual_count(sets) for sets in sides.values())  # the figures change with it
-        return {side: _plain(characteristics(sets, candidates=count)) for side, sets in sides.items()}
+    def _judged_by_all(self) -> list[JudgedPrompt]:
+        """What all ranks have judged, on every rank."""
+        if shard()[1] == 1:
+            return self.judged
+        mine = [JudgedPrompt(_light(one.on), _light(one.off), one.block) for one in self.judged]
+        return [one for of_rank in gather(mine) for one in of_rank]
+
+
+def _characteristics(judged: Sequence[JudgedPrompt]) -> Characteristics:
+    """Of both sides, at the same number of candidates a prompt: the figures change with it."""
+    sides = {"on_policy": [one.on for one in judged], "off_policy": [one.off for one in judged]}
+    count = min(_usual_count(sets) for sets in sides.values())
+    return {side: _plain(characteristics(sets, candidates=count)) for side, sets in sides.items()}
+
+
+def _judge_warning(judged: Sequence[JudgedPrompt]) -> str | None:
+    """What the votes give away about the judge."""
+    lengths = [[[len(c.text) for c in side.candidates] for side in (one.on, one.off)] for one in judged]
+    return bias_warning([one.block for one in judged], [on for on, _ in lengths], [off for _, off in lengths])
 
 
 def _shares(votes: Sequence[PromptVotes]) -> np.ndarray:

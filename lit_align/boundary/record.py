@@ -82,7 +82,7 @@ def log_samples(loggers: Iterable[Logger], rows: Sequence[Row], step: int) -> No
 
 
 def readable(decision: Decision) -> str:
-    """A decision as one line for people."""
+    """A decision as one line for people, and one more where the judge is to be doubted."""
     parts = [f"step {decision.step}", f"{decision.stage.replace('_', '-')} stage"]
     if decision.measured:
         share = decision.share_of_training
@@ -93,7 +93,8 @@ def readable(decision: Decision) -> str:
             f"on {decision.prompts} prompts{why} in {decision.seconds:.0f} s{cost}"
         )
     parts += [f"on-policy share {decision.on_policy_share:g}", decision.reason]
-    return "boundary: " + " | ".join(parts)
+    line = "boundary: " + " | ".join(parts)
+    return line if decision.judge_warning is None else f"{line}\nboundary: the judge | {decision.judge_warning}"
 
 
 def _write_lines(path: Path, rows: Iterable[Row]) -> None:

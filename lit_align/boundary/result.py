@@ -40,6 +40,7 @@ class BoundaryResult:
         method: how the interval was made, "betting" (anytime-valid) or "student_t" (fixed sample).
         alpha: the chance that the interval misses the true score.
         stopped: what ended the measurement, "decided", "budget" or "pool".
+        judge_warning: where the votes give the judge away, such as one that prefers by length alone: in words.
         characteristics: diversity and quality of the candidates of both sides.
     """
 
@@ -55,6 +56,7 @@ class BoundaryResult:
     method: Method = "student_t"
     alpha: float = 0.05
     stopped: Stopped = "budget"
+    judge_warning: str | None = None
     characteristics: Characteristics = field(default_factory=dict)
 
     @property
@@ -102,6 +104,7 @@ class Decision:
             prompts (`sequential: false`) ends with the budget or the pool in any case.
         share_of_training: wall time of all measurements so far over that of the training so far; None at the
             start, too.
+        judge_warning: where the votes give the judge away, such as one that prefers by length alone: in words.
         characteristics: diversity and quality of the candidates of both sides, by `on_policy` and
             `off_policy`.
     """
@@ -123,6 +126,7 @@ class Decision:
     alpha: float | None = None
     stopped: Stopped | None = None
     share_of_training: float | None = None
+    judge_warning: str | None = None
     characteristics: Characteristics | None = None
 
     @property

@@ -65,12 +65,17 @@ class JudgedPrompt:
     Args:
         on: the on-policy candidates with their scores (None: no verdict).
         off: the off-policy candidates with theirs.
-        votes: the cross votes.
+        block: [K_on, K_off] the cross votes, P(on-policy candidate wins); NaN is an abstention.
     """
 
     on: CandidateSet
     off: CandidateSet
-    votes: PromptVotes
+    block: np.ndarray
+
+    @property
+    def votes(self) -> PromptVotes:
+        """The cross votes, counted."""
+        return count_votes(self.block)
 
 
 def judge_prompts(judge: Judge, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[JudgedPrompt]:
@@ -89,20 +94,19 @@ def judge_prompts(judge: Judge, on: Sequence[CandidateSet], off: Sequence[Candid
         return [_by_scores(a, b, both) for a, b, both in zip(on, off, scored, strict=True)]
     blocks = [np.asarray(block, dtype=np.float64) for block in judge.cross_votes(on, off)]
     if isinstance(judge, RecordedScores):  # the candidates carry them already
-        return [JudgedPrompt(a, b, count_votes(block)) for a, b, block in zip(on, off, blocks, strict=True)]
+        return [JudgedPrompt(a, b, block) for a, b, block in zip(on, off, blocks, strict=True)]
     return [_by_votes(a, b, block) for a, b, block in zip(on, off, blocks, strict=True)]
 
 
 def _by_scores(on: CandidateSet, off: CandidateSet, scored: CandidateSet) -> JudgedPrompt:
     scores = [math.nan if c.score is None else c.score for c in scored.candidates]
     mine, theirs = scores[: len(on.candidates)], scores[len(on.candidates) :]
-    votes = count_votes(votes_from_scores(mine, theirs))
-    return JudgedPrompt(_with_scores(on, mine), _with_scores(off, theirs), votes)
+    return JudgedPrompt(_with_scores(on, mine), _with_scores(off, theirs), votes_from_scores(mine, theirs))
 
 
 def _by_votes(on: CandidateSet, off: CandidateSet, block: np.ndarray) -> JudgedPrompt:
     mine, theirs = [_mean(row) for row in block], [_mean(1 - column) for column in block.T]
-    return JudgedPrompt(_with_scores(on, mine), _with_scores(off, theirs), count_votes(block))
+    return JudgedPrompt(_with_scores(on, mine), _with_scores(off, theirs), block)
 
 
 def _mean(chances: np.ndarray) -> float:

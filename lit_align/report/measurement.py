@@ -61,6 +61,7 @@ def readable(found: Mapping[str, Any]) -> str:
         f"prompts: {found['votes_on']} votes on-policy, {found['votes_off']} off-policy, {found['ties']} ties"
         + (f", {found['abstentions']} abstentions." if found["abstentions"] else "."),
         f"Stage: {stage}, train on {advice} data. {found['reason'].capitalize()}.",
+        *([f"The judge: {found['judge_warning']}"] if found["judge_warning"] else []),
         *_table(found["characteristics"]),
     ]
     return "\n".join(lines)
