@@ -148,7 +148,7 @@ def test_what_was_trained_on_is_not_measured_again(files: tuple[str, str]) -> No
     assert other.measured_on == data.measured_on
     data.offer_round(data.sample(pool, "boundary", 1))
     data.request_round()
-    with pytest.warns(UserWarning, match=f"More than half of the {len(pool)} prompts of the boundary were trained on"):
+    with pytest.warns(UserWarning, match=f"More than three quarters of the {len(pool)} prompts of the boundary"):
         next(data.train_dataloader())
     assert data.measured_on == pool
 

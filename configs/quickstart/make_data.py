@@ -23,7 +23,7 @@ from lit_align.sampling import TransformersSampler
 HERE = Path(__file__).parent
 SEED = 0
 MODEL = "SmolLM2-135M-Instruct"
-HELD_OUT_TOPICS = 96
+HELD_OUT_TOPICS = 160
 SAMPLER = TransformersSampler(num_candidates=8, temperature=0.7, top_p=0.95, max_new_tokens=24, batch_size=128)
 ASKS = (
     "Write one short sentence about {}.",

@@ -95,12 +95,12 @@ class HeldOut:
         self.on_offer = []
 
     def spend(self, sets: Iterable[CandidateSet]) -> None:
-        """Leaves prompts that were trained on out of later measurements, as long as half the pool remains."""
+        """Leaves prompts that were trained on out of later measurements, as long as a quarter of the pool remains."""
         self._spent |= {prompt_key(one.prompt) for one in sets}
-        if 2 * len(self.measured_on) < len(self.pool):
+        if 4 * len(self.measured_on) < len(self.pool):
             self._spent.clear()
             rank_zero_warn(
-                f"More than half of the {len(self.pool)} prompts of the boundary were trained on: from here on it is "
+                f"More than three quarters of the {len(self.pool)} prompts of the boundary were trained on: from here on it is "
                 "measured on all of them again. More held-out prompts keep the measurement clear of training."
             )
 
