@@ -111,7 +111,7 @@ def pair_batches(pairs: Sequence[Pair], batch_size: int) -> list[Any]:
     return batches
 
 
-def lit_module(model: Path, rank: int | None, dtype: str, learning_rate: float) -> Any:
+def lit_module(model: Path | str, rank: int | None, dtype: str, learning_rate: float) -> Any:
     """lit-align's module with DPO and AdamW; `rank` None trains all weights."""
     import torch
 
@@ -130,11 +130,17 @@ def lit_module(model: Path, rank: int | None, dtype: str, learning_rate: float) 
 
 
 def lit_fit(module: Any, batches: Sequence[Any], steps: int, callback: Any, folder: Path) -> None:
-    """Trains with a plain Lightning trainer that writes nothing."""
-    from lightning.pytorch import Trainer
+    """Trains on the batches with a plain Lightning trainer that writes nothing."""
     from torch.utils.data import DataLoader
 
-    trainer = Trainer(
+    lit_trainer(steps, callback, folder).fit(module, DataLoader(batches, batch_size=None))
+
+
+def lit_trainer(steps: int, callback: Any, folder: Path) -> Any:
+    """A plain Lightning trainer that writes nothing."""
+    from lightning.pytorch import Trainer
+
+    return Trainer(
         devices=1,
         max_steps=steps,
         max_epochs=-1,
@@ -145,7 +151,6 @@ def lit_fit(module: Any, batches: Sequence[Any], steps: int, callback: Any, fold
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    trainer.fit(module, DataLoader(batches, batch_size=None))
 
 
 # ---------------------------------------------------------------------- TRL
@@ -171,26 +176,13 @@ def trl_trainer(
     """
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
     from tokenizers import Tokenizer, models
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-    from trl import DPOConfig, DPOTrainer
-
-    class TokenisedDPOTrainer(DPOTrainer):
-        step_losses: list[float]
-
-        def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
-            return dataset  # tokenised already
-
-        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            loss = super().training_step(*args, **kwargs)
-            self.step_losses.append(loss.item())
-            return loss
+    from trl import DPOConfig
 
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     config = DPOConfig(
-        output_dir=str(folder),
-        beta=BETA,
+        **trl_plain(folder),
         learning_rate=learning_rate,
         lr_scheduler_type="constant",
         weight_decay=0.0,
@@ -199,31 +191,61 @@ def trl_trainer(
         per_device_train_batch_size=batch_size,
         train_sampling_strategy="sequential",
         precompute_ref_log_probs=precompute,
-        gradient_checkpointing=False,
         max_length=None,
-        bf16=False,  # no autocast: the weights are in the precision asked for, as on the other side
-        use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
     )
-    lora = None
-    if rank is not None:
-        lora = LoraConfig(
-            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-    trainer = TokenisedDPOTrainer(
+    return _tokenised_dpo_trainer()(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)),
         args=config,
         train_dataset=Dataset.from_list(list(pairs)),
         processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"),
         callbacks=list(callbacks),
-        peft_config=lora,
+        peft_config=None if rank is None else trl_lora(rank),
     )
-    trainer.step_losses = []
-    return trainer
+
+
+def trl_plain(folder: Path) -> dict[str, Any]:
+    """Settings of any of TRL's trainers: nothing that costs time and that the other side does not do."""
+    import torch
+
+    return {
+        "output_dir": str(folder),
+        "beta": BETA,
+        "gradient_checkpointing": False,
+        "bf16": False,  # no autocast: the weights are in the precision asked for, as on the other side
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+
+
+def trl_lora(rank: int) -> Any:
+    """The adapters of :func:`lit_module`."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def _tokenised_dpo_trainer() -> Any:
+    """The class of TRL's DPOTrainer for pairs of ids, which keeps the loss of each step."""
+    from trl import DPOTrainer
+
+    class TokenisedDPOTrainer(DPOTrainer):
+        def __init__(self, **arguments: Any) -> None:
+            super().__init__(**arguments)
+            self.step_losses: list[float] = []
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset  # tokenised already
+
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            loss = super().training_step(*args, **kwargs)
+            self.step_losses.append(loss.item())
+            return loss
+
+    return TokenisedDPOTrainer
 
 
 # ---------------------------------------------------------------------- report

@@ -1,9 +1,10 @@
-"""One side of `step.py`, in a process of its own: trains on request, one step at a time.
+"""One side of `step.py` or `onpolicy.py`, in a process of its own: does one step on each request.
 
 Reads its settings as JSON from the first line of standard input, then one request a line: `step` answers with the
-seconds of one training step, `rate` with the multiply-adds a second of a matrix product, both between steps. Ends
-with the steps, after the peak of its memory. Answers are JSON, one a line, on the standard output that it was
-started with; what libraries print goes to standard error.
+seconds of one training step, or of one on-policy round and the pairs that it gave; `rate` with the multiply-adds a
+second of a matrix product, between steps. Ends with the steps, after the peak of its memory.
+Answers are JSON, one a line, on the standard output that it was started with; what libraries print goes to standard
+error.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any, TextIO
 import torch
 from common import Pair, lit_fit, lit_module, pair_batches, random_pairs, trl_trainer
 from lightning.pytorch import Callback
+from rounds import run_lit_rounds, run_trl_rounds
 from torch import nn
 from transformers import TrainerCallback
 
@@ -48,9 +50,9 @@ class Steps:
         synchronize()
         self._began = time.perf_counter()
 
-    def end(self) -> None:
+    def end(self, **facts: Any) -> None:
         synchronize()
-        self.answer(seconds=time.perf_counter() - self._began)
+        self.answer(seconds=time.perf_counter() - self._began, **facts)
 
     def answer(self, **content: Any) -> None:
         print(json.dumps(content), file=self._answers, flush=True)
@@ -85,7 +87,7 @@ def main() -> None:
     torch.set_num_threads(settings["threads"])
     steps = Steps(sys.stdin, answers, getattr(torch, settings["dtype"]))
     with tempfile.TemporaryDirectory() as folder:
-        {"lit-align": run_lit, "trl": run_trl}[settings["side"]](settings, steps, Path(folder))
+        SIDES[settings["side"]](settings, steps, Path(folder))
     steps.answer(peak=peak(), peak_device=peak_device())
 
 
@@ -116,6 +118,9 @@ def run_trl(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
     )
     steps.ready()
     trainer.train()
+
+
+SIDES = {"lit-align": run_lit, "trl": run_trl, "lit-align rounds": run_lit_rounds, "trl rounds": run_trl_rounds}
 
 
 def equal_pairs(settings: dict[str, Any]) -> list[Pair]:

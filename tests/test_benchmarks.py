@@ -87,6 +87,34 @@ def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
     assert ran.returncode != 0 and "ended early" in ran.stderr and str(tmp_path / "none") in ran.stderr
 
 
+def test_rounds_of_both_sides_are_timed(tiny_model: Path, tmp_path: Path) -> None:
+    output, data = tmp_path / "onpolicy.json", tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"Say {n}."}) + "\n" for n in (1, 1, 2, 3, 4, 5, 6)))
+    sizes = ["--prompts", "5", "--new-tokens", "6", "--peer-prompts", "2", "--repeats", "2"]
+    ran = run("onpolicy.py", output, "--model", str(tiny_model), "--data", str(data), *sizes)
+    assert ran.returncode == 0, ran.stderr
+    result = json.loads(output.read_text())["result"]
+    ours, theirs = result["lit_align"], result["peer"]
+    for one in (ours, theirs):
+        assert len(one["rounds"]) == 2 and one["peak_memory"] > 0
+        seconds = [each["seconds"] for each in one["rounds"]]
+        assert one["seconds"] == pytest.approx(sum(seconds) / 2) and min(seconds) > 0
+    for each in ours["rounds"]:
+        assert each["pairs"] + each["ties"] <= 5 and each["pairs"] > 0
+        assert 0 < each["sample_seconds"] + each["judge_seconds"] + each["reference_seconds"] <= each["seconds"]
+    assert [each["pairs"] for each in theirs["rounds"]] == [5, 5]
+    assert all(5 * 2 <= each["tokens"] <= 5 * 2 * 6 for each in theirs["rounds"])
+    assert result["speed_ratio"] == pytest.approx(ours["pairs_per_second"] / theirs["pairs_per_second"])
+    assert "| lit-align |" in ran.stdout
+
+
+def test_too_few_prompts_are_told(tmp_path: Path) -> None:
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prompt": "One."}\n{"prompt": "One."}\n')
+    ran = run("onpolicy.py", tmp_path / "o.json", "--data", str(data), "--prompts", "2")
+    assert ran.returncode != 0 and "expected 2 different prompts" in ran.stderr
+
+
 class OneLayer(nn.Module):
     """A frozen layer, an adapter's weight and a head; two attention layers of width 4 by its configuration."""
 

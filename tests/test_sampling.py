@@ -11,12 +11,23 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    GPTNeoXConfig,
+    Llama4TextConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen3Config,
+)
 
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.records import Candidate, FinishReason
-from lit_align.sampling import TransformersSampler
-from lit_align.sampling.generate import left_padded
+from lit_align.sampling import TransformersSampler, generate
+from lit_align.sampling.decode import can_share, left_padded
+from lit_align.sampling.draw import Draw
+from lit_align.seeding import derive_seed
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [15, 16]]
 STOP = 2
@@ -178,18 +189,201 @@ def test_gradient_checkpointing_leaves_the_cache_on(tiny_model: Path) -> None:
     assert model.is_gradient_checkpointing and model.training
 
 
-def test_batches_are_sorted_by_length_and_progress_counts_candidates(tiny_model: Path) -> None:
+def test_a_prompt_is_computed_once_and_the_batch_stays_full(tiny_model: Path) -> None:
     model, done, shapes = load(tiny_model), [], []
     handle = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    draw(model, tiny_model, num_candidates=2, batch_size=3, max_new_tokens=1, progress=done.append)
-    handle.remove()
-    assert shapes == [(3, 6), (3, 3), (2, 1)]  # prompts of 6, 3, 2, 1 tokens, two rows each
-    assert done == [3, 3, 2]
+    draw(model, tiny_model, num_candidates=2, batch_size=4, max_new_tokens=3, stop_ids=(), progress=done.append)
+    # the prompts of 6 and 3 tokens and two tokens more of four candidates, then the prompts of 2 and 1 tokens
+    assert shapes == [(2, 6), (4, 1), (4, 1), (2, 2), (4, 1), (4, 1)]
+    assert done == [1] * 8
     done.clear()
     draw(model, tiny_model, num_candidates=2, temperature=0.0, progress=done.append)
-    assert sum(done) == 8
+    assert done == [2] * 4
+    handle.remove()
+
+
+def test_finished_rows_leave_and_others_take_their_places(tiny_model: Path) -> None:
+    model, rows = load(tiny_model), []
+    handle = model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    stops = tuple(range(0, 320, 5))  # one token in five ends a candidate
+    sampled = draw(model, tiny_model, num_candidates=16, batch_size=16, max_new_tokens=20, stop_ids=stops)
+    handle.remove()
+    tokens = sum(len(c.token_ids or ()) for one in sampled for c in one)
+    steps = [shape[0] for shape in rows if shape[1] == 1 and shape[0] > 1]
+    assert sum(shape[0] for shape in rows if shape[1] == 1) <= tokens - 64 + 1, "a finished row is not computed"
+    assert max(steps) <= 16 and len({len(c.token_ids or ()) for one in sampled for c in one}) > 4
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_candidates_are_those_of_each_row_alone(tiny_model: Path, batch_size: int, temperature: float) -> None:
+    """The whole row through the model for every token, without cache, padding or batch, with the same numbers."""
+    model = lora(load(tiny_model)).eval()
+    stops, least, most, seed = tuple(range(2, 320, 7)), 2, 70, 5  # 70: the cache grows past its first columns
+    sampled = draw(
+        model,
+        tiny_model,
+        num_candidates=3,
+        batch_size=batch_size,
+        temperature=temperature,
+        top_p=0.9,
+        min_new_tokens=least,
+        max_new_tokens=most,
+        stop_ids=stops,
+        seed=seed,
+    )
+    picker = Draw(temperature, 0, 0.9)
+    lengths = set()
+    for i, prompt in enumerate(PROMPTS):
+        for j, candidate in enumerate(sampled[i]):
+            key = torch.tensor([derive_seed(seed, "draw", i, 0 if temperature == 0 else j)])
+            new: list[int] = []
+            while len(new) < most and not (new and new[-1] in stops):
+                with torch.no_grad():
+                    logits = model(input_ids=torch.tensor([prompt + new]), use_cache=False).logits[:, -1]
+                if len(new) < least:
+                    logits[:, list(stops)] = -torch.inf
+                new.append(int(picker.tokens(logits, key, torch.tensor([len(new)]))))
+            assert candidate.token_ids == tuple(new)
+            lengths.add(len(new))
+    assert temperature == 0 or len(lengths) > 3
+
+
+def test_a_batch_that_is_refilled_for_long_stays_full_and_narrow(tiny_model: Path) -> None:
+    model, tokenizer = load(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    prompts = [[3 + (7 * i + j) % 300 for j in range(1 + i % 9)] for i in range(60)]
+    sampler = TransformersSampler(num_candidates=2, max_new_tokens=30, batch_size=8)
+    stops, steps, columns = tuple(range(0, 320, 6)), [], []
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs["input_ids"].shape[1] == 1:
+            steps.append(len(kwargs["input_ids"]))
+            columns.append(kwargs["attention_mask"].shape[1])
+
+    handle = model.model.register_forward_pre_hook(look, with_kwargs=True)
+    sampled = sampler.sample(model, tokenizer, prompts, stop_ids=stops, pad_id=0, seed=7)
+    handle.remove()
+    while_waiting = [rows for rows in steps[: len(steps) // 2] if rows > 2]  # prompts of one token are not counted
+    assert sum(while_waiting) / len(while_waiting) > 6.5 and max(steps) == 8
+    assert len(steps) > 90 and max(columns) <= 9 + 30 + 64 < len(steps), "columns that no row needs are given up"
+    one_by_one = TransformersSampler(num_candidates=2, max_new_tokens=30, batch_size=1)
+    assert sampled == one_by_one.sample(model, tokenizer, prompts, stop_ids=stops, pad_id=0, seed=7)
+
+
+def tiny(kind: str) -> Any:
+    common = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512}
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    configs = {
+        "mistral": lambda: MistralConfig(**common, **heads, **special, sliding_window=4),
+        "gemma2": lambda: Gemma2Config(**common, **heads, **special, sliding_window=4),
+        "gpt_neox": lambda: GPTNeoXConfig(**common, num_attention_heads=4, **special),
+        "qwen3": lambda: Qwen3Config(**common, **heads, **special),
+        "mamba": lambda: MambaConfig(vocab_size=320, hidden_size=32, state_size=4, num_hidden_layers=2, **special),
+        "llama4": lambda: Llama4TextConfig(
+            **common, **heads, **special, attention_chunk_size=4, num_local_experts=1, intermediate_size_mlp=64
+        ),
+    }
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(configs[kind]())
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.2)  # answers that depend on what was read
+    return model.float().eval()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shared"),
+    [("mistral", True), ("gemma2", True), ("gpt_neox", True), ("qwen3", True), ("mamba", False), ("llama4", False)],
+)
+def test_families_are_sampled_alike(tiny_model: Path, kind: str, shared: bool) -> None:
+    model = tiny(kind)
+    assert can_share(model) is shared
+    prompts = [[5, 6, 7, 8, 9, 10, 11], [12] * 9, [14]] if shared else [[5, 6, 7], [12, 13, 14]]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    sampler = TransformersSampler(num_candidates=2, temperature=0.0, max_new_tokens=8, batch_size=2)
+    sampled = sampler.sample(model, tokenizer, prompts, stop_ids=(), pad_id=0, seed=0)
+    assert [one[1].token_ids for one in sampled] == [greedy_by_hand(model, prompt, 8) for prompt in prompts]
+
+
+def test_without_shared_prompts_the_same_candidates_are_drawn(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, stops = load(tiny_model), tuple(range(2, 320, 7))
+    arguments: dict[str, Any] = {"num_candidates": 3, "batch_size": 5, "top_p": 0.9, "stop_ids": stops}
+    shared = draw(model, tiny_model, **arguments)
+    monkeypatch.setattr(generate, "can_share", lambda _: False)
+    assert draw(model, tiny_model, **arguments) == shared
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_out_of_memory_halves_the_batch_and_changes_no_candidate(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shared: bool
+) -> None:
+    model, done, stops = load(tiny_model), [], tuple(range(2, 320, 7))
+    monkeypatch.setattr(generate, "can_share", lambda _: shared)
+    arguments: dict[str, Any] = {"num_candidates": 4, "stop_ids": stops}
+    plenty = draw(model, tiny_model, **arguments, batch_size=16)
+    capsys.readouterr()
+    rows: list[int] = []
+
+    def small_card(module: Any, args: Any, kwargs: Any) -> None:
+        rows.append(len(kwargs["input_ids"]))
+        if len(rows) > 4 and rows[-1] > 4:  # a few tokens are drawn before the memory is full
+            raise torch.OutOfMemoryError("no memory")
+
+    model.model.register_forward_pre_hook(small_card, with_kwargs=True)
+    sampler = TransformersSampler(max_new_tokens=12, batch_size=16)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    call = {"stop_ids": stops, "pad_id": 0, "seed": 1, "num_candidates": 4}
+    sampled = sampler.sample(model, tokenizer, PROMPTS, **call, progress=done.append)
+    assert sampled == plenty and sum(done) == 16
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 and "out of memory while sampling 16 candidates at once: 8 at once" in said[0]
+    rows.clear()
+    assert sampler.sample(model, tokenizer, PROMPTS, **call) == plenty and max(rows) <= 4, "the size is kept"
+    assert not capsys.readouterr().out
+
+
+def test_a_single_candidate_that_does_not_fit_is_an_error(tiny_model: Path) -> None:
+    model = load(tiny_model)
+
+    def no_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    model.model.register_forward_pre_hook(no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        draw(model, tiny_model)
+
+
+def test_broken_weights_are_named(tiny_model: Path) -> None:
+    model = load(tiny_model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = torch.nan
+    with pytest.raises(FloatingPointError, match="NaN or infinite"):
+        draw(model, tiny_model)
+
+
+def test_sampled_ids_have_the_log_probs_of_the_model(tiny_model: Path) -> None:
+    """-log p of sampled tokens is on average the entropy of what they were drawn from."""
+    model = load(tiny_model).eval()
+    with torch.no_grad():
+        model.model.embed_tokens.weight *= 4
+    sampled = draw(model, tiny_model, num_candidates=40, max_new_tokens=20, stop_ids=(), batch_size=64)
+    surprise, entropy, variance = 0.0, 0.0, 0.0
+    for prompt, candidates in zip(PROMPTS, sampled, strict=True):
+        rows = torch.tensor([[*prompt, *(c.token_ids or ())] for c in candidates])
+        with torch.no_grad():
+            logps = model(input_ids=rows).logits[:, len(prompt) - 1 : -1].log_softmax(-1)
+        of_token = logps.gather(-1, rows[:, len(prompt) :, None])[..., 0]
+        means = -(logps.exp() * logps).sum(-1)
+        surprise, entropy = surprise - float(of_token.sum()), entropy + float(means.sum())
+        variance += float(((logps.exp() * logps.square()).sum(-1) - means.square()).sum())
+    assert abs(surprise - entropy) < 4 * variance**0.5
 
 
 def test_candidates_belong_to_their_prompts(tiny_model: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lit_align.records import Candidate
+from lit_align.records import Candidate, FinishReason
 
 
 class Sampler(ABC):
@@ -51,3 +51,61 @@ class Sampler(ABC):
         Returns:
             One tuple of K candidates for each prompt, in the order of the prompts.
         """
+
+
+class TokenSampler(Sampler):
+    """A sampler that draws token by token, and the distribution that it draws from.
+
+    Args:
+        num_candidates: candidates a prompt (K), at least 1.
+        temperature: divides the logits; 0 is greedy, and all K candidates are then the same.
+        top_p: keep the most likely tokens that hold this share of the probability, in (0, 1].
+        top_k: keep this many most likely tokens; 0 keeps all.
+        min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
+        max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_candidates: int = 4,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        min_new_tokens: int = 1,
+        max_new_tokens: int = 256,
+    ) -> None:
+        super().__init__(num_candidates)
+        if not temperature >= 0:
+            raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {top_p}")
+        if top_k < 0:
+            raise ValueError(f"top_k must be 0 (all tokens) or above, got {top_k}")
+        if not 0 <= min_new_tokens <= max_new_tokens or max_new_tokens < 1:
+            raise ValueError(
+                f"expected 0 <= min_new_tokens <= max_new_tokens and 1 <= max_new_tokens, got {min_new_tokens} and "
+                f"{max_new_tokens}"
+            )
+        self.temperature = temperature
+        self.top_p = top_p
+        self.top_k = top_k
+        self.min_new_tokens = min_new_tokens
+        self.max_new_tokens = max_new_tokens
+
+    def drawn(self, wanted: int) -> int:
+        """Candidates to draw where `wanted` are: greedy ones are all the same."""
+        return 1 if self.temperature == 0 else wanted
+
+
+def candidate_of_ids(ids: list[int], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Candidate:
+    """A candidate of sampled ids, up to the first stop id, which stays in `token_ids` and leaves the text."""
+    stop = next((n for n, token in enumerate(ids) if token in stop_ids), None)
+    kept = ids if stop is None else ids[: stop + 1]
+    text = tokenizer.decode(
+        kept if stop is None else kept[:-1], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    reason = FinishReason.LENGTH if stop is None else FinishReason.STOP
+    return Candidate(str(text), finish_reason=reason, token_ids=tuple(kept))

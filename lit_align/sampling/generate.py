@@ -1,7 +1,8 @@
-"""The sampler on top of `transformers`' own `generate`."""
+"""The sampler that is the policy itself, as `transformers` runs it."""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from lit_align.progress import note
 from lit_align.records import Candidate, FinishReason
 from lit_align.sampling.base import Sampler
+from lit_align.sampling.decode import Ask, Limits, can_share, sample_plain, sample_shared
 from lit_align.sampling.draw import Draw
 from lit_align.sampling.modes import in_eval_mode
 from lit_align.seeding import derive_seed
@@ -23,6 +26,10 @@ class TransformersSampler(Sampler):
     The model's own `generation_config` is left out of it: what is drawn depends on the arguments
     here and on nothing that a checkpoint brought along.
 
+    A prompt is computed once for all of its candidates, a finished candidate leaves the batch, and others take the
+    free places. Models that keep more than keys and values (Mamba, RWKV, chunked attention) are sampled batch by batch
+    with `generate`. A GPU that runs out of memory gets half of the batch; the candidates stay the same.
+
     Args:
         num_candidates: candidates a prompt (K), at least 1.
         temperature: divides the logits; 0 is greedy, and all K candidates are then the same.
@@ -30,7 +37,7 @@ class TransformersSampler(Sampler):
         top_k: keep this many most likely tokens; 0 keeps all.
         min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
         max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
-        batch_size: sequences sampled at once; the same seed draws other candidates at another size.
+        batch_size: candidates sampled at once. What is drawn depends on it through rounding alone.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -65,6 +72,7 @@ class TransformersSampler(Sampler):
         self.min_new_tokens = min_new_tokens
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
+        self._fits = batch_size  # less once the memory has run out
 
     def sample(
         self,
@@ -78,56 +86,52 @@ class TransformersSampler(Sampler):
         num_candidates: int | None = None,
         progress: Callable[[int], object] | None = None,
     ) -> list[tuple[Candidate, ...]]:
-        """See :meth:`Sampler.sample`."""
+        """See :meth:`Sampler.sample`.
+
+        Raises:
+            FloatingPointError: the policy's logits are NaN or infinite.
+            torch.OutOfMemoryError: a single candidate does not fit.
+        """
         wanted = num_candidates or self.num_candidates
         drawn = 1 if self.temperature == 0 else wanted  # greedy candidates are all the same
         # Longest prompts first: little padding in a batch, and memory runs out at once or never.
         order = sorted(range(len(prompt_ids)), key=lambda i: (-len(prompt_ids[i]), i))
-        rows = [i for i in order for _ in range(drawn)]
-        found: list[list[Candidate]] = [[] for _ in prompt_ids]
+        asks = [Ask(i, prompt_ids[i], derive_seed(seed, "draw", i, j)) for i in order for j in range(drawn)]
+        draw = Draw(self.temperature, self.top_k, self.top_p)
+        limits = Limits(draw, tuple(stop_ids), pad_id, self.min_new_tokens, self.max_new_tokens)
+        found: dict[int, Candidate] = {}
         with _undisturbed(model) as generator:
-            for start in range(0, len(rows), self.batch_size):
-                batch = rows[start : start + self.batch_size]
-                prompts = [prompt_ids[i] for i in batch]
-                new_ids = self._generate(generator, prompts, stop_ids, pad_id, derive_seed(seed, "generate", start))
-                for i, ids in zip(batch, new_ids.tolist(), strict=True):
-                    found[i].append(_candidate(ids, stop_ids, tokenizer))
+            for ask, ids in self._sampled(generator, asks, limits):
+                found[ask.key] = _candidate(ids, stop_ids, tokenizer)
                 if progress is not None:
-                    progress(len(batch) * wanted // drawn)
-        return [tuple(candidates * (wanted // drawn)) for candidates in found]
+                    progress(wanted // drawn)
+        of_prompt: list[list[Candidate]] = [[] for _ in prompt_ids]
+        for ask in asks:
+            of_prompt[ask.prompt].append(found[ask.key])
+        return [tuple(candidates * (wanted // drawn)) for candidates in of_prompt]
 
-    def _generate(
-        self, generator: Any, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], pad_id: int, seed: int
-    ) -> Tensor:
-        """[B, new tokens] int64 on the CPU, filled up with `pad_id` behind a stop."""
-        device = next(generator.parameters()).device
-        ids, mask = left_padded(prompts, pad_id)
-        with _seeded(device, seed):
-            output = generator.generate(
-                inputs=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=self._config(stop_ids, pad_id),
-                logits_processor=[Draw(self.temperature, self.top_k, self.top_p)] if self.temperature > 0 else [],
-            )
-        return output[:, ids.shape[1] :].cpu()
-
-    def _config(self, stop_ids: Sequence[int], pad_id: int) -> GenerationConfig:
-        return GenerationConfig(
-            do_sample=False,  # `Draw` samples
-            min_new_tokens=self.min_new_tokens,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_id=list(stop_ids) or None,
-            pad_token_id=pad_id,
-            use_cache=True,
-        )
-
-
-def left_padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask, both [B, T] int64, padded on the left so that all rows end at the same place."""
-    width = max(map(len, sequences))
-    ids = torch.tensor([[pad_id] * (width - len(s)) + list(s) for s in sequences])
-    mask = torch.tensor([[0] * (width - len(s)) + [1] * len(s) for s in sequences])
-    return ids, mask
+    def _sampled(self, generator: Any, asks: Sequence[Ask], limits: Limits) -> Iterator[tuple[Ask, list[int]]]:
+        """The candidates as they are finished; those that were under way when the memory ran out are drawn again."""
+        way = sample_shared if can_share(generator) else sample_plain
+        left = {ask.key: ask for ask in asks}
+        while True:
+            size = max(1, min(self._fits, len(left)))
+            try:
+                for ask, ids in way(generator, list(left.values()), size, limits):
+                    del left[ask.key]
+                    yield ask, ids
+                return
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._fits = size // 2
+                note(
+                    f"out of memory while sampling {size} candidates at once: {self._fits} at once from here on, with "
+                    f"the same candidates. A data.sampler.batch_size of {self._fits} starts with that"
+                )
+            gc.collect()  # only here, where the error no longer holds what was computed
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def _candidate(ids: list[int], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Candidate:
@@ -167,17 +171,6 @@ def _in_one_piece(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
     """After the prompt the head gets every row's last position, a view with gaps, for which torch's matrix product
     on a CPU would copy the head's weights once for each row."""
     return tuple(one.contiguous() for one in inputs)
-
-
-@contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Seeds the generators of the CPU and of `device`; both are as before afterwards."""
-    gpus = [device.index or 0] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpus):
-        torch.default_generator.manual_seed(seed)
-        for gpu in gpus:
-            torch.cuda.default_generators[gpu].manual_seed(seed)
-        yield
 
 
 def _require(condition: bool, message: str) -> None:

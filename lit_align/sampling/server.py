@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.records import Candidate, FinishReason
 from lit_align.remote import Server, ServerError
-from lit_align.sampling.engine import EngineSampler, candidate_of_ids
+from lit_align.sampling.base import candidate_of_ids
+from lit_align.sampling.engine import EngineSampler
 from lit_align.sampling.publish import LoraPublisher, Publisher
 
 _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}

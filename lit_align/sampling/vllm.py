@@ -13,7 +13,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.records import Candidate
-from lit_align.sampling.engine import EngineSampler, adapter_digest, candidate_of_ids, save_adapter
+from lit_align.sampling.base import candidate_of_ids
+from lit_align.sampling.engine import EngineSampler, adapter_digest, save_adapter
 
 
 class VLLMSampler(EngineSampler):
