@@ -252,11 +252,10 @@ def _tokenised_dpo_trainer() -> Any:
 
 
 def measured_environment(threads: int) -> dict[str, str]:
-    """The environment of a measured process: no network, `threads` threads that sleep while they wait."""
+    """The environment of a measured process: no network, `threads` threads that wait as torch has them by default."""
     return {
         **os.environ,
         "OMP_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "TQDM_DISABLE": "1",
         "TOKENIZERS_PARALLELISM": "false",

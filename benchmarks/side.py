@@ -22,9 +22,14 @@ from typing import Any, TextIO
 import torch
 from common import Pair, lit_fit, lit_module, pair_batches, random_pairs, trl_trainer
 from lightning.pytorch import Callback
+from peft.tuners.lora.layer import Linear as LoraLinear
 from rounds import run_lit_rounds, run_trl_rounds
 from torch import nn
-from transformers import TrainerCallback
+from transformers import AutoConfig, TrainerCallback
+
+from lit_align.policy import plain_logps
+from lit_align.policy.lora import InPlaceLoraLinear
+from lit_align.policy.source import locate_model
 
 LEARNING_RATE = 1e-5
 PRODUCT = {"cpu": 1024, "cuda": 8192}
@@ -92,7 +97,7 @@ def main() -> None:
 
 
 def run_lit(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
-    module = lit_module(Path(settings["model"]), settings["rank"], settings["dtype"], LEARNING_RATE)
+    module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module.to(device)
     batches = [batch.to(device) for batch in pair_batches(equal_pairs(settings), settings["pairs"])]
@@ -103,9 +108,19 @@ def run_lit(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
     lit_fit(module, batches, settings["steps"], LitSteps(steps), folder)
 
 
+def run_plain(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
+    """The same module without what makes it cheap: two plain rows a pair, peft's own LoRA layers, the reference at
+    every step."""
+    InPlaceLoraLinear.forward = LoraLinear.forward  # type: ignore[method-assign]
+    module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE)
+    module._forward = plain_logps
+    steps.ready(work=work(module.policy, settings))
+    lit_fit(module, pair_batches(equal_pairs(settings), settings["pairs"]), settings["steps"], LitSteps(steps), folder)
+
+
 def run_trl(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
     trainer = trl_trainer(
-        Path(settings["model"]),
+        Path(locate_model(settings["model"])),
         equal_pairs(settings),
         batch_size=settings["pairs"],
         steps=settings["steps"],
@@ -120,14 +135,18 @@ def run_trl(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
     trainer.train()
 
 
-SIDES = {"lit-align": run_lit, "trl": run_trl, "lit-align rounds": run_lit_rounds, "trl rounds": run_trl_rounds}
+SIDES = {
+    "lit-align": run_lit,
+    "plain": run_plain,
+    "trl": run_trl,
+    "lit-align rounds": run_lit_rounds,
+    "trl rounds": run_trl_rounds,
+}
 
 
 def equal_pairs(settings: dict[str, Any]) -> list[Pair]:
     """Two batches of pairs that all have the same lengths: nobody pays for padding."""
-    from transformers import AutoConfig
-
-    vocabulary = AutoConfig.from_pretrained(settings["model"]).vocab_size
+    vocabulary = AutoConfig.from_pretrained(locate_model(settings["model"])).vocab_size
     prompt, completion = settings["prompt"], settings["completion"]
     return random_pairs(2 * settings["pairs"], lambda _: (prompt, completion, completion), vocabulary)
 

@@ -1,6 +1,7 @@
-"""Times one training step of lit-align beside TRL's DPOTrainer at its best.
+"""Times one training step of lit-align beside TRL's DPOTrainer at its best, or beside itself done plainly.
 
     python benchmarks/step.py --peer trl
+    python benchmarks/step.py --peer plain
 
 A step is forward, loss, backward and optimizer, with LoRA on all linear layers and the reference computed ahead on
 both sides. Each side trains in a process of its own; the processes take turns, step by step. The floor is what the
@@ -41,8 +42,9 @@ def main() -> int:
         for shape in options.shapes:
             results.append(measure(shape, model, options))
             _write(options, before, results)
-    header = ["pair (tokens)", "lit-align s", "TRL s", "pairs/s", "TRL pairs/s", "faster", "memory GB", "TRL GB"]
-    header += ["memory ratio", "floor s", "of floor", "TRL of floor"]
+    peer = {"trl": "TRL", "plain": "plain"}[options.peer]
+    header = ["pair (tokens)", "lit-align s", f"{peer} s", "pairs/s", f"{peer} pairs/s", "faster", "memory GB"]
+    header += [f"{peer} GB", "memory ratio", "floor s", "of floor", f"{peer} of floor"]
     print(table(header, [_row(result) for result in results]))
     if before["load_average"][0] > BUSY:
         print(f"The machine was busy: load average {before['load_average'][0]:.1f} before the run.")
@@ -216,7 +218,9 @@ def _shape(text: str) -> Shape:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", choices=["trl"], default="trl")
+    parser.add_argument(
+        "--peer", choices=["trl", "plain"], default="trl", help="plain: lit-align itself without its fast paths"
+    )
     parser.add_argument("--model", help="folder or hub id of a model; default: a random Llama of 31M parameters")
     parser.add_argument("--hidden", type=int, default=RandomLlama.hidden, help="width of the random Llama")
     parser.add_argument("--layers", type=int, default=RandomLlama.layers, help="layers of the random Llama")

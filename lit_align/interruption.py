@@ -21,7 +21,7 @@ def between_steps(trainer: Trainer) -> bool:
     True also while the next micro-batch is made or a boundary is measured, which may take minutes.
     """
     loop = trainer.fit_loop.epoch_loop
-    micro_batches = loop.batch_progress.current
+    micro_batches: Any = loop.batch_progress.current
     steps = loop.automatic_optimization.optim_progress.optimizer.step.total
     done = micro_batches.processed == micro_batches.ready and steps.ready == steps.completed
     return done and trainer.global_step > 0 and not mid_accumulation(trainer)

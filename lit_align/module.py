@@ -3,36 +3,31 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.batch import PairBatch
 from lit_align.losses import LossOutput, PairLogps, PreferenceLoss
 from lit_align.out_of_memory import InParts, Run, explained
+from lit_align.pair_module import PairModule
 from lit_align.pairs import ReferenceLogps, make_pair_logps
 from lit_align.policy.forward import CompletionForward, batch_logps, rounding
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
-from lit_align.seeding import derive_seed
 
 REFRESHES_KEY = "reference_refreshes"
 IN_PARTS_KEY = "computed_in_parts"
 
 
-class AlignmentModule(LightningModule):
+class AlignmentModule(PairModule):
     """Trains a policy on preference pairs (:class:`lit_align.batch.PairBatch`).
 
     The models are loaded in `configure_model`, so that making the module costs nothing.
@@ -58,14 +53,11 @@ class AlignmentModule(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
-        super().__init__()
-        self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
+        super().__init__(optimizer, lr_scheduler)
         self.spec = policy
         self.policy: nn.Module | None = None
         self.loss = loss
         self.reference = (reference or default_reference(policy)) if loss.needs_reference else None
-        self._make_optimizer = optimizer
-        self._make_scheduler = lr_scheduler
         self._forward = CompletionForward()
         self._in_parts = InParts(policy)
         self._start_checked = False
@@ -82,19 +74,6 @@ class AlignmentModule(LightningModule):
         if self.reference is not None:
             self.reference.attach(policy, self.spec)
         self.policy = policy
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        if self._make_scheduler is None:
-            return optimizer
-        scheduler = self._make_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The configured optimizer over these parameters."""
-        return self._make_optimizer(parameters)
 
     # ------------------------------------------------------------------ forward
 
@@ -173,12 +152,6 @@ class AlignmentModule(LightningModule):
         self.loss.reference_changed()
 
     # ------------------------------------------------------------------ steps
-
-    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        """Seeds torch from (run seed, rank, micro-batch): dropout then does not depend on what ran before."""
-        data = getattr(self.trainer, "datamodule", None)
-        position = getattr(data, "delivered", self.trainer.fit_loop.total_batch_idx)
-        torch.manual_seed(derive_seed(getattr(data, "seed", 0), "train", self.global_rank, position))
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         with self._explained():
@@ -268,50 +241,26 @@ class AlignmentModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, and the reference where it cannot be loaded anew; never the frozen base."""
-        refreshes = self.reference.refreshes if self.reference is not None else 0
-        names = self._saved_names(refreshes)
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
-        checkpoint[REFRESHES_KEY] = refreshes
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[REFRESHES_KEY] = self.reference.refreshes if self.reference is not None else 0
         checkpoint[IN_PARTS_KEY] = self._in_parts.state(self._device_of_run())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Demands exactly the weights that this configuration trains.
-
-        Raises:
-            ValueError: where the checkpoint holds others, or fewer, or of another shape.
-        """
-        self.configure_model()
-        refreshes = checkpoint.get(REFRESHES_KEY, 0)
-        names = self._saved_names(refreshes)
-        own = self.state_dict()
-        expected = {name: tuple(own[name].shape) for name in names}
-        _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
+        """See :meth:`PairModule.on_load_checkpoint`."""
         if self.reference is not None:
-            self.reference.refreshes = refreshes
+            self.reference.refreshes = checkpoint.get(REFRESHES_KEY, 0)
+        super().on_load_checkpoint(checkpoint)
         self._in_parts.restore(checkpoint.get(IN_PARTS_KEY, {}), self._device_of_run())
+
+    def saved_names(self) -> set[str]:
+        """Names of what a checkpoint holds: the trained weights, a refreshed reference's, the loss's state."""
+        kept: list[nn.Parameter] = []
+        if self.reference is not None:
+            kept = self.reference.saved_parameters(self._loaded_policy())
+        ids = {id(parameter) for parameter in kept}
+        weights = {name for name, parameter in self.named_parameters() if id(parameter) in ids}
+        return super().saved_names() | weights | {f"loss.{name}" for name in self.loss.state_dict()}
 
     def _device_of_run(self) -> torch.device:
         """The Trainer's, which the module may not have been moved to yet."""
         return self.device if self._trainer is None else self._trainer.strategy.root_device
-
-    def _saved_names(self, refreshes: int) -> set[str]:
-        kept: list[nn.Parameter] = []
-        if self.reference is not None:
-            kept = self.reference.saved_parameters(self._loaded_policy(), refreshes)
-        ids = {id(parameter) for parameter in kept}
-        weights = {name for name, p in self.named_parameters() if p.requires_grad or id(p) in ids}
-        return weights | {f"loss.{name}" for name in self.loss.state_dict()}
-
-
-def _demand_equal(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    missing = sorted(expected.keys() - found.keys())
-    unknown = sorted(found.keys() - expected.keys())
-    reshaped = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
-    if missing or unknown or reshaped:
-        first = (missing or unknown or reshaped)[0]
-        raise ValueError(
-            f"The checkpoint does not fit this configuration: of {len(expected)} weights to restore it lacks "
-            f"{len(missing)}, has {len(unknown)} others and {len(reshaped)} of another shape (such as {first!r}: "
-            f"expected {expected.get(first, 'none')}, found {found.get(first, 'none')}). "
-            "Continue with the `policy` and `reference` settings that wrote it."
-        )

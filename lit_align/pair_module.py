@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_align.batch import PairBatch
@@ -30,13 +33,17 @@ class PairModule(LightningModule):
         self._make_scheduler = lr_scheduler
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
         if self._make_scheduler is None:
             return optimizer
         scheduler = self._make_scheduler(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The configured optimizer over these parameters."""
+        return self._make_optimizer(parameters)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Seeds torch from (run seed, rank, micro-batch): dropout then does not depend on what ran before."""
@@ -45,7 +52,7 @@ class PairModule(LightningModule):
         torch.manual_seed(derive_seed(getattr(data, "seed", 0), "train", self.global_rank, position))
 
     def saved_names(self) -> set[str]:
-        """Names of the weights that a checkpoint holds: those that are trained."""
+        """Names of the weights that a checkpoint holds: those that are trained, of the loaded model."""
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -60,8 +67,9 @@ class PairModule(LightningModule):
             ValueError: where the checkpoint holds others, or fewer, or of another shape.
         """
         self.configure_model()
+        names = self.saved_names()  # first: it may load what is loaded when first needed
         own = self.state_dict()
-        expected = {name: tuple(own[name].shape) for name in self.saved_names()}
+        expected = {name: tuple(own[name].shape) for name in names}
         _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
 
 

@@ -56,8 +56,8 @@ def locked(root: Path) -> Iterator[None]:
     except Timeout:
         owner = path.read_text(encoding="utf-8").strip() or "another process"
         raise RunFolderInUse(
-            f"{root} is in use: {owner} trains in it. Wait for it or end it, or choose another folder for this run: "
-            "--trainer.default_root_dir DIR"
+            f"{root} is in use: {owner} trains in it. Wait for it or end it, or choose another folder for this run "
+            "with the Trainer's default_root_dir (--trainer.default_root_dir DIR)"
         ) from None
     try:
         path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")

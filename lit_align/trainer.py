@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ class AlignmentTrainer(Trainer):
 
     `default_root_dir` is the run folder: `boundary.jsonl`, `samples.jsonl`, `summary.json`, `csv/`,
     `tensorboard/`, `checkpoints/` and, from the command line, `config.yaml`. A fresh fit moves what an earlier
-    run left there to `previous/N/`; a resumed one goes on in it.
+    run left there to `previous/N/`; a resumed one goes on in it. One fit at a time has the folder.
 
     Args:
         default_root_dir: the run folder; None means `runs/default`.
@@ -120,12 +121,24 @@ class AlignmentTrainer(Trainer):
             ckpt_path: a checkpoint to go on from; "last" is the newest of the run folder, and starts afresh
                 where there is none.
             weights_only: see `Trainer.fit`.
+
+        Raises:
+            RunFolderInUse: another fit is under way in the run folder.
         """
+        # By rank 0 alone. A process of its own that a strategy starts for another rank has that rank from its start.
+        rank_zero = rank_zero_only.rank == 0  # type: ignore[attr-defined]
+        with run_folder.locked(self.run_folder) if rank_zero else nullcontext():
+            self._fit_in_own_folder(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def _fit_in_own_folder(
+        self, model: LightningModule, train: Any, val: Any, data: LightningDataModule | None,
+        ckpt_path: str | Path | None, weights_only: bool | None,
+    ) -> None:  # fmt: skip
         if ckpt_path == "last":
             ckpt_path = self._last_checkpoint() or ckpt_path
         moved = self._put_earlier_run_aside() if ckpt_path in (None, "last") else None
         try:
-            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+            super().fit(model, train, val, data, ckpt_path, weights_only)
         except BaseException:  # a run that failed at the start has nothing to show for the one it put aside
             if moved is not None and self.fit_loop.epoch_loop.batch_progress.total.ready == 0:
                 run_folder.put_back(self.run_folder, moved)

@@ -191,4 +191,7 @@ def test_a_fit_in_a_folder_in_use_is_refused_and_touches_nothing(
     assert f"{root} is in use: process {os.getpid()}" in capsys.readouterr().err
     assert sorted(path.name for path in root.iterdir()) == ["summary.json"]
     assert main(command) == 0
+    summary = json.loads((root / "summary.json").read_text())
+    assert summary["crossing"] is None and summary["outputs"]["reward model"] == str(root / "reward_model")
+    assert "not measured" not in capsys.readouterr().out
     assert (root / "reward_model/model.safetensors").is_file() and (root / "previous/1/summary.json").is_file()

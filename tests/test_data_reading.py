@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from lit_align.data import BadRow, load_records, load_sets
+from lit_align.boundary import BoundaryCallback
+from lit_align.data import AlignmentDataModule, BadRow, load_records, load_sets
 from lit_align.data.loading import split_by_prompt
 from lit_align.data.parse import parse_row
 from lit_align.data.reading import read_rows
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
+from tests.data_fakes import FakeSampler, LastDigit, data_module, texts, trainer, write
 
 PAIR = {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}
 USER, REPLY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}
@@ -224,6 +226,78 @@ def test_bad_rows_say_what_was_expected_and_what_came(row: dict[str, Any], reaso
     with pytest.raises(BadRow, match=message) as caught:
         parse_row(row, "f.jsonl, row 9")
     assert caught.value.reason == reason and str(caught.value).startswith("f.jsonl, row 9: ")
+
+
+@pytest.mark.parametrize("more", [{}, {"candidates": []}, {"candidates": None, "chosen": None, "id": 3}])
+def test_a_prompt_alone_is_a_row_where_it_is_wanted(more: dict[str, Any]) -> None:
+    one = parse_row({"prompt": "Hi?", **more}, "w", prompts_alone=True)
+    assert isinstance(one, CandidateSet) and (one.prompt[0].content, one.candidates, one.where) == ("Hi?", (), "w")
+    with pytest.raises(BadRow, match="expected `prompt` with `candidates`|empty list"):
+        parse_row({"prompt": "Hi?", **more}, "w")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"prompt": "Hi?", "chosen": "Yes."}, "missing_keys"),  # half of a pair
+        ({"prompt": "Hi?", "candidates": ""}, "wrong_type"),
+        ({"prompt": " "}, "empty_prompt"),
+        ({"prompt": "Hi?", "target": 1}, "wrong_type"),
+        ({"candidates": []}, "missing_keys"),
+    ],
+)
+def test_where_prompts_may_stand_alone_other_mistakes_stay_errors(row: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        parse_row(row, "w", prompts_alone=True)
+    assert caught.value.reason == reason
+
+
+def test_prompts_alone_train_on_policy_beside_rows_with_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {**PAIR, "rejected": "No!"},
+        {"prompt": "A?"},
+        {"prompt": "B?", "candidates": []},
+        {"prompt": "A?", "candidates": ["1", "2"]},
+    ]
+    data = data_module(write(tmp_path / "a.jsonl", rows), on_policy_share=1.0, relabel=True)
+    assert "2 of 4 rows" in capsys.readouterr().out
+    counted = {key: data.counts[key] for key in ("rows", "prompt_only", "pairs", "prompts", "single_candidate")}
+    assert counted == {"rows": 4, "prompt_only": 2, "pairs": 2, "prompts": 3, "single_candidate": 0}
+    assert [len(one.candidates) for one in data.train_sets] == [2, 2, 0]
+    shown = {prompt for _ in range(6) for prompt, _, _, _ in texts(data.next_batch())}
+    assert len(shown) == 3  # each prompt, also the one that has no candidates
+
+
+def test_prompts_alone_need_a_sampler_a_judge_and_an_on_policy_run(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", [{"prompt": f"q{n}"} for n in range(8)])
+    for lacking in ("sampler", "judge"):
+        with pytest.raises(BadRow, match=r"a\.jsonl, row 1: expected `prompt` with `candidates`"):
+            data_module(train, **{lacking: None})
+    data = data_module(train, on_policy_share=1.0)
+    assert len(data.train_sets) == 8 and not data.train_pairs
+    assert all(row[3] for row in texts(data.next_batch()))
+    data.set_on_policy_share(0.0)
+    with pytest.raises(ValueError, match=r"none is left \(rows: 8, prompt_only: 8.*AlwaysOnPolicy"):
+        data.next_batch()
+
+
+def test_the_boundary_is_not_measured_on_prompts_alone(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"q{n}"} for n in range(12)]
+    more = dict(sampler=FakeSampler(), judge=LastDigit(), val_fraction=0.5)
+    data = AlignmentDataModule(write(tmp_path / "a.jsonl", rows), **more)
+    data.trainer = trainer()
+    data.trainer.callbacks, data.trainer.max_steps = [BoundaryCallback()], 4
+    with pytest.raises(ValueError, match=r"held-out prompts with static candidates, .*is left \(.*val/prompts: 6"):
+        data.setup("fit")
+    rows += [{**PAIR, "prompt": f"p{n}"} for n in range(12)]
+    data = AlignmentDataModule(write(tmp_path / "b.jsonl", rows), **more)
+    data.trainer = trainer()
+    data.trainer.callbacks, data.trainer.max_steps = [BoundaryCallback()], 4
+    data.setup("fit")
+    assert data.measured_on and all(one.candidates for one in data.measured_on)
+    assert not all(one.candidates for one in data.evaluated_on)
 
 
 def test_load_sets_gives_one_set_a_prompt(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import resource
 import signal
 import sqlite3
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ import pytest
 
 from lit_align.judges import (
     CachedJudge,
+    CombinedJudge,
     Comparison,
     Judge,
+    JudgePart,
     PairRM,
     PairwiseJudge,
     PointwiseJudge,
@@ -221,15 +223,66 @@ def test_copies_and_pickles_work(path: Path) -> None:
         assert (other.hits, other.misses, judge.hits) == (1, 1, 0)
 
 
-def test_hits_and_misses_are_reported_in_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr("lit_align.judges.cache.rank_zero_info", lines.append)
-    judge, unused = cached(Lengths(), path), cached(Lengths(), path)
+def test_hits_and_misses_are_reported_with_what_the_judge_tells(path: Path) -> None:
+    class Paid(Lengths):
+        def report(self) -> str:
+            return f"{len(self.asked)} calls"
+
+    judge, plain = cached(Paid(), path), cached(Lengths("other"), path)
+    assert (judge.report(), plain.report()) == ("0 calls", None)
     judge.score([make("p", "a", "bb")])
     judge.score([make("p", "a", "ccc")])
-    assert lines == []
-    del judge, unused
-    assert lines == [f"Verdict cache: 1 of 4 verdicts of Lengths were known, 3 asked for; {path}"]
+    plain.score([make("p", "a")])
+    assert judge.report() == f"verdict cache: 1 of 4 verdicts of Paid were known; {path}\n2 calls"
+    both = CombinedJudge([JudgePart(judge), JudgePart(plain)])
+    assert both.report() == f"{judge.report()}\nverdict cache: 0 of 1 verdicts of Lengths were known; {path}"
+
+
+@pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt])
+def test_what_a_judge_said_before_it_failed_is_kept(path: Path, error: type[BaseException]) -> None:
+    class OneByOne(Longer):
+        """Answers the last comparison first, and fails at the fourth that it is asked in its life."""
+
+        left = 3
+
+        def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, float]]:
+            for place in reversed(range(len(comparisons))):
+                if not self.left:
+                    raise error("no more")
+                self.left -= 1
+                yield place, self.compare([comparisons[place]])[0]
+
+    sets, failing, second = [make("p", "a", "bbb", "cc")], OneByOne(), Longer()
+    judge = cached(failing, path)
+    with pytest.raises(error, match="no more"):
+        judge.score(sets)
+    assert (judge.hits, judge.misses) == (0, 3)
+    assert cached(second, path).score(sets) == Longer().score(sets)
+    assert len(failing.asked) == 3 and len(second.asked[0]) == 3, "three of six were paid for"
+    assert not {pair for (pair,) in failing.asked} & set(second.asked[0])
+
+
+def test_of_answers_that_miss_one_none_is_kept(path: Path) -> None:
+    """Which comparison each belongs to cannot be told."""
+
+    class Short(Longer):
+        def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
+            return super().compare(comparisons)[1:]
+
+    class Wild(Longer):
+        def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
+            return [*super().compare(comparisons)[1:], 1.5]
+
+    class Twice(Longer):
+        def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, float]]:
+            yield from [(0, 0.1), (0, 0.2)]
+
+    for judge, message in ((Short(), "asked for 6 .* answered 5"), (Wild(), "answered 1.5"), (Twice(), "twice")):
+        with pytest.raises(ValueError, match=message):
+            cached(judge, path).score([make("p", "a", "bbb", "cc")])
+    second = Longer()
+    cached(second, path).score([make("p", "a", "bbb", "cc")])
+    assert len(second.asked[0]) == 6 - 1, "the first of those that come one by one is known"
 
 
 def test_memory_is_given_back_through_the_cache(path: Path) -> None:

@@ -11,37 +11,8 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from lit_align.losses import (
-    AOT,
-    BCO,
-    CPO,
-    DPO,
-    EXO,
-    FDPO,
-    IPO,
-    LDDPO,
-    NCA,
-    NLL,
-    RPO,
-    SPPO,
-    AlphaDivergence,
-    AOTUnpaired,
-    APODown,
-    APOZero,
-    DiscoPOP,
-    Divergence,
-    ForwardKL,
-    JensenShannon,
-    LengthNormalizedDPO,
-    LossOutput,
-    PreferenceLoss,
-    ReverseKL,
-    RobustDPO,
-    RSOHinge,
-    SimPO,
-    SoftSPPO,
-    WeightedSum,
-)
+import lit_align.losses as L
+from lit_align.losses import Divergence, LossOutput, PreferenceLoss
 from tests.loss_cases import CASES, Case, exported_losses, ordinary, pairs, replace_leaves, row, swapped, wrong
 
 
@@ -51,7 +22,7 @@ def test_every_exported_loss_is_tested() -> None:
 
 def test_every_divergence_is_tested() -> None:
     losses = [case.make() for case in CASES]
-    assert {type(loss.divergence) for loss in losses if isinstance(loss, FDPO)} == set(Divergence.__subclasses__())
+    assert {type(loss.divergence) for loss in losses if isinstance(loss, L.FDPO)} == set(Divergence.__subclasses__())
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
@@ -135,25 +106,25 @@ class TestEveryLoss:
 @pytest.mark.parametrize(
     ("loss", "neutral"),
     [
-        (DPO(), math.log(2)),
-        (DPO(label_smoothing=0.3), math.log(2)),
-        (RobustDPO(), math.log(2)),
-        (LengthNormalizedDPO(), math.log(2)),
-        (IPO(beta=0.5), 1.0),
-        (EXO(label_smoothing=0.25), math.log(4 / 3) / 2),
-        (NCA(), 2 * math.log(2)),
-        (BCO(), 2 * math.log(2)),
-        (SPPO(beta=0.5), 2.0),
-        (AOT(), math.log(2)),
-        (AOTUnpaired(), math.log(2)),
-        (APOZero(), 1.0),
-        (APODown(), 1.0),
-        (DiscoPOP(), (math.log(2) + 1) / 2),
-        (FDPO(ForwardKL()), math.log(2)),
-        (FDPO(JensenShannon()), math.log(2)),
-        (FDPO(AlphaDivergence()), math.log(2)),
-        (RSOHinge(), 1.0),
-        (LDDPO(), math.log(2)),
+        (L.DPO(), math.log(2)),
+        (L.DPO(label_smoothing=0.3), math.log(2)),
+        (L.RobustDPO(), math.log(2)),
+        (L.LengthNormalizedDPO(), math.log(2)),
+        (L.IPO(beta=0.5), 1.0),
+        (L.EXO(label_smoothing=0.25), math.log(4 / 3) / 2),
+        (L.NCA(), 2 * math.log(2)),
+        (L.BCO(), 2 * math.log(2)),
+        (L.SPPO(beta=0.5), 2.0),
+        (L.AOT(), math.log(2)),
+        (L.AOTUnpaired(), math.log(2)),
+        (L.APOZero(), 1.0),
+        (L.APODown(), 1.0),
+        (L.DiscoPOP(), (math.log(2) + 1) / 2),
+        (L.FDPO(L.ForwardKL()), math.log(2)),
+        (L.FDPO(L.JensenShannon()), math.log(2)),
+        (L.FDPO(L.AlphaDivergence()), math.log(2)),
+        (L.RSOHinge(), 1.0),
+        (L.LDDPO(), math.log(2)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, PreferenceLoss) else "",
 )
@@ -167,19 +138,19 @@ def test_policy_equal_to_reference_is_neutral(loss: PreferenceLoss, neutral: flo
 @pytest.mark.parametrize(
     ("make", "slope"),
     [
-        (DPO, 1.0),
-        (lambda: DPO(label_smoothing=0.2), 0.6),
-        (lambda: RobustDPO(label_smoothing=0.2), 1 / 0.6),
-        (LengthNormalizedDPO, 1.0),
-        (lambda: IPO(beta=0.5), 8.0),
-        (lambda: BCO(reward_shift=False), 1.0),
-        (lambda: FDPO(ReverseKL()), 1.0),
-        (lambda: FDPO(ForwardKL()), 1.0),
-        (lambda: FDPO(JensenShannon()), 1.0),
-        (lambda: FDPO(AlphaDivergence(0.5)), 1.0),
-        (lambda: SimPO(gamma=0.0), 1.0),
-        (lambda: CPO(alpha=0.0), 1.0),
-        (LDDPO, 1.0),
+        (L.DPO, 1.0),
+        (lambda: L.DPO(label_smoothing=0.2), 0.6),
+        (lambda: L.RobustDPO(label_smoothing=0.2), 1 / 0.6),
+        (L.LengthNormalizedDPO, 1.0),
+        (lambda: L.IPO(beta=0.5), 8.0),
+        (lambda: L.BCO(reward_shift=False), 1.0),
+        (lambda: L.FDPO(L.ReverseKL()), 1.0),
+        (lambda: L.FDPO(L.ForwardKL()), 1.0),
+        (lambda: L.FDPO(L.JensenShannon()), 1.0),
+        (lambda: L.FDPO(L.AlphaDivergence(0.5)), 1.0),
+        (lambda: L.SimPO(gamma=0.0), 1.0),
+        (lambda: L.CPO(alpha=0.0), 1.0),
+        (L.LDDPO, 1.0),
     ],
 )
 def test_swapping_chosen_and_rejected_costs_the_margin(make: Callable[[], PreferenceLoss], slope: float) -> None:
@@ -191,34 +162,39 @@ def test_swapping_chosen_and_rejected_costs_the_margin(make: Callable[[], Prefer
 
 
 def test_swapping_a_soft_pair_changes_nothing() -> None:
-    loss = SoftSPPO(beta=0.1)
+    loss = L.SoftSPPO(beta=0.1)
     torch.testing.assert_close(loss(ordinary()).losses, loss(swapped(ordinary())).losses)
 
 
 def test_apo_zero_of_a_pair_and_its_swap_sum_to_two() -> None:
-    total = APOZero()(ordinary()).losses + APOZero()(swapped(ordinary())).losses
+    total = L.APOZero()(ordinary()).losses + L.APOZero()(swapped(ordinary())).losses
     torch.testing.assert_close(total, torch.full((3,), 2.0))
 
 
-@pytest.mark.parametrize("divergence", [ForwardKL(), AlphaDivergence(0.9)])
+@pytest.mark.parametrize("divergence", [L.ForwardKL(), L.AlphaDivergence(0.9)])
 def test_an_exponential_cut_off_still_has_a_gradient(divergence: Divergence) -> None:
     """A chosen completion 100 nats below the reference, and one 200 below, which costs more."""
     batch = pairs([-100.0, -200.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0])
-    losses = FDPO(divergence)(batch).losses
+    losses = L.FDPO(divergence)(batch).losses
     losses.sum().backward()
     assert batch.policy_chosen_logps.grad is not None and (batch.policy_chosen_logps.grad < -1e10).all()
     assert losses[1] > losses[0]
 
 
 def test_limits_meet_other_losses() -> None:
-    batch, expected = ordinary(torch.float64), DPO(0.1)(ordinary(torch.float64)).losses
-    for loss in (RobustDPO(0.1, 0.0), FDPO(ReverseKL(), 0.1), LDDPO(1.0, DPO(0.1)), WeightedSum([DPO(0.1)])):
+    batch, expected = ordinary(torch.float64), L.DPO(0.1)(ordinary(torch.float64)).losses
+    for loss in (
+        L.RobustDPO(0.1, 0.0),
+        L.FDPO(L.ReverseKL(), 0.1),
+        L.LDDPO(1.0, L.DPO(0.1)),
+        L.WeightedSum([L.DPO(0.1)]),
+    ):
         torch.testing.assert_close(loss(batch).losses, expected)
-    torch.testing.assert_close(FDPO(AlphaDivergence(1e-7), 0.1)(batch).losses, expected)
-    almost_forward = FDPO(AlphaDivergence(1 - 1e-9))(batch).losses
-    torch.testing.assert_close(almost_forward, FDPO(ForwardKL())(batch).losses)
+    torch.testing.assert_close(L.FDPO(L.AlphaDivergence(1e-7), 0.1)(batch).losses, expected)
+    almost_forward = L.FDPO(L.AlphaDivergence(1 - 1e-9))(batch).losses
+    torch.testing.assert_close(almost_forward, L.FDPO(L.ForwardKL())(batch).losses)
     certain = replace(batch, margin=torch.full((3,), 1e3))
-    torch.testing.assert_close(SoftSPPO()(certain).losses, SPPO()(batch).losses)
-    torch.testing.assert_close(RPO(0.1, 0.5)(batch).losses, expected + 0.5 * NLL()(batch).losses)
-    for sorting in (AOT, AOTUnpaired):
+    torch.testing.assert_close(L.SoftSPPO()(certain).losses, L.SPPO()(batch).losses)
+    torch.testing.assert_close(L.RPO(0.1, 0.5)(batch).losses, expected + 0.5 * L.NLL()(batch).losses)
+    for sorting in (L.AOT, L.AOTUnpaired):
         torch.testing.assert_close(sorting(0.1)(row(batch, 1)).losses, expected[1:2])

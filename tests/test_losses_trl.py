@@ -14,39 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_align.losses import (
-    AOT,
-    BCO,
-    CPO,
-    DPO,
-    EXO,
-    FDPO,
-    IPO,
-    LDDPO,
-    NCA,
-    NLL,
-    ORPO,
-    RPO,
-    SPPO,
-    WPO,
-    AlphaDivergence,
-    AOTUnpaired,
-    APODown,
-    APOZero,
-    DiscoPOP,
-    ForwardKL,
-    JensenShannon,
-    LengthNormalizedDPO,
-    PairLogps,
-    PairTokens,
-    PreferenceLoss,
-    ReverseKL,
-    RobustDPO,
-    RSOHinge,
-    SimPO,
-    SLiCHF,
-    WeightedSum,
-)
+import lit_align.losses as L
+from lit_align.losses import PairLogps, PairTokens, PreferenceLoss
 
 trl = pytest.importorskip("trl", minversion="1.16", reason="TRL is what the losses are compared with")
 TRAINERS = {
@@ -160,35 +129,38 @@ def trl_dpo(rows: slice, loss_type: str | list[str], **settings: Any) -> tuple[T
 
 MIXED = {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]}
 DPO_CASES: list[tuple[Callable[[], PreferenceLoss], dict[str, Any]]] = [
-    (DPO, {"loss_type": "sigmoid"}),
-    (lambda: DPO(0.7), {"loss_type": "sigmoid", "beta": 0.7}),
-    (lambda: RobustDPO(0.3, 0.2), {"loss_type": "robust", "beta": 0.3, "label_smoothing": 0.2}),
-    (lambda: LengthNormalizedDPO(2.0), {"loss_type": "sigmoid_norm", "beta": 2.0}),
-    (lambda: IPO(0.5, length_normalize=True), {"loss_type": "ipo", "beta": 0.5}),
-    (lambda: EXO(0.5, 1e-3), {"loss_type": "exo_pair", "beta": 0.5, "label_smoothing": 1e-3}),
-    (lambda: NCA(0.5), {"loss_type": "nca_pair", "beta": 0.5}),
-    (lambda: BCO(0.5, reward_shift=False), {"loss_type": "bco_pair", "beta": 0.5}),
-    (lambda: SPPO(0.05), {"loss_type": "sppo_hard", "beta": 0.05}),
-    (lambda: AOT(0.5, 0.1), {"loss_type": "aot", "beta": 0.5, "label_smoothing": 0.1}),
-    (lambda: AOTUnpaired(0.5, 0.1), {"loss_type": "aot_unpaired", "beta": 0.5, "label_smoothing": 0.1}),
-    (lambda: APOZero(0.5), {"loss_type": "apo_zero", "beta": 0.5}),
-    (lambda: APODown(0.5), {"loss_type": "apo_down", "beta": 0.5}),
-    (lambda: DiscoPOP(0.5, 0.3), {"loss_type": "discopop", "beta": 0.5, "discopop_tau": 0.3}),
-    (lambda: RSOHinge(0.2), {"loss_type": "hinge", "beta": 0.2}),
-    (lambda: FDPO(ReverseKL(), 0.3), {"loss_type": "sigmoid", "beta": 0.3, "f_divergence_type": "reverse_kl"}),
-    (lambda: FDPO(ForwardKL(), 0.03), {"loss_type": "sigmoid", "beta": 0.03, "f_divergence_type": "forward_kl"}),
-    (lambda: FDPO(JensenShannon(), 0.3), {"loss_type": "sigmoid", "beta": 0.3, "f_divergence_type": "js_divergence"}),
+    (L.DPO, {"loss_type": "sigmoid"}),
+    (lambda: L.DPO(0.7), {"loss_type": "sigmoid", "beta": 0.7}),
+    (lambda: L.RobustDPO(0.3, 0.2), {"loss_type": "robust", "beta": 0.3, "label_smoothing": 0.2}),
+    (lambda: L.LengthNormalizedDPO(2.0), {"loss_type": "sigmoid_norm", "beta": 2.0}),
+    (lambda: L.IPO(0.5, length_normalize=True), {"loss_type": "ipo", "beta": 0.5}),
+    (lambda: L.EXO(0.5, 1e-3), {"loss_type": "exo_pair", "beta": 0.5, "label_smoothing": 1e-3}),
+    (lambda: L.NCA(0.5), {"loss_type": "nca_pair", "beta": 0.5}),
+    (lambda: L.BCO(0.5, reward_shift=False), {"loss_type": "bco_pair", "beta": 0.5}),
+    (lambda: L.SPPO(0.05), {"loss_type": "sppo_hard", "beta": 0.05}),
+    (lambda: L.AOT(0.5, 0.1), {"loss_type": "aot", "beta": 0.5, "label_smoothing": 0.1}),
+    (lambda: L.AOTUnpaired(0.5, 0.1), {"loss_type": "aot_unpaired", "beta": 0.5, "label_smoothing": 0.1}),
+    (lambda: L.APOZero(0.5), {"loss_type": "apo_zero", "beta": 0.5}),
+    (lambda: L.APODown(0.5), {"loss_type": "apo_down", "beta": 0.5}),
+    (lambda: L.DiscoPOP(0.5, 0.3), {"loss_type": "discopop", "beta": 0.5, "discopop_tau": 0.3}),
+    (lambda: L.RSOHinge(0.2), {"loss_type": "hinge", "beta": 0.2}),
+    (lambda: L.FDPO(L.ReverseKL(), 0.3), {"loss_type": "sigmoid", "beta": 0.3, "f_divergence_type": "reverse_kl"}),
+    (lambda: L.FDPO(L.ForwardKL(), 0.03), {"loss_type": "sigmoid", "beta": 0.03, "f_divergence_type": "forward_kl"}),
     (
-        lambda: FDPO(AlphaDivergence(alpha=0.3), 0.1),
+        lambda: L.FDPO(L.JensenShannon(), 0.3),
+        {"loss_type": "sigmoid", "beta": 0.3, "f_divergence_type": "js_divergence"},
+    ),
+    (
+        lambda: L.FDPO(L.AlphaDivergence(alpha=0.3), 0.1),
         {"loss_type": "sigmoid", "f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
     ),
-    (lambda: NLL("batch"), {"loss_type": "sft"}),
-    (lambda: WeightedSum([DPO(0.1), BCO(0.1, reward_shift=False), NLL("batch")], [0.8, 0.2, 1.0]), MIXED),
-    (lambda: LDDPO(0.4), {"loss_type": "sigmoid", "ld_alpha": 0.4}),
-    (lambda: LDDPO(0.4, IPO(0.5, length_normalize=True)), {"loss_type": "ipo", "beta": 0.5, "ld_alpha": 0.4}),
-    (WPO, {"loss_type": "sigmoid", "use_weighting": True}),
-    (lambda: WPO(APOZero(0.5)), {"loss_type": "apo_zero", "beta": 0.5, "use_weighting": True}),
-    (lambda: WPO(LDDPO(0.4)), {"loss_type": "sigmoid", "ld_alpha": 0.4, "use_weighting": True}),
+    (lambda: L.NLL("batch"), {"loss_type": "sft"}),
+    (lambda: L.WeightedSum([L.DPO(0.1), L.BCO(0.1, reward_shift=False), L.NLL("batch")], [0.8, 0.2, 1.0]), MIXED),
+    (lambda: L.LDDPO(0.4), {"loss_type": "sigmoid", "ld_alpha": 0.4}),
+    (lambda: L.LDDPO(0.4, L.IPO(0.5, length_normalize=True)), {"loss_type": "ipo", "beta": 0.5, "ld_alpha": 0.4}),
+    (L.WPO, {"loss_type": "sigmoid", "use_weighting": True}),
+    (lambda: L.WPO(L.APOZero(0.5)), {"loss_type": "apo_zero", "beta": 0.5, "use_weighting": True}),
+    (lambda: L.WPO(L.LDDPO(0.4)), {"loss_type": "sigmoid", "ld_alpha": 0.4, "use_weighting": True}),
 ]
 NAMES = ["-".join(str(value) for value in settings.values()) for _, settings in DPO_CASES]
 
@@ -211,7 +183,7 @@ def test_rpo_is_trls_of_each_pair_alone() -> None:
     """TRL averages the likelihood over the tokens of a micro-batch; of one pair that is the paper's mean."""
     rows = slice(2, 3)
     settings = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
-    for actual, expected in zip(ours(RPO(0.1, 0.5), rows), trl_dpo(rows, **settings), strict=True):
+    for actual, expected in zip(ours(L.RPO(0.1, 0.5), rows), trl_dpo(rows, **settings), strict=True):
         torch.testing.assert_close(actual, expected, **EXACT)
 
 
@@ -270,11 +242,11 @@ def ours_reference_free(loss: PreferenceLoss) -> tuple[Tensor, Tensor]:
 
 
 REFERENCE_FREE: list[tuple[Callable[[], PreferenceLoss], str, dict[str, Any]]] = [
-    (lambda: CPO(0.3, 0.7, "batch"), "CPO", {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.7}),
-    (lambda: CPO(0.3, 0.0), "CPO", {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0}),
-    (lambda: SimPO(2.0, 1.4), "CPO", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.4, "cpo_alpha": 0}),
-    (lambda: SLiCHF(1.0, 0.0), "CPO", {"loss_type": "hinge", "beta": 1.0, "cpo_alpha": 0}),
-    (lambda: ORPO(0.4, "batch"), "ORPO", {"beta": 0.4}),
+    (lambda: L.CPO(0.3, 0.7, "batch"), "CPO", {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0.7}),
+    (lambda: L.CPO(0.3, 0.0), "CPO", {"loss_type": "sigmoid", "beta": 0.3, "cpo_alpha": 0}),
+    (lambda: L.SimPO(2.0, 1.4), "CPO", {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.4, "cpo_alpha": 0}),
+    (lambda: L.SLiCHF(1.0, 0.0), "CPO", {"loss_type": "hinge", "beta": 1.0, "cpo_alpha": 0}),
+    (lambda: L.ORPO(0.4, "batch"), "ORPO", {"beta": 0.4}),
 ]
 
 

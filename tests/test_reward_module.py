@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from peft.tuners.lora.layer import Linear as LoraLinear
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn.functional import logsigmoid
 from transformers import (
@@ -34,6 +35,7 @@ from lit_align import (
 )
 from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.judges.inputs import encode_answer
+from lit_align.policy.lora import InPlaceLoraLinear
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
 from lit_align.reward import RewardDataModule, RewardModule, bradley_terry_loss
 from lit_align.reward.encode import RewardEncoder
@@ -312,6 +314,17 @@ def test_a_head_that_is_there_is_kept_and_a_new_one_is_always_the_same(tmp_path:
     on_top.configure_model()
     heads = [p for name, p in on_top.named_parameters() if "score" in name and p.requires_grad]
     assert len(heads) == 1 and (heads[0] == 0.25).all()
+
+
+def test_its_adapters_and_activations_are_a_policys(tmp_path: Path, rows: Path, tiny_model: Path) -> None:
+    """LoRA layers that add in place, trained and merged, and the layers' inputs on the host give the same model."""
+    plain, plain_data, _ = trained(tiny_model, rows, tmp_path / "plain")
+    layers = {type(m) for m in plain.modules() if isinstance(m, LoraLinear)}
+    assert layers == {InPlaceLoraLinear}
+    moved, moved_data, _ = trained(tiny_model, rows, tmp_path / "moved", spec={"gradient_checkpointing": "offload"})
+    assert any(getattr(m, "gradient_checkpointing", False) for m in moved.modules())
+    own, other = scored_by_module(plain, plain_data), scored_by_module(moved, moved_data)
+    torch.testing.assert_close(torch.tensor(other), torch.tensor(own), atol=1e-6, rtol=1e-6)
 
 
 def test_what_cannot_be_a_reward_model_is_refused(tmp_path: Path, rows: Path, tiny_model: Path) -> None:

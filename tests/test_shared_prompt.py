@@ -35,6 +35,7 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from lit_align.batch import Padded
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps
+from lit_align.policy import forward as forward_module
 from lit_align.policy import head as head_module
 from lit_align.policy.head import token_logps
 from lit_align.policy.shared_prompt import PADDING, shared_rows
@@ -105,9 +106,12 @@ def assert_same(model: nn.Module) -> None:
         torch.testing.assert_close(got[name], wanted[name], atol=1e-5 * max(scale, 1), rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ["segments", "sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_equal_to_plain_rows(name: str, attention: str) -> None:
+def test_equal_to_plain_rows(name: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if attention == "segments":
+        monkeypatch.setattr(forward_module, "LONG_ROW", 1)
+        attention = "sdpa"
     if name == "gemma2_caps" and attention == "sdpa":
         pytest.skip("transformers has no SDPA for Gemma 2")
     model = make(CONFIGS[name], attention)
@@ -183,6 +187,7 @@ def test_packed_rows_of_flex_attention_equal_plain_rows(name: str, monkeypatch: 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_attention_by_segments_where_layers_run_once(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward_module, "LONG_ROW", 1)
     model = make(CONFIGS["llama"], "sdpa")
     if checkpointing:
         model.train()

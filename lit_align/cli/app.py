@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 # Imported for their names: jsonargparse finds by its short name any class that is imported.
 import lit_align.data
@@ -29,6 +27,8 @@ from lit_align.cli.parser import Parser, shortened
 from lit_align.data import AlignmentDataModule
 from lit_align.data.ranks import gather
 from lit_align.module import AlignmentModule
+from lit_align.progress import note
+from lit_align.report.summary import judge_reports
 from lit_align.trainer import AlignmentTrainer
 
 DESCRIPTION = "Preference alignment that measures its stage while it trains. lit-align --help gives an overview."
@@ -117,15 +117,16 @@ class AlignmentCLI(LightningCLI):
             raise ValueError(shortened(str(error))) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As Lightning's; a fit has its run folder to itself."""
+        """As Lightning's; a command for policies gets no other module."""
         if subcommand in OF_POLICIES and not isinstance(self.model, AlignmentModule):
             raise UsageError(
                 f"`{subcommand}` is for policies, and the config's model is a {type(self.model).__name__}: give one "
                 "whose model is an AlignmentModule"
             )
-        alone = subcommand == "fit" and rank_zero_only.rank == 0  # type: ignore[attr-defined]
-        with run_folder.locked(Path(self.trainer.default_root_dir)) if alone else nullcontext():
-            super()._run_subcommand(subcommand)
+        super()._run_subcommand(subcommand)
+        if subcommand != "fit" and self.trainer.is_global_zero:  # the summary of a fit has them
+            for line in judge_reports(self.trainer):
+                note(line)
 
     def predict(self, **kwargs: Any) -> None:
         """Runs the prediction and keeps it: one line of rewards for each held-out pair."""

@@ -28,8 +28,12 @@ def main(args: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that a user's own classes are found by `class_path`
     # OpenMP's threads spin while they wait for each other. Where another process wants the same cores, each of the
-    # many small operations of a step then takes a time slice: runs were 10 times slower. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # many small operations of a step then takes a time slice: runs were 3 to 10 times slower. Threads that never spin
+    # are a quarter slower on a machine of their own; those that spin for some microseconds are neither. Read when
+    # torch is loaded. GNU's OpenMP, which torch brings for Linux, takes the count before the policy.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
         _dispatch(words)
     except KeyboardInterrupt:

@@ -52,7 +52,7 @@ def run(args: Sequence[str]) -> None:
         quality = judge_quality(data.judge, pairs, config.confidence, bar.update)
     if config.output is not None:
         run_folder.write_json(Path(config.output), {**asdict(quality), "rows": dict(counts)})
-    print(readable(quality))
+    print("\n".join(filter(None, (readable(quality), data.judge.report()))))
 
 
 def labelled_pairs(data: AlignmentDataModule, held_out: bool, seed: int, counts: Counter[str]) -> list[PreferencePair]:

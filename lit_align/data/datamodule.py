@@ -164,9 +164,13 @@ class AlignmentDataModule(LightningDataModule):
         if stage == "fit":
             require_held_out(self, self.trainer)
 
+    def make_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+        """What tokenises prompts and pairs."""
+        return Encoder(tokenizer, self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
+
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """What :meth:`setup` does, with a tokenizer and without a Trainer."""
-        self.encoder = Encoder(tokenizer, self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
+        self.encoder = self.make_encoder(tokenizer)
         maker = PairMaker(
             self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, self.run.bar,
             self.run.needs_target,
@@ -194,7 +198,8 @@ class AlignmentDataModule(LightningDataModule):
             self.load_state_dict(self._pending_state)
 
     def _sources(self) -> tuple[Source, Source | None]:
-        train = Source(self.train, self.split, self.name, self.on_bad_row)
+        prompts_alone = self.sampler is not None and self.judge is not None
+        train = Source(self.train, self.split, self.name, self.on_bad_row, prompts_alone)
         return train, None if self.val is None else replace(train, rows=self.val, split=self.val_split)
 
     # Loaders

@@ -100,8 +100,8 @@ class HeldOut:
         if 4 * len(self.measured_on) < len(self.pool):
             self._spent.clear()
             rank_zero_warn(
-                f"More than three quarters of the {len(self.pool)} prompts of the boundary were trained on: from here on it is "
-                "measured on all of them again. More held-out prompts keep the measurement clear of training."
+                f"More than three quarters of the {len(self.pool)} prompts of the boundary were trained on: from here "
+                "on it is measured on all of them again. More held-out prompts keep the measurement clear of training."
             )
 
     def state_dict(self) -> dict[str, Any]:

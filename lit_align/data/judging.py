@@ -58,7 +58,7 @@ def judge_records(
     Raises:
         ValueError: if there is something to score and no judge.
     """
-    indices = [i for i, record in enumerate(records) if relabel or _lacks_scores(record, judge)]
+    indices = [i for i, one in enumerate(records) if as_set(one).candidates and (relabel or _lacks_scores(one, judge))]
     if not indices:
         return list(records)
     if judge is None:
@@ -83,7 +83,9 @@ def _lacks_scores(record: Record, judge: Judge | None) -> bool:
 
 
 def pairs_of(record: Record, selector: PairSelector, seed: int, counts: Counter[str]) -> list[PreferencePair]:
-    """A pair as it is, a scored candidate set through the selector."""
+    """A pair as it is, a scored candidate set through the selector; of a prompt alone, none."""
+    if not as_set(record).candidates:
+        return []
     return [record] if isinstance(record, PreferencePair) else selector.select(record, seed, counts)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from tqdm import tqdm
 
 from lit_align.data.parse import parse_row
 from lit_align.data.reading import BadRow, read_rows
+from lit_align.progress import note
 from lit_align.records import CandidateSet, PreferencePair, Prompt, prompt_text
 from lit_align.seeding import derive_seed
 
@@ -60,6 +61,7 @@ def load_records(
     on_bad_row: OnBadRow = "error",
     counts: Counter[str] | None = None,
     bar: bool = False,
+    prompts_alone: bool = False,
 ) -> list[Record]:
     """All records of a source.
 
@@ -68,8 +70,10 @@ def load_records(
         split: the split of a hub data set or folder.
         name: the configuration of a hub data set.
         on_bad_row: whether a bad row is an error or a counted skip.
-        counts: `rows` and `bad_row/REASON` are counted here.
+        counts: `rows`, `prompt_only` and `bad_row/REASON` are counted here.
         bar: whether to show a progress bar.
+        prompts_alone: whether a row may have a prompt and no completion, which makes a set without candidates; it is
+            counted as `prompt_only`.
 
     Raises:
         BadRow: for a bad row, with its file and row.
@@ -83,12 +87,18 @@ def load_records(
         try:
             if isinstance(row, BadRow):
                 raise row
-            records.append(parse_row(row, where))
+            records.append(parse_row(row, where, prompts_alone))
         except BadRow as error:
             log.bad(error)
     if not records:
         raise ValueError(f"expected rows in {source}, got none" + (f": {log}" if log.skipped else ""))
     log.warn()
+    alone = sum(not as_set(record).candidates for record in records)
+    if alone:
+        counts["prompt_only"] += alone
+        rank_zero_only(note)(
+            f"{alone} of {counts['rows']} rows in {source} are prompts alone: on-policy rounds answer them"
+        )
     return records
 
 

@@ -25,7 +25,13 @@ def require_pairs(data: AlignmentDataModule) -> None:
     """Raises a ValueError where no static training pair is left."""
     if not data.train_pairs:
         counted = ", ".join(f"{key}: {count}" for key, count in data.counts.items() if count)
-        raise ValueError(f"expected training pairs in {data.train}, none is left ({counted}): look at limits and judge")
+        why = "look at limits and judge"
+        if data.counts["prompt_only"]:
+            why = (
+                "a prompt alone gives none. Add completions, or train on-policy from the start, "
+                "`boundary: callbacks.always.AlwaysOnPolicy`"
+            )
+        raise ValueError(f"expected training pairs in {data.train}, none is left ({counted}): {why}")
 
 
 def require_for_callbacks(data: AlignmentDataModule, trainer: Any) -> None:
@@ -46,14 +52,14 @@ def require_for_callbacks(data: AlignmentDataModule, trainer: Any) -> None:
 
 def require_held_out(data: AlignmentDataModule, trainer: Any) -> None:
     """Raises a ValueError where a boundary is to be measured and no held-out prompt is left."""
-    if data.held_out_prompts.measured_on:
+    if any(one.candidates for one in data.held_out_prompts.measured_on):
         return
     for callback in _boundary_callbacks(trainer):
         if callback.every_n_steps is not None:
-            counts = {key: count for key, count in data.counts.items() if key.startswith("val/") and count}
+            counts = [f"{key}: {count}" for key, count in data.counts.items() if key.startswith("val/") and count]
             raise ValueError(
-                f"{type(callback).__name__} measures on held-out prompts, and none of the data's is left "
-                f"({', '.join(f'{key}: {count}' for key, count in counts.items())}): look at limits and rows"
+                f"{type(callback).__name__} measures on held-out prompts with static candidates, and none of the "
+                f"data's is left ({', '.join(counts)}): look at limits and rows"
             )
 
 

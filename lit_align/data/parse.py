@@ -18,7 +18,7 @@ class _Problem(Exception):
         self.reason = reason
 
 
-def parse_row(row: Mapping[str, Any], where: str = "") -> CandidateSet | PreferencePair:
+def parse_row(row: Mapping[str, Any], where: str = "", prompts_alone: bool = False) -> CandidateSet | PreferencePair:
     """Reads one row.
 
     Args:
@@ -28,11 +28,15 @@ def parse_row(row: Mapping[str, Any], where: str = "") -> CandidateSet | Prefere
             with the prompt, which then need not be given again. Optional: `target`, and `chosen_score` and
             `rejected_score` (or `score_chosen`, `score_rejected`). Other columns stay in the record's `row`.
         where: file and row, for errors.
+        prompts_alone: whether a row may have a prompt and no completion at all; it gives a set without candidates.
 
     Raises:
         BadRow: if the row cannot be used.
     """
     try:
+        if prompts_alone and _is_prompt_alone(row):
+            _target(row)
+            return CandidateSet(_prompt(row["prompt"]), (), row, where)
         if row.get("candidates") is not None:
             return _candidate_set(row, where)
         if row.get("chosen") is not None and row.get("rejected") is not None:
@@ -42,6 +46,12 @@ def parse_row(row: Mapping[str, Any], where: str = "") -> CandidateSet | Prefere
         raise _Problem("missing_keys", f"{missing}; got {keys}")
     except _Problem as problem:
         raise BadRow(where, problem.reason, str(problem)) from None
+
+
+def _is_prompt_alone(row: Mapping[str, Any]) -> bool:
+    """`candidates` may be an empty list; half of a pair is a mistake, not a prompt."""
+    completions = [row.get(key) for key in ("chosen", "rejected")]
+    return row.get("prompt") is not None and completions == [None, None] and row.get("candidates") in (None, [], ())
 
 
 def _candidate_set(row: Mapping[str, Any], where: str) -> CandidateSet:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.held_out import HeldOut, set_apart
 from lit_align.data.judging import encode_records, judge_records
-from lit_align.data.loading import OnBadRow, Record, SkipLog, load_records, merge_sets, split_by_prompt
+from lit_align.data.loading import OnBadRow, Record, SkipLog, as_set, load_records, merge_sets, split_by_prompt
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
 from lit_align.records import CandidateSet, Prompt
@@ -27,11 +27,18 @@ class Source:
     split: str
     name: str | None
     on_bad_row: OnBadRow
+    prompts_alone: bool = False
 
     def load(self, counts: Counter[str], bar: bool) -> list[Record]:
         """Its records; rows and skips are counted."""
         return load_records(
-            self.rows, split=self.split, name=self.name, on_bad_row=self.on_bad_row, counts=counts, bar=bar
+            self.rows,
+            split=self.split,
+            name=self.name,
+            on_bad_row=self.on_bad_row,
+            counts=counts,
+            bar=bar,
+            prompts_alone=self.prompts_alone,
         )
 
 
@@ -78,7 +85,8 @@ def make_static(
     val_counts: Counter[str] = Counter()
     records, val_records = load_parts(train, val, val_fraction, maker.seed, counts, val_counts, bar)
     pairs, sets = maker.make(records, counts)
-    apart = set_apart({record.prompt for record in val_records}, boundary_fraction)
+    answered = {record.prompt for record in val_records if as_set(record).candidates}  # what can be measured on
+    apart = set_apart(answered, boundary_fraction)
     val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in apart)
     prompts = HeldOut(held_out, apart)
     if apart:

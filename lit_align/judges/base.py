@@ -63,6 +63,13 @@ class Judge(ABC):
         """
         return self.cross_votes(sets, sets)
 
+    def report(self) -> str | None:
+        """What this process asked for so far and what it took, in a line or more; None where there is nothing to tell.
+
+        A run shows it once, at its end.
+        """
+        return "\n".join(told for part in self.parts if (told := part.report())) or None
+
     def release(self) -> None:
         """Gives back the memory that models take, until they are asked again."""
         for part in self.parts:
@@ -89,7 +96,7 @@ class Comparison:
 
 
 class PairwiseJudge(Judge):
-    """A judge that compares two completions; a subclass gives `compare` alone.
+    """A judge that compares two completions; a subclass gives `compare` alone, and `compare_each` where it can.
 
     Judges of this kind favour a position, so each pair is shown in both orders. Equal comparisons are asked for
     once. What is made of the answers is :meth:`votes` and :meth:`ranking`.
@@ -100,6 +107,21 @@ class PairwiseJudge(Judge):
     @abstractmethod
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         """P(first wins) in [0, 1] for each comparison; NaN where the judge abstained."""
+
+    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, float]]:
+        """What `compare` says, one by one as it becomes known: the place in `comparisons` and P(first wins).
+
+        A judge that is asked one thing at a time gives each answer here as it comes: what it said before a failure
+        can then be kept.
+
+        Raises:
+            ValueError: `compare` answers with another count, or with what is no probability.
+        """
+        verdicts = list(self.compare(comparisons))
+        self._require_one_for_each(len(verdicts), len(comparisons))
+        for verdict in verdicts:  # before any of them is taken
+            self._require_probability(verdict)
+        yield from enumerate(verdicts)
 
     def votes(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
         """P(a wins): the mean of both orders.
@@ -134,7 +156,7 @@ class PairwiseJudge(Judge):
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """P(a wins), a first, and P(b wins), b first, each [K_a, K_b], for each pair of sets.
 
-        One call of `compare` for all of them. Within one set the diagonal is not asked for.
+        One call of `compare_each` for all of them. Within one set the diagonal is not asked for.
         """
         cells = [
             (n, i, j)
@@ -148,34 +170,43 @@ class PairwiseJudge(Judge):
             a, b = pairs[n]
             first, second = a.candidates[i].text, b.candidates[j].text
             questions.append((Comparison(a.prompt, first, second), Comparison(a.prompt, second, first)))
-        answers = self.verdicts(list(dict.fromkeys(question for both in questions for question in both)))
+        answers = dict(self.verdicts(list(dict.fromkeys(question for both in questions for question in both))))
         shapes = [(len(a.candidates), len(b.candidates)) for a, b in pairs]
         blocks = [(np.full(shape, ABSTAINED), np.full(shape, ABSTAINED)) for shape in shapes]
         for (n, i, j), (forward, backward) in zip(cells, questions, strict=True):
             blocks[n][0][i, j], blocks[n][1][i, j] = answers[forward], answers[backward]
         return blocks
 
-    def verdicts(self, comparisons: list[Comparison]) -> dict[Comparison, float]:
-        """What `compare` answers to distinct comparisons.
+    def verdicts(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison, float]]:
+        """What `compare_each` gives to distinct comparisons, as it comes.
 
         Raises:
-            ValueError: it answers with another count, or with what is no probability.
+            ValueError: not every comparison gets one answer, or one gets what is no probability.
         """
         if not comparisons:
-            return {}
+            return
+        open_ones = set(range(len(comparisons)))
         with blaming(self, comparisons[0].prompt, len({c.prompt for c in comparisons})):
-            verdicts = list(self.compare(comparisons))
-        if len(verdicts) != len(comparisons):
+            for place, verdict in self.compare_each(comparisons):
+                self._require_probability(verdict)
+                if place not in open_ones:
+                    raise ValueError(f"{self.identity} answered comparison {place} twice, or was not asked for it")
+                open_ones.remove(place)
+                yield comparisons[place], verdict
+            self._require_one_for_each(len(comparisons) - len(open_ones), len(comparisons))
+
+    def _require_one_for_each(self, answered: int, asked: int) -> None:
+        if answered != asked:
             raise ValueError(
-                f"{self.identity} was asked for {len(comparisons)} comparisons and answered {len(verdicts)}; "
-                "compare() must return one probability for each comparison, NaN for an abstention"
+                f"{self.identity} was asked for {asked} comparisons and answered {answered}; "
+                "it must give one probability for each comparison, NaN for an abstention"
             )
-        bad = [v for v in verdicts if not math.isnan(v) and not 0.0 <= v <= 1.0]
-        if bad:
+
+    def _require_probability(self, verdict: float) -> None:
+        if not math.isnan(verdict) and not 0.0 <= verdict <= 1.0:
             raise ValueError(
-                f"{self.identity} answered {bad[0]}, expected P(first wins) in [0, 1], or NaN for an abstention"
+                f"{self.identity} answered {verdict}, expected P(first wins) in [0, 1], or NaN for an abstention"
             )
-        return dict(zip(comparisons, verdicts, strict=True))
 
 
 def votes_from_scores(on: Sequence[float], off: Sequence[float]) -> np.ndarray:

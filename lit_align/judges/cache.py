@@ -5,14 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import weakref
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
 
 from lit_align.judges.base import ABSTAINED, Comparison, Judge, PairwiseJudge, PointwiseJudge
 from lit_align.judges.verdict_store import VerdictStore
@@ -36,7 +34,8 @@ class CachedJudge(Judge):
     Args:
         judge: the judge that is asked; one whose verdicts can be kept (`cacheable`).
         path: the SQLite file; None is `verdicts.sqlite` in the cache folder ($LIT_ALIGN_CACHE).
-        commit_every: verdicts asked for in one call and then written: a crash costs at most so many.
+        commit_every: verdicts asked for in one call and then written: a crash costs at most so many. An error or
+            Ctrl-C costs none that a judge gave before it (`PairwiseJudge.compare_each`).
 
     Attributes:
         hits: verdicts that were known. The same answers asked for again in one call count once.
@@ -64,7 +63,6 @@ class CachedJudge(Judge):
         self.commit_every = commit_every
         self._store = VerdictStore(Path(path).expanduser() if path else cache_dir() / "verdicts.sqlite")
         self._counts: Counter[str] = Counter()
-        weakref.finalize(self, _report, self._counts, type(judge).__name__, self._store.path)
 
     @property
     def identity(self) -> str:  # type: ignore[override]
@@ -79,6 +77,15 @@ class CachedJudge(Judge):
     def misses(self) -> int:
         return self._counts["misses"]
 
+    def report(self) -> str | None:
+        """How many verdicts were known, and what the judge has to tell."""
+        asked, told = self.hits + self.misses, super().report()
+        if not asked:
+            return told
+        name = type(self.judge).__name__
+        own = f"verdict cache: {self.hits:,} of {asked:,} verdicts of {name} were known; {self._store.path}"
+        return f"{own}\n{told}" if told else own
+
     # Both are those of the kind, which comes next in the method order; a class without them could not be named
     # in a config.
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
@@ -91,7 +98,7 @@ class CachedJudge(Judge):
         self,
         questions: Sequence[_Question],
         key: Callable[[_Question], bytes],
-        ask: Callable[[list[_Question]], dict[_Question, float]],
+        ask: Callable[[list[_Question]], Iterator[tuple[_Question, float]]],
     ) -> dict[_Question, float]:
         """The verdict on each question: known, or asked for and kept, `commit_every` at once."""
         keys = {question: key(question) for question in questions}
@@ -100,10 +107,13 @@ class CachedJudge(Judge):
         missing = [question for question, key in keys.items() if key not in known]
         self._counts["hits"] += len(keys) - len(missing)
         for start in range(0, len(missing), self.commit_every):
-            some = missing[start : start + self.commit_every]
-            answers = ask(some)
-            self._counts["misses"] += len(some)
-            self._store.write({keys[question]: v for question, v in answers.items() if math.isfinite(v)})
+            answers: dict[_Question, float] = {}
+            try:
+                for question, verdict in ask(missing[start : start + self.commit_every]):
+                    answers[question] = verdict
+            finally:  # also what came before an error
+                self._counts["misses"] += len(answers)
+                self._store.write({keys[question]: v for question, v in answers.items() if math.isfinite(v)})
             verdicts.update(answers)
         return verdicts
 
@@ -115,16 +125,17 @@ class _CachedScores(CachedJudge, PointwiseJudge):
         found = self._found(asked, lambda question: _key(identity, *question), self._ask)
         return [[found[one.prompt, candidate.text] for candidate in one.candidates] for one in sets]
 
-    def _ask(self, questions: list[tuple[Prompt, str]]) -> dict[tuple[Prompt, str], float]:
+    def _ask(self, questions: list[tuple[Prompt, str]]) -> Iterator[tuple[tuple[Prompt, str], float]]:
         texts: dict[Prompt, list[str]] = {}
         for prompt, text in questions:
             texts.setdefault(prompt, []).append(text)
         sets = [CandidateSet(prompt, tuple(map(Candidate, some))) for prompt, some in texts.items()]
-        return {
+        answers = {
             (one.prompt, candidate.text): score
             for one, scores in zip(sets, self.judge.score(sets), strict=True)
             for candidate, score in zip(one.candidates, scores, strict=True)
         }
+        return iter(answers.items())
 
 
 class _CachedComparisons(CachedJudge, PairwiseJudge):
@@ -149,12 +160,3 @@ def _key(identity: str, prompt: Prompt, *answers: str) -> bytes:
     """16 bytes for what a verdict depends on. One answer: its score. Two: P(first wins)."""
     said = json.dumps([identity, [[message.role, message.content] for message in prompt], answers])
     return hashlib.blake2b(said.encode(), digest_size=16).digest()
-
-
-def _report(counts: Mapping[str, int], judge: str, path: Path) -> None:
-    """One line when the judge is done with: at the end of the run."""
-    asked, hits = counts["hits"] + counts["misses"], counts["hits"]
-    if asked:
-        rank_zero_info(
-            f"Verdict cache: {hits} of {asked} verdicts of {judge} were known, {asked - hits} asked for; {path}"
-        )

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from tqdm import tqdm
 from lit_align.judges.base import ABSTAINED, Comparison, PairwiseJudge
 from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict
 from lit_align.remote import Reply, RequestRefused, Server, ServerError, ServerUnreachable
+
+_EVERY = 60.0  # seconds from one line about the progress to the next
 
 
 class TooManyAbstentions(RuntimeError):
@@ -121,6 +123,7 @@ class ChatJudge(PairwiseJudge):
         self._max_abstentions = max_abstentions
         self._lately: deque[str | None] = deque(maxlen=abstention_window)  # why each abstained; None: it did not
         self.usage = Usage()
+        self._shown = time.monotonic()
         asked = json.dumps([self._settings, self._question.template, verdict], sort_keys=True).encode()
         self.identity = f"chat:{model}@{self._server.base_url}#{hashlib.blake2b(asked, digest_size=6).hexdigest()}"
 
@@ -133,14 +136,22 @@ class ChatJudge(PairwiseJudge):
         return (self.usage.prompt_tokens * prompt + self.usage.completion_tokens * completion) / 1e6
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
-        """One request for each comparison; see :class:`PairwiseJudge`.
+        """See :meth:`PairwiseJudge.compare` and :meth:`compare_each`."""
+        verdicts = [ABSTAINED] * len(comparisons)
+        for place, verdict in self.compare_each(comparisons):
+            verdicts[place] = verdict
+        return verdicts
+
+    def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, float]]:
+        """One request for each comparison, in the order in which they are answered.
 
         Raises:
             TooManyAbstentions: more of the last comparisons failed than `max_abstentions` allows.
             ServerError: the server cannot be reached, or refuses every request.
         """
-        verdicts = [0.5 if one.first == one.second else ABSTAINED for one in comparisons]
-        open_ones = [n for n, one in enumerate(comparisons) if one.first != one.second]  # equal answers tie unasked
+        equal = [one.first == one.second for one in comparisons]
+        yield from ((n, 0.5) for n, same in enumerate(equal) if same)  # a tie, unasked
+        open_ones = [n for n, same in enumerate(equal) if not same]
         bodies = [self._body(comparisons[n]) for n in open_ones]
         started = time.monotonic()
         hidden = None if rank_zero_only.rank == 0 else True  # type: ignore[attr-defined]  # None: shown on a terminal
@@ -148,21 +159,34 @@ class ChatJudge(PairwiseJudge):
         try:
             with bar, self._server.answers("/chat/completions", bodies) as answers:
                 for index, outcome in answers:
-                    verdicts[open_ones[index]] = self._taken(outcome)
+                    started = self._waited(started)
+                    verdict = self._taken(outcome)
                     bar.update()
+                    self._show_progress()
+                    yield open_ones[index], verdict
             self._require_verdicts()
         finally:
-            self.usage.seconds += time.monotonic() - started
-            if bodies and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-                tqdm.write(self.report())
-        return verdicts
+            self._waited(started)
 
     def _body(self, comparison: Comparison) -> dict[str, Any]:
         return {**self._settings, "messages": [{"role": "user", "content": self._question(comparison)}]}
 
-    def report(self) -> str:
-        """One line: how much was asked, what failed, and what it took."""
+    def _waited(self, since: float) -> float:
+        now = time.monotonic()
+        self.usage.seconds += now - since
+        return now
+
+    def _show_progress(self) -> None:
+        now, rank = time.monotonic(), rank_zero_only.rank  # type: ignore[attr-defined]
+        if rank == 0 and now - self._shown >= _EVERY:
+            self._shown = now
+            tqdm.write(self.report() or "")
+
+    def report(self) -> str | None:
+        """One line: how much was asked, what failed, and what it took; None before anything was asked."""
         used = self.usage
+        if not used.answers + used.failed:
+            return None
         abstained = used.failed + used.unparsed
         why = f" ({used.unparsed} without a verdict, {used.failed} failed)" if abstained else ""
         parts = [

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lit_align.judges.base import ABSTAINED, PointwiseJudge, blaming
 from lit_align.judges.inputs import Inputs, encode_answer
 from lit_align.judges.local import batches_by_length, config_of, identity_of, source_of, torch_device
-from lit_align.policy.load import _keep_nf4_trainable_on_cpu, _nf4
+from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import is_local
 from lit_align.policy.spec import PolicySpec
@@ -157,7 +157,7 @@ class RewardModelJudge(PointwiseJudge):
                 output_loading_info=True,
                 **self._in_4_bits(config),
             )
-            _keep_nf4_trainable_on_cpu(model)  # the repacked form cannot hold narrow layers either
+            keep_trainable_on_cpu(model)
             if self.spec.adapter is not None:
                 model = _with_adapter(model, self.spec.adapter, info["missing_keys"])
             elif info["missing_keys"]:
@@ -174,7 +174,7 @@ class RewardModelJudge(PointwiseJudge):
             empty = AutoModelForSequenceClassification.from_config(
                 config, trust_remote_code=self.spec.trust_remote_code
             )
-        settings = _nf4(config.dtype if self.spec.dtype == "auto" else getattr(torch, self.spec.dtype))
+        settings = nf4_settings(config.dtype if self.spec.dtype == "auto" else getattr(torch, self.spec.dtype))
         # All but the body: a score is worth its few bytes. Left to itself, transformers keeps the last layer alone.
         settings.llm_int8_skip_modules = [n for n, _ in empty.named_children() if n != empty.base_model_prefix]
         return {"quantization_config": settings, "device_map": {"": self._at}}

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, load_config
 from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.shared_prompt import SharedRows
 from lit_align.policy.source import is_local
 from lit_align.policy.spec import PolicySpec
 
@@ -60,6 +61,18 @@ def policy_dtype(spec: PolicySpec, config: PretrainedConfig) -> torch.dtype:
     """Of the weights that are not quantised."""
     dtype: Any = config.dtype if spec.dtype == "auto" else getattr(torch, spec.dtype)
     return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def dtype_of(model: Any) -> torch.dtype:
+    """Of a model's embeddings, and so of its hidden states."""
+    weight: Tensor = model.get_input_embeddings().weight
+    return weight.dtype
+
+
+def blank_rows(rows: int, width: int) -> SharedRows:
+    """Rows of tokens without values."""
+    ids, positions, segments = (torch.empty(rows, width, dtype=torch.long, device="meta") for _ in range(3))
+    return SharedRows(ids, positions, segments, [])
 
 
 def _adapted(spec: PolicySpec, model: Any) -> nn.Module:

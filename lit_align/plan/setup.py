@@ -7,15 +7,15 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule
 from lit_align.judges import Judge, PairRM, RewardModelJudge
 from lit_align.module import AlignmentModule
 from lit_align.plan.simulate import Setup
 from lit_align.policy.reference import AdapterCopy, ModelReference
+from lit_align.report.win_rate import WinRateCallback
 from lit_align.sampling import TransformersSampler
 from lit_align.sampling.draw import Draw
-
-_LIKELIEST = 256  # tokens that a nucleus is looked for in, see `lit_align.sampling.draw`
 
 
 def setup_of(
@@ -50,7 +50,7 @@ def setup_of(
         precision=str(trainer.precision),
         on_gpu=on_gpu,
         **_reference(module, data),
-        **_sampling(data),
+        **_sampling(trainer, data),
     )
 
 
@@ -96,11 +96,24 @@ def _reference(module: AlignmentModule, data: AlignmentDataModule) -> dict[str, 
     }
 
 
-def _sampling(data: AlignmentDataModule) -> dict[str, Any]:
+def _sampling(trainer: Trainer, data: AlignmentDataModule) -> dict[str, Any]:
     sampler = data.sampler
     if not isinstance(sampler, TransformersSampler):
         return {}
-    # A nucleus is looked for among the most likely tokens, which takes what a top-k takes.
-    top_k = sampler.top_k or (_LIKELIEST if sampler.top_p < 1 else 0)
-    draw = Draw(sampler.temperature, top_k, 1.0) if sampler.temperature > 0 else None
-    return {"sequences": sampler.batch_size, "new_tokens": sampler.max_new_tokens, "draw": draw}
+    draw = Draw(sampler.temperature, sampler.top_k, sampler.top_p) if sampler.temperature > 0 else None
+    return {
+        "sequences": sampler.batch_size,
+        "candidates": _fewest_candidates(trainer, sampler),
+        "new_tokens": sampler.max_new_tokens,
+        "draw": draw,
+    }
+
+
+def _fewest_candidates(trainer: Trainer, sampler: TransformersSampler) -> int:
+    """That are sampled for a prompt: rounds, the boundary and the win rate each have a number of their own."""
+    if sampler.temperature == 0:
+        return 1  # one is drawn and stands for all
+    callbacks: list[Any] = getattr(trainer, "callbacks", [])
+    boundary = [one.num_candidates for one in callbacks if isinstance(one, BoundaryCallback) and one.num_candidates]
+    win_rate = [1 for one in callbacks if isinstance(one, WinRateCallback)]
+    return min([sampler.num_candidates, *boundary, *win_rate])

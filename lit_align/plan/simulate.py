@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PretrainedConfig
+from transformers import PretrainedConfig
 
-from lit_align.plan.model import config_of, empty_policy, fused_attention
-from lit_align.plan.tracker import HEAD, KV_CACHE, OPTIMIZER, REFERENCE, MemoryTracker, hold_model, is_adapter
+from lit_align.plan.model import blank_rows, config_of, dtype_of, empty_policy, fused_attention
+from lit_align.plan.sampling import Samples, sample
+from lit_align.plan.tracker import HEAD, OPTIMIZER, REFERENCE, MemoryTracker, hold_model, is_adapter
 from lit_align.policy.forward import stopped_before
 from lit_align.policy.head import token_logps
-from lit_align.policy.shared_prompt import SharedRows, attention_mask, takes_mask
+from lit_align.policy.shared_prompt import attention_mask, takes_mask
 from lit_align.policy.spec import PolicySpec
 from lit_align.sampling.draw import Draw
 
@@ -40,6 +41,7 @@ class Setup:
         reference_adapter: whether a frozen copy of the adapter is kept.
         reference_stays: whether the second model is in memory while training.
         sequences: sampled at once; 0 where there is no sampler.
+        candidates: the fewest that are sampled for a prompt: the fewer, the more prompts are computed together.
         new_tokens: drawn for each sequence at most.
         draw: draws them; None for greedy sampling.
         on_gpu: whether it runs on a GPU, where torch's optimizers work on all parameters at once and the host's
@@ -58,6 +60,7 @@ class Setup:
     reference_adapter: bool = False
     reference_stays: bool = False
     sequences: int = 0
+    candidates: int = 1
     new_tokens: int = 0
     draw: Draw | None = None
     on_gpu: bool = False
@@ -103,7 +106,8 @@ def simulate(setup: Setup) -> Memory:
             reference = []
         optimizer = _train(setup, tracker, model, trained, moments)
         if setup.sequences:
-            moments[PREFILL], moments[SAMPLING] = _sample(setup, tracker, model)
+            samples = Samples(setup.sequences, setup.candidates, setup.prompt_tokens, setup.new_tokens, setup.draw)
+            moments[PREFILL], moments[SAMPLING] = sample(samples, tracker, model)
         if setup.reference_stays and isinstance(reference, nn.Module):
             moments[REFERENCE_PASS] = _reference_pass(setup, tracker, reference)
         del optimizer
@@ -152,8 +156,8 @@ def _forward(setup: Setup, tracker: MemoryTracker, model: Any) -> Tensor:
     )
     shares = takes_mask(model.config) and setup.policy.attn_implementation in (None, "sdpa", "eager")
     rows, width = (batch, prompt + count * length) if shares else (batch * count, prompt + length)
-    layout = _rows(rows, width)
-    mask = attention_mask(layout, model.config, _dtype(model)) if shares else None
+    layout = blank_rows(rows, width)
+    mask = attention_mask(layout, model.config, dtype_of(model)) if shares else None
     head = model.get_output_embeddings()
     with stopped_before(head) as hidden:
         model(input_ids=layout.ids, attention_mask=mask, position_ids=layout.positions, use_cache=False)
@@ -161,11 +165,6 @@ def _forward(setup: Setup, tracker: MemoryTracker, model: Any) -> Tensor:
     gathered = hidden[0][tokens, tokens]
     with tracker.item(HEAD):
         return token_logps(gathered, tokens, head, model.config)[0]
-
-
-def _rows(rows: int, width: int) -> SharedRows:
-    ids, positions, segments = (torch.empty(rows, width, dtype=torch.long, device="meta") for _ in range(3))
-    return SharedRows(ids, positions, segments, [])
 
 
 def _step(setup: Setup, optimizer: Any, tracker: MemoryTracker) -> None:
@@ -196,60 +195,6 @@ def _bitsandbytes_state(optimizer: Any, group: dict[str, Any], parameter: Tensor
         for value in made.values():
             tracker.hold(value, OPTIMIZER)
         optimizer.state[parameter].update(made)
-
-
-@torch.no_grad()
-def _sample(setup: Setup, tracker: MemoryTracker, model: Any) -> tuple[Counter[str], Counter[str]]:
-    """The prompts, and the last token drawn."""
-    tracker.restart()
-    model.eval()
-    cache: Any = DynamicCache(config=model.config.get_text_config())
-    update = cache.update
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        with tracker.item(KV_CACHE):
-            return update(*args, **kwargs)
-
-    cache.update = counted
-    _next_token(setup, model, cache, setup.prompt_tokens)
-    prefill = tracker.peak
-    tracker.restart()
-    for layer in cache.layers:
-        with tracker.item(KV_CACHE):
-            shape = list(layer.keys.shape)
-            shape[-2] = max(setup.new_tokens - 2, 0)
-            layer.update(*(torch.empty(shape, dtype=layer.keys.dtype, device="meta") for _ in range(2)))
-        tracker.restart()  # in a run the cache grows token by token
-    _next_token(setup, model, cache, 1)
-    return prefill, tracker.peak
-
-
-def _next_token(setup: Setup, model: Any, cache: Any, tokens: int) -> None:
-    config = model.config
-    mask: Any = None
-    if tokens > 1:
-        layout = _rows(setup.sequences, tokens)
-        mask = attention_mask(layout, config, _dtype(model)) if takes_mask(config) else None
-    else:
-        layout = _rows(setup.sequences, 1)
-    logits = model(
-        input_ids=layout.ids,
-        attention_mask=mask if mask is not None else _all_seen(setup.sequences, config),
-        position_ids=layout.positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits
-    scores = logits[:, -1].float()
-    if setup.draw is not None:
-        setup.draw(layout.ids, scores)
-
-
-def _all_seen(sequences: int, config: PretrainedConfig) -> Any:
-    """A mask for one token, which may see all that the cache holds: one column stands for all."""
-    seen = torch.empty(sequences, 1, 1, 1, dtype=torch.bool, device="meta")
-    kinds = set(getattr(config, "layer_types", None) or ())
-    return {kind: seen for kind in kinds} if len(kinds) > 1 else seen
 
 
 def _reference(setup: Setup, tracker: MemoryTracker, model: nn.Module) -> nn.Module | list[Tensor]:
@@ -287,8 +232,3 @@ def _parameters(spec: PolicySpec, config: PretrainedConfig) -> int:
     """Of the bare base, before quantisation."""
     plain = replace(spec, quantization=None, lora=None, adapter=None, gradient_checkpointing=False)
     return sum(parameter.numel() for parameter in empty_policy(plain, config).parameters())
-
-
-def _dtype(model: Any) -> torch.dtype:
-    weight: Tensor = model.get_input_embeddings().weight
-    return weight.dtype

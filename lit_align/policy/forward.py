@@ -32,6 +32,10 @@ HALF_TOLERANCE = 0.1
 """Mean nats per token by which two ways to the same log-probs differ at most: float32, half precision."""
 
 
+LONG_ROW = 512
+"""Tokens from which a row is long enough on a CPU to be attended to by segments."""
+
+
 class CompletionForward:
     """Gives the log-probs of several completions of the same prompts.
 
@@ -132,14 +136,17 @@ def shared_logps(
 
 
 def _attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> AbstractContextManager[object]:
-    """By segments on a CPU, where dense attention costs what its mask leaves out, too; a GPU wants few, large kernels.
+    """By segments in long rows on a CPU, where dense attention costs what its mask leaves out, too.
+
+    A GPU wants few, large kernels, and so do short rows.
 
     Not where layers are checkpointed: they run again outside of the context and must do the same.
     """
     masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(_config(model))}
     full = masks.get(FULL)
-    checkpointed = _layers_run_again(model)
-    if not isinstance(full, Tensor) or full.dtype != torch.bool or full.device.type != "cpu" or checkpointed:
+    if not isinstance(full, Tensor) or full.dtype != torch.bool or full.device.type != "cpu":
+        return nullcontext()
+    if full.shape[-1] < LONG_ROW or _layers_run_again(model):
         return nullcontext()
     return SegmentAttention(rows, full)
 

@@ -14,8 +14,8 @@ from transformers import PretrainedConfig
 
 CHUNK = 256
 """Tokens whose logits are in memory at the same time, where the head is trained or its weights are not at hand."""
-BLOCKS = {"cpu": (512, 1024), "cuda": (1024, 8192)}
-"""Tokens and vocabulary entries of a block of a frozen head: what a CPU's cache holds, what keeps a GPU busy."""
+BLOCKS = {"cpu": (2048, 2048), "cuda": (1024, 8192)}
+"""Tokens and vocabulary entries of a block of a frozen head: large enough for the threads, small for memory."""
 
 
 def token_logps(

@@ -21,12 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import is_local, locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
 
 Context = Callable[[], AbstractContextManager[Any]]
-_REPACKING = "support_avx512bf16_for_cpu"
 
 
 def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
@@ -86,6 +86,22 @@ def _template(template: str) -> str:
     return Path(template).expanduser().read_text(encoding="utf-8")
 
 
+def read_config(spec: PolicySpec, **changes: Any) -> PretrainedConfig:
+    """The model's config as it is, but for `changes`.
+
+    Raises:
+        FileNotFoundError: where there is none.
+    """
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(locate_model(spec.model), **changes, **_hub_options(spec))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"The model {spec.model!r} could not be loaded. Expected a hub id (and the network, or the model in "
+            f"the local hub cache), a folder, a GGUF file, or package://PACKAGE/FILE. {error}"
+        ) from error
+    return config
+
+
 def load_config(spec: PolicySpec) -> PretrainedConfig:
     """The model's config with all dropout set to 0. Of a hub id no weights are fetched; a GGUF file is converted, once.
 
@@ -93,14 +109,7 @@ def load_config(spec: PolicySpec) -> PretrainedConfig:
         FileNotFoundError: where there is none.
         ValueError: where the model is no causal language model.
     """
-    name = locate_model(spec.model)
-    try:
-        config = AutoConfig.from_pretrained(name, **_hub_options(spec))
-    except OSError as error:
-        raise FileNotFoundError(
-            f"The model {spec.model!r} could not be loaded. Expected a hub id (and the network, or the model in "
-            f"the local hub cache), a folder, a GGUF file, or package://PACKAGE/FILE. {error}"
-        ) from error
+    config = read_config(spec)
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
     masked = any(architecture.endswith("ForMaskedLM") for architecture in config.architectures or [])
     if not causal or masked or config.is_encoder_decoder:
@@ -108,26 +117,32 @@ def load_config(spec: PolicySpec) -> PretrainedConfig:
             f"{spec.model!r} is no causal language model (its config says {config.model_type!r}, architectures "
             f"{config.architectures}): the policy must be a decoder that writes text left to right."
         )
-    _switch_off_dropout(config)
+    switch_off_dropout(config)
     return config
 
 
-def _switch_off_dropout(config: PretrainedConfig) -> None:
+def switch_off_dropout(config: PretrainedConfig) -> None:
+    """Sets all that is random in a forward pass to 0, in the config and in those inside of it."""
     for key, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
-            _switch_off_dropout(value)
+            switch_off_dropout(value)
         elif isinstance(value, float) and any(noise in key for noise in ("drop", "jitter")):
             setattr(config, key, 0.0)
 
 
-def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrainedModel:
+def base_options(spec: PolicySpec, config: PretrainedConfig) -> dict[str, Any]:
+    """The arguments of `from_pretrained` that say how `spec` wants the base loaded: dtype, attention, 4 bits."""
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
     options: dict[str, Any] = {"dtype": dtype, "config": config, **_hub_options(spec)}
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
     if spec.quantization == "nf4":
-        options["quantization_config"] = _nf4(config.dtype if spec.dtype == "auto" else dtype)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+        options["quantization_config"] = nf4_settings(config.dtype if spec.dtype == "auto" else dtype)
+    return options
+
+
+def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrainedModel:
+    loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **base_options(spec, config))
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     if info["missing_keys"]:
@@ -136,25 +151,8 @@ def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrai
             f"The files of {spec.model!r} lack {len(missing)} weights that a {type(model).__name__} needs, such as "
             f"{missing[0]!r}: they are no whole causal language model (perhaps a classifier or a bare backbone?)."
         )
-    _keep_nf4_trainable_on_cpu(model)
+    keep_trainable_on_cpu(model)
     return model
-
-
-def _nf4(compute_dtype: Any) -> Any:
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ModuleNotFoundError(
-            'quantization: "nf4" needs the package `bitsandbytes`: pip install bitsandbytes'
-        ) from error
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute_dtype or torch.float32,
-    )
 
 
 def keep_activations(spec: PolicySpec, model: PreTrainedModel, on_host: Context | None = None) -> None:
@@ -188,17 +186,6 @@ def _within(context: Context, run: Callable[..., Any], *args: Any, **kwargs: Any
         return run(*args, **kwargs)
 
 
-def _keep_nf4_trainable_on_cpu(model: nn.Module) -> None:
-    """Keeps bitsandbytes from repacking 4-bit weights in place at the first forward in eval mode.
-
-    On CPUs with avx512_bf16 that repacked form has no autograd: after one generation no adapter would
-    get a gradient any more.
-    """
-    for module in model.modules():
-        if hasattr(module, _REPACKING):
-            setattr(module, _REPACKING, False)
-
-
 def _with_adapter(spec: PolicySpec, model: PreTrainedModel) -> nn.Module:
     if spec.adapter is not None:
         return _saved_adapter(spec.adapter, model)
@@ -208,8 +195,14 @@ def _with_adapter(spec: PolicySpec, model: PreTrainedModel) -> nn.Module:
     return model
 
 
-def fresh_adapter(lora: LoraSpec, model: PreTrainedModel) -> nn.Module:
-    """The model, frozen, with new adapters to train."""
+def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUSAL_LM") -> nn.Module:
+    """The model, frozen, with new adapters to train.
+
+    Args:
+        lora: the adapters' settings.
+        model: the base.
+        task_type: peft's name for what the model does. With "SEQ_CLS" the output layer is trained too, as a whole.
+    """
     from peft import LoraConfig, get_peft_model
 
     from lit_align.policy.lora import add_in_place
@@ -219,7 +212,7 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel) -> nn.Module:
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated int; a ratio is all that it enters
         lora_dropout=lora.dropout,
         target_modules=copy.copy(lora.target_modules),
-        task_type="CAUSAL_LM",
+        task_type=task_type,
     )
     return get_peft_model(model, add_in_place(config, model))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
@@ -31,9 +31,10 @@ class InPlaceLoraLinear(LoraLinear):
             return super().forward(x, *args, **kwargs)
         flat = x.reshape(-1, x.shape[-1])
         base = self.base_layer(flat)
-        low = self.lora_A[name](self.lora_dropout[name](self._cast_input_dtype(flat, self.lora_A[name].weight.dtype)))
-        up = self.lora_B[name].weight.t().to(low.dtype)  # another dtype than low's under autocast
-        together = base.to(low.dtype).addmm_(low, up, alpha=self.scaling[name])
+        down, up = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
+        low = down(self.lora_dropout[name](self._cast_input_dtype(flat, down.weight.dtype)))
+        weight = up.weight.t().to(low.dtype)  # another dtype than low's under autocast
+        together = base.to(low.dtype).addmm_(low, weight, alpha=self.scaling[name])
         return together.to(base.dtype).view(*x.shape[:-1], -1)
 
     def _only_adapter(self) -> str | None:

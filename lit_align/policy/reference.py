@@ -65,8 +65,8 @@ class Reference(nn.Module, ABC):
     def _copy_from(self, policy: nn.Module) -> None:
         raise NotImplementedError(f"{type(self).__name__} says can_refresh, so it must define `_copy_from`.")
 
-    def saved_parameters(self, policy: nn.Module, refreshes: int) -> list[nn.Parameter]:
-        """The parameters a checkpoint must hold after that many refreshes; others are loaded anew at each start."""
+    def saved_parameters(self, policy: nn.Module) -> list[nn.Parameter]:
+        """The parameters a checkpoint must hold after so many `refreshes`; others are loaded anew at each start."""
         return []
 
     def start(self, policy: PolicySpec) -> PolicySpec | None:
@@ -126,7 +126,7 @@ class AdapterCopy(Reference):
     def start(self, policy: PolicySpec) -> PolicySpec:
         return policy
 
-    def saved_parameters(self, policy: nn.Module, refreshes: int) -> list[nn.Parameter]:
+    def saved_parameters(self, policy: nn.Module) -> list[nn.Parameter]:
         return [copied for _, copied in self._adapter_pairs(policy)]
 
     @torch.no_grad()
@@ -183,8 +183,8 @@ class ModelReference(Reference):
         if not self.refreshes:
             self.model = None
 
-    def saved_parameters(self, policy: nn.Module, refreshes: int) -> list[nn.Parameter]:
-        return [copied for _, copied in self._trained_pairs(policy)] if refreshes else []
+    def saved_parameters(self, policy: nn.Module) -> list[nn.Parameter]:
+        return [copied for _, copied in self._trained_pairs(policy)] if self.refreshes else []
 
     @torch.no_grad()
     def _copy_from(self, policy: nn.Module) -> None:

@@ -78,7 +78,7 @@ def _asked(judge: Judge, pairs: Sequence[PreferencePair]) -> tuple[list[float], 
 def _compared(judge: PairwiseJudge, pairs: Sequence[PreferencePair]) -> tuple[list[float], list[tuple[float, float]]]:
     ahead = [Comparison(pair.prompt, pair.chosen.text, pair.rejected.text) for pair in pairs]
     behind = [Comparison(pair.prompt, pair.rejected.text, pair.chosen.text) for pair in pairs]
-    said = judge.verdicts(list(dict.fromkeys([one for both in zip(ahead, behind, strict=True) for one in both])))
+    said = dict(judge.verdicts(list(dict.fromkeys([one for both in zip(ahead, behind, strict=True) for one in both]))))
     orders = [(said[one], said[other]) for one, other in zip(ahead, behind, strict=True)]
     forward, backward = np.asarray(orders, dtype=np.float64).T
     return judge.votes(forward, backward).tolist(), orders

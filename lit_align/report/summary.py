@@ -14,6 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.checkpoint import AlignmentCheckpoint
+from lit_align.judges import Judge
+from lit_align.module import AlignmentModule
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateCallback
 from lit_align.run_folder import last_checkpoint
@@ -23,8 +25,8 @@ class RunSummary(Callback):
     """Writes `summary.json` into the run folder at the end of a fit and prints it as text.
 
     It holds the decisions, whether the run crossed into preference fine-tuning, the win rate against the start,
-    the rows that were left out, the on-policy rounds, the last metrics and where the time went. After an
-    interruption it says how to go on.
+    the rows that were left out, the on-policy rounds, what judges have to report, the last metrics and where the
+    time went. After an interruption it says how to go on.
 
     Args:
         show: prints the text; the file is written in any case.
@@ -70,8 +72,9 @@ class RunSummary(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_seconds += time.perf_counter() - self._validation_began
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """After all that others write at the end of a fit."""
+        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self.summary = self._collect(trainer)
         run_folder.write_json(_root(trainer) / run_folder.SUMMARY, self.summary)
@@ -84,7 +87,8 @@ class RunSummary(Callback):
             if isinstance(callback, AlignmentCheckpoint):
                 callback.save_interrupted(trainer)
         if trainer.is_global_zero and self._trained:
-            print(f"\nStopped at step {trainer.global_step}. {_way_on(trainer)}", flush=True)
+            told = [f"Stopped at step {trainer.global_step}. {_way_on(trainer)}", *judge_reports(trainer)]
+            print("", *told, sep="\n", flush=True)
 
     def _collect(self, trainer: Trainer) -> dict[str, Any]:
         decisions = [asdict(decision) for decision in _history(trainer)]
@@ -92,11 +96,12 @@ class RunSummary(Callback):
         result = asdict(win_rate.result) if win_rate is not None and win_rate.result is not None else None
         return {
             "steps": trainer.global_step,
-            "crossing": crossing(decisions),
+            "crossing": crossing(decisions) if isinstance(trainer.lightning_module, AlignmentModule) else None,
             "decisions": decisions,
             "win_rate": result,
             "rows": dict(getattr(trainer.datamodule, "counts", {}) or {}),  # type: ignore[attr-defined]
             "rounds": self._rounds,
+            "judges": judge_reports(trainer),
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "seconds": self._time(decisions, win_rate.seconds if win_rate is not None else 0.0),
             "outputs": _outputs(trainer),
@@ -190,6 +195,14 @@ def _win_rate(trainer: Trainer) -> WinRateCallback | None:
     return next((c for c in trainer.callbacks if isinstance(c, WinRateCallback)), None)  # type: ignore[attr-defined]
 
 
+def judge_reports(trainer: Trainer) -> list[str]:
+    """What the judges of the data and of the callbacks have to tell, in lines; under DDP those of this process."""
+    owners = [getattr(trainer, "datamodule", None), *trainer.callbacks]  # type: ignore[attr-defined]
+    judges = [judge for owner in owners if isinstance(judge := getattr(owner, "judge", None), Judge)]
+    told = {id(judge): judge.report() for judge in judges}  # once, where it is the same
+    return [line for report in told.values() if report for line in report.splitlines()]
+
+
 def _outputs(trainer: Trainer) -> dict[str, str]:
     """What a reader would open next, by what it is."""
     root = _root(trainer)
@@ -198,6 +211,7 @@ def _outputs(trainer: Trainer) -> dict[str, str]:
         "decisions": root / run_folder.DECISIONS,
         "sampled answers": root / run_folder.SAMPLES,
         "before and after": root / run_folder.ANSWERS,
+        "reward model": root / run_folder.REWARD_MODEL,
         "metrics": next((f for logger in trainer.loggers if (f := _csv(logger)) is not None), root / "missing"),
         "tensorboard": root / run_folder.TENSORBOARD_LOGS,
         "checkpoint": root / run_folder.CHECKPOINTS / "last.ckpt",

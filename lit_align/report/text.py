@@ -20,10 +20,11 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
     """
     blocks = [
         _decisions(summary["decisions"]),
-        _fill(summary["crossing"]["text"]),
+        _fill(summary["crossing"]["text"]) if summary["crossing"] is not None else "",
         _win_rate(summary["win_rate"], answers),
         _rows(summary["rows"]),
         _rounds(summary["rounds"]),
+        *[_fill(f"{line[:1].upper()}{line[1:]}.") for line in summary["judges"]],
         _metrics(summary["metrics"]),
         _time(summary["steps"], summary["seconds"]),
         _outputs(summary["outputs"]),

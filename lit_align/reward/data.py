@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from lit_align.data.datamodule import AlignmentDataModule
-from lit_align.data.encoder import Encoder
 from lit_align.reward.encode import RewardEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class RewardDataModule(AlignmentDataModule):
@@ -14,13 +18,6 @@ class RewardDataModule(AlignmentDataModule):
     and no reference is kept.
     """
 
-    @property
-    def encoder(self) -> Encoder:
+    def make_encoder(self, tokenizer: PreTrainedTokenizerBase) -> RewardEncoder:
         """What tokenises the pairs."""
-        return self._encoder
-
-    @encoder.setter
-    def encoder(self, plain: Encoder) -> None:
-        self._encoder = RewardEncoder(
-            plain.tokenizer, plain.max_prompt_tokens, plain.max_completion_tokens, plain.too_long
-        )
+        return RewardEncoder(tokenizer, self.max_prompt_tokens, self.max_completion_tokens, self.too_long)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import shutil
 from dataclasses import replace
@@ -14,7 +13,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForSequenceClassification,
     PretrainedConfig,
     PreTrainedModel,
@@ -22,18 +20,21 @@ from transformers import (
 )
 
 from lit_align.policy.load import (
-    _hub_options,
-    _keep_nf4_trainable_on_cpu,
-    _nf4,
-    _switch_off_dropout,
+    base_options,
+    fresh_adapter,
+    keep_activations,
     load_tokenizer,
+    read_config,
+    switch_off_dropout,
 )
+from lit_align.policy.nf4 import keep_trainable_on_cpu
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
 from lit_align.seeding import derive_seed
 
 HEADS = ("score", "classifier")
+_TASK = "SEQ_CLS"
 
 
 def load_reward_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
@@ -70,10 +71,9 @@ def load_reward_model(spec: PolicySpec) -> nn.Module:
         )
     with quiet_libraries():
         model = _classifier(spec)
-        if spec.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        keep_activations(spec, model)
         if spec.lora is not None:
-            return _with_lora(model, spec.lora).train()
+            return fresh_adapter(spec.lora, model, _TASK).train()
         return model.requires_grad_(True).train()
 
 
@@ -105,32 +105,22 @@ def save_reward_model(model: nn.Module, spec: PolicySpec, tokenizer: PreTrainedT
 
 
 def _config(spec: PolicySpec) -> PretrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(locate_model(spec.model), num_labels=1, **_hub_options(spec))
-    except OSError as error:
-        raise FileNotFoundError(
-            f"The model {spec.model!r} could not be loaded. Expected a hub id (and the network, or the model in "
-            f"the local hub cache), a folder, a GGUF file, or package://PACKAGE/FILE. {error}"
-        ) from error
+    config = read_config(spec, num_labels=1)
     known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or hasattr(config, "auto_map")
     if not known or config.is_encoder_decoder:
         raise ValueError(
             f"{spec.model!r} (its config says {config.model_type!r}) cannot be a reward model: expected a decoder or "
             "an encoder of which transformers has a sequence classifier"
         )
-    _switch_off_dropout(config)
+    switch_off_dropout(config)
     return config
 
 
 def _classifier(spec: PolicySpec) -> PreTrainedModel:
     """The base with a head of one output, in evaluation mode, with nothing attached."""
     config = _config(spec)
-    dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
-    options: dict[str, Any] = {"dtype": dtype, "config": config, **_hub_options(spec)}
-    if spec.attn_implementation is not None:
-        options["attn_implementation"] = spec.attn_implementation
-    if spec.quantization == "nf4":
-        options["quantization_config"] = _nf4(config.dtype if spec.dtype == "auto" else dtype)
+    options = base_options(spec, config)
+    if spec.quantization is not None:
         options["quantization_config"].llm_int8_skip_modules = list(HEADS)
     with isolate_rng():
         torch.manual_seed(derive_seed(0, "reward head"))
@@ -139,7 +129,7 @@ def _classifier(spec: PolicySpec) -> PreTrainedModel:
         )
     model: PreTrainedModel = loaded[0]
     _check_head(model, set(loaded[1]["missing_keys"]), spec.model)
-    _keep_nf4_trainable_on_cpu(model)
+    keep_trainable_on_cpu(model)
     return model
 
 
@@ -165,24 +155,11 @@ def _in_float32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[to
     return tuple(value.float() for value in inputs)
 
 
-def _with_lora(model: PreTrainedModel, lora: LoraSpec) -> Any:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated int; a ratio is all that it enters
-        lora_dropout=lora.dropout,
-        target_modules=copy.copy(lora.target_modules),
-        task_type="SEQ_CLS",  # the head is trained too, as a whole
-    )
-    return get_peft_model(model, config)
-
-
 def _merged(trained: nn.Module, spec: PolicySpec, lora: LoraSpec) -> PreTrainedModel:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     plain = replace(spec, quantization=None, dtype="float32", gradient_checkpointing=False)
-    fresh = _with_lora(_classifier(plain), lora)
+    fresh: Any = fresh_adapter(lora, _classifier(plain), _TASK)
     weights = {name: value.detach().float().cpu() for name, value in get_peft_model_state_dict(trained).items()}
     set_peft_model_state_dict(fresh, weights)
     merged: PreTrainedModel = fresh.merge_and_unload(safe_merge=True)

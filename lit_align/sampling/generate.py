@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from lit_align.progress import note
-from lit_align.records import Candidate, FinishReason
-from lit_align.sampling.base import Sampler
+from lit_align.records import Candidate
+from lit_align.sampling.base import TokenSampler, candidate_of_ids
 from lit_align.sampling.decode import Ask, Limits, can_share, sample_plain, sample_shared
 from lit_align.sampling.draw import Draw
 from lit_align.sampling.modes import in_eval_mode
 from lit_align.seeding import derive_seed
 
 
-class TransformersSampler(Sampler):
+class TransformersSampler(TokenSampler):
     """Samples with a KV cache from the policy as it is, adapters unmerged.
 
     The model's own `generation_config` is left out of it: what is drawn depends on the arguments
@@ -57,20 +57,9 @@ class TransformersSampler(Sampler):
         max_new_tokens: int = 256,
         batch_size: int = 32,
     ) -> None:
-        super().__init__(num_candidates)
-        _require(temperature >= 0, f"temperature must be 0 (greedy) or above, got {temperature}")
-        _require(0 < top_p <= 1, f"top_p must be in (0, 1], got {top_p}")
-        _require(top_k >= 0, f"top_k must be 0 (all tokens) or above, got {top_k}")
-        _require(
-            0 <= min_new_tokens <= max_new_tokens and max_new_tokens >= 1,
-            f"expected 0 <= min_new_tokens <= max_new_tokens, got {min_new_tokens} and {max_new_tokens}",
-        )
-        _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
-        self.temperature = temperature
-        self.top_p = top_p
-        self.top_k = top_k
-        self.min_new_tokens = min_new_tokens
-        self.max_new_tokens = max_new_tokens
+        super().__init__(num_candidates, temperature, top_p, top_k, min_new_tokens, max_new_tokens)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self._fits = batch_size  # less once the memory has run out
 
@@ -93,7 +82,7 @@ class TransformersSampler(Sampler):
             torch.OutOfMemoryError: a single candidate does not fit.
         """
         wanted = num_candidates or self.num_candidates
-        drawn = 1 if self.temperature == 0 else wanted  # greedy candidates are all the same
+        drawn = self.drawn(wanted)
         # Longest prompts first: little padding in a batch, and memory runs out at once or never.
         order = sorted(range(len(prompt_ids)), key=lambda i: (-len(prompt_ids[i]), i))
         asks = [Ask(i, prompt_ids[i], derive_seed(seed, "draw", i, j)) for i in order for j in range(drawn)]
@@ -102,7 +91,7 @@ class TransformersSampler(Sampler):
         found: dict[int, Candidate] = {}
         with _undisturbed(model) as generator:
             for ask, ids in self._sampled(generator, asks, limits):
-                found[ask.key] = _candidate(ids, stop_ids, tokenizer)
+                found[ask.key] = candidate_of_ids(ids, stop_ids, tokenizer)
                 if progress is not None:
                     progress(wanted // drawn)
         of_prompt: list[list[Candidate]] = [[] for _ in prompt_ids]
@@ -134,17 +123,6 @@ class TransformersSampler(Sampler):
                 torch.cuda.empty_cache()
 
 
-def _candidate(ids: list[int], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Candidate:
-    """A sampled row up to its first stop id, which stays in `token_ids` and leaves the text."""
-    stop = next((n for n, token in enumerate(ids) if token in stop_ids), None)
-    kept = ids if stop is None else ids[: stop + 1]
-    text = tokenizer.decode(
-        kept if stop is None else kept[:-1], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-    reason = FinishReason.LENGTH if stop is None else FinishReason.STOP
-    return Candidate(str(text), finish_reason=reason, token_ids=tuple(kept))
-
-
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[Any]:
     """The model to call `generate` on, in eval mode and with a blank `generation_config`; all restored.
@@ -171,8 +149,3 @@ def _in_one_piece(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...
     """After the prompt the head gets every row's last position, a view with gaps, for which torch's matrix product
     on a CPU would copy the head's weights once for each row."""
     return tuple(one.contiguous() for one in inputs)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -46,9 +46,10 @@ class SlotLayer(DynamicLayer):
             rows: in all.
             columns: in all, after the first ones are gone.
             first: columns in front that no row needs any more.
-            like: keys and values of the same layer, for device, dtype and sizes; None takes those that are here.
+            like: keys and values of the same layer, for device, dtype and sizes, where no row is left of those before;
+                None takes those that are here.
         """
-        kept = [held[: self.rows, :, first : self.width] for held in self._held]
+        kept = [] if like else [held[: self.rows, :, first : self.width] for held in self._held]
         # zeros: padding is masked, but 0 times what lies in fresh memory may be NaN
         made = [one.new_zeros(rows, one.shape[1], columns, one.shape[3]) for one in like or kept]
         for new, old in zip(made, kept, strict=False):
@@ -97,7 +98,7 @@ class SlotCache(Cache):
         layers: Sequence[Any] = prefilled.layers
         states, width = [[layer.keys, layer.values] for layer in layers], prefilled.get_seq_length()
         if not self._slots[0].rows:
-            self._columns = _with_room(width)
+            self._columns = with_room(width)
             for slot, state in zip(self._slots, states, strict=True):
                 slot.make_room(self._most, self._columns, 0, state)
         for slot, state in zip(self._slots, states, strict=True):
@@ -121,13 +122,14 @@ class SlotCache(Cache):
         if width < self._columns:
             return mask
         first = int(mask.any(0).int().argmax())
-        self._columns = _with_room(width - first)
+        self._columns = with_room(width - first)
         for slot in self._slots:
             slot.make_room(self._most, self._columns, first)
         return mask[:, first:]
 
 
-def _with_room(columns: int) -> int:
+def with_room(columns: int) -> int:
+    """Columns that a cache is made with where so many are in use."""
     return columns + max(_ROOM, columns // 4)
 
 
