@@ -152,6 +152,18 @@ def test_fit_fills_the_run_folder_and_prints_a_summary(folder: Path, capsys: pyt
         assert noise not in captured.out + captured.err, noise
 
 
+def test_a_trial_leaves_the_files_of_an_earlier_run_alone(folder: Path) -> None:
+    assert main(["fit", "--config", "c.yaml"]) == 0
+
+    def files() -> dict[Path, bytes]:
+        kept = ("boundary.jsonl", "samples.jsonl", "answers.jsonl", "summary.json", "checkpoints/last.ckpt")
+        return {Path(name): (folder / "run" / name).read_bytes() for name in kept}
+
+    before = files()
+    assert main(["fit", "--config", "c.yaml", "--trainer.fast_dev_run", "true"]) == 0
+    assert files() == before
+
+
 def test_the_bar_counts_optimizer_steps_and_shows_the_stage(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", "--config", "c.yaml"])
     bars = [line for line in capsys.readouterr().out.replace("\r", "\n").splitlines() if "/4 " in line]

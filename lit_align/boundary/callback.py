@@ -286,12 +286,14 @@ class BoundaryCallback(Callback):
         return result
 
     def _keep(self, trainer: Trainer, decision: Decision) -> None:
-        folder = Path(trainer.default_root_dir)
-        record.write_decisions(folder, self.history)
-        record.log_decision(trainer.loggers, decision)
         tqdm.write(record.readable(decision))  # leaves the progress bar whole
         rows = record.sample_rows(decision.step, self._judged[: self.samples_to_keep])
         self._judged = []
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial leaves an earlier run's files alone
+            return
+        folder = Path(trainer.default_root_dir)
+        record.write_decisions(folder, self.history)
+        record.log_decision(trainer.loggers, decision)
         if rows:
             record.write_samples(folder, rows, self.history)
             record.log_samples(trainer.loggers, rows, decision.step)

@@ -149,7 +149,8 @@ class WinRateCallback(Callback):
         values = {f"win_rate/{name}": value for name, value in asdict(result).items() if value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        run_folder.write_jsonl(Path(trainer.default_root_dir) / run_folder.ANSWERS, self.answers)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            run_folder.write_jsonl(Path(trainer.default_root_dir) / run_folder.ANSWERS, self.answers)
 
 
 def _share(items: Sequence[T]) -> list[T]:
