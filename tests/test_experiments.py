@@ -1,0 +1,277 @@
+"""The experiments: an arm runs once and for all, and tables come out of records with numbers derived by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from experiments import lists, plan, plots, predictors, runs, stats, tables
+from experiments.arm import Arm, Setup
+from experiments.forks import Fork, read_forks, read_start
+from experiments.report import write_report
+from experiments.runner import Records, _without_prose, run
+from experiments.tasks import CoinAtTies, constraint_rows, list_rows
+from lit_align.boundary.result import Decision
+from lit_align.records import Candidate
+from tests.tiny import save_tiny_model
+
+SETUP = Setup(fork_steps=2, batch_size=3, fork_prompts=2, evaluation_prompts=4)
+SCOUT = Arm("lists", 0, (), "off", 2)
+ON = replace(SCOUT, schedule="on")
+
+
+def decision(score: float = 0.5, seconds: float = 1.0, **changes: Any) -> dict[str, Any]:
+    values = {"step": 0, "stage": "injection", "on_policy_share": 0.0, "reason": "", "score": score, "low": 0.1}
+    return asdict(Decision(**{**values, "high": 0.9, "prompts": 2, "seconds": seconds, **changes}))
+
+
+def record(arm: Arm, *evaluations: tuple[int, float, Sequence[float]], **changes: Any) -> dict[str, Any]:
+    """A record with evaluations of (step, seconds, scores)."""
+    base = {
+        "arm": asdict(arm),
+        "setup": asdict(SETUP),
+        "evaluations": [{"step": s, "seconds": t, "scores": list(scores)} for s, t, scores in evaluations],
+        "decisions": [],
+        "measured": [],
+        "rounds": [],
+        "code": "c0de",
+        "wall_seconds": 3600.0,
+        "threads": 1,
+        "device": "cpu",
+        "finished": "2026-01-01 00:00:00",
+    }
+    return base | changes
+
+
+def measured(on: Sequence[Sequence[float]], off: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    sides = [[[{"text": "", "score": s} for s in scores] for scores in side] for side in (on, off)]
+    return [{"on_policy": a, "off_policy": b} for a, b in zip(*sides, strict=True)]
+
+
+def two_arms() -> dict[Arm, dict[str, Any]]:
+    """Four evaluation prompts: off wins 1, ties 2, loses 1; on wins 3, ties 1. Measured on two prompts."""
+    scout = record(
+        SCOUT,
+        (0, 0.0, [0.0, 0.5, 0.5, 0.5]),
+        (2, 7.0, [1.0, 0.5, 0.5, 0.0]),
+        decisions=[decision(0.5625, seconds=1.0)],
+        measured=measured([[1.0, 1.0], [0.0, 0.5]], [[0.0, 1.0], [0.0, 0.5]]),
+    )
+    rounds = [{"candidates": 8, "reused": 0, "sample_seconds": 2.0, "judge_seconds": 0.5}]
+    return {SCOUT: scout, ON: record(ON, (2, 12.0, [1.0, 1.0, 1.0, 0.5]), rounds=rounds)}
+
+
+# ---------------------------------------------------------------------- tasks
+
+
+def test_a_list_is_graded_by_its_words() -> None:
+    row = {"answer": "3, 7, 9, 12"}
+    texts = ["3, 7, 9, 12.", "3 7 12 9", "Sorted: 3, 7, 9, 12", "3, 7, 9", "", "beehome"]
+    assert lists.graded("", texts, row) == [1.0, 0.5, 0.8, 0.75, 0.0, 0.0]
+    assert lists.yes_no("", texts, row) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("rows", [list_rows, constraint_rows])
+def test_rows_are_the_same_each_time_and_held_out(rows: Any) -> None:
+    train, held_out = rows()
+    assert rows() == (train, held_out)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
+    assert len(train) > 350 and len(held_out) > 200
+    assert all(len({one["text"] for one in row["candidates"]}) == 4 for row in train)
+
+
+def test_a_coin_decides_between_equal_answers() -> None:
+    selector, counts = CoinAtTies(), Counter[str]()
+    tied = [Candidate("a", 1.0), Candidate("b", 1.0), Candidate("c", 1.0)]
+    drawn = {selector.choose(tied, random.Random(seed), counts)[0][0].text for seed in range(20)}
+    assert drawn == {"a", "b", "c"} and counts["ties"] == 20
+    ranked = [Candidate("a", 1.0), Candidate("b", 1.0), Candidate("c", 0.0)]
+    assert selector.choose(ranked, random.Random(0), counts) == [(ranked[0], ranked[2])]
+
+
+# ---------------------------------------------------------------------- plan and runner
+
+
+def test_each_arm_comes_once_and_after_its_start() -> None:
+    arms = [arm for table in plan.TABLES.values() for arm in table(SETUP, [0, 1, 2])]
+    ordered = plan.with_parents(arms)
+    assert len(ordered) == len(set(arms)) == 126 + 6 * 2 + 24  # forks, diverse arms, runs; the rest are forks, too
+    place = {arm: at for at, arm in enumerate(ordered)}
+    assert all(place[arm.parent] < at and plan.saves_adapter(arm.parent) for arm, at in place.items() if arm.parent)
+    assert {str(arm) for arm in ordered if arm.scouts and arm.task == "lists" and arm.seed == 0} == {
+        "lists_s0_base_off_dpo", "lists_s0_off_off_dpo", "lists_s0_off+off_off_dpo"
+    }  # fmt: skip
+
+
+def test_prose_does_not_change_the_version_of_the_code() -> None:
+    plain = b"def f(x):\n    return x\n"
+    assert _without_prose(b'def f(x):  # why\n    """What."""\n\n    return x\n') == _without_prose(plain)
+    assert _without_prose(b"def f(x):\n    return -x\n") != _without_prose(plain)
+
+
+def test_an_arm_runs_once_and_a_failed_one_is_named(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    setup = Setup(
+        str(model), dtype="float32", lora_rank=2, fork_steps=2, batch_size=2, answers=2, round_prompts=4,
+        max_new_tokens=4, fork_prompts=8, run_prompts=4, evaluation_prompts=4,
+    )  # fmt: skip
+    records = Records(tmp_path / "results", setup)
+    fork = Arm("constraints-coin", 0, ("off",), "on", 2)
+    assert fork.parent is not None
+    broken, orphan = Arm("no-such-task", 0, (), "off", 2), Arm("no-such-task", 0, ("off",), "off", 2)
+    left = tmp_path / "results" / "running" / str(fork)
+    left.mkdir(parents=True)
+    (left / "boundary.jsonl").write_text("half a line")  # of an arm that was killed
+
+    failed = run([fork, orphan], setup, records.folder, workers=1)
+    assert [line.split(":")[0] for line in failed] == [str(broken), str(orphan)]
+    written = {path: path.stat().st_mtime_ns for path in (records.folder / "arms").iterdir()}
+    assert written.keys() == {records.path(fork), records.path(fork.parent)}
+    assert run([fork], setup, records.folder, workers=1) == []
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert not records.finished(replace(fork, seed=1)) and not left.exists()
+    other = Records(records.folder, replace(setup, learning_rate=1.0))
+    assert not other.finished(fork)
+
+    found = records.read([fork, fork.parent])
+    start = read_start(fork.parent, found[fork.parent])
+    assert len(start.on) == 8 and len(start.scores) == 4
+    assert predictors.published(start) + 0.5 == pytest.approx(start.decision.score, abs=1e-12)
+    assert [one["step"] for one in found[fork.parent]["evaluations"]] == [0, 2]
+    assert found[fork]["rounds"][0]["candidates"] == 8 and found[fork]["decisions"][0]["on_policy_share"] == 1
+    assert "No arm" not in write_report(records, [0], "test").read_text(encoding="utf-8").splitlines()[2]
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def test_intervals() -> None:
+    assert stats.wilson(8, 10) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-5)
+    assert stats.wilson(0, 0)[1:] == (0.0, 1.0)
+    half = 4.302653 / math.sqrt(3)  # t of 2 degrees of freedom, standard deviation 1
+    assert stats.mean_of([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - half, 2 + half), abs=1e-5)
+    assert math.isnan(stats.mean_of([1.0]).low)
+    assert stats.auc([0.1, 0.5, 0.5, 0.9], [False, True, False, True]) == (1 + 0.5 + 1 + 1) / 4
+    assert math.isnan(stats.auc([1.0], [True]))
+    share = stats.bootstrap([[1.0], [0.0]], lambda some: sum(some) / len(some))
+    assert share == (0.5, 0.0, 1.0)
+
+
+def test_a_fork_has_the_gains_of_its_arms() -> None:
+    (win,), (score,) = read_forks(two_arms(), "win"), read_forks(two_arms(), "score")
+    assert win.off.each == [0.5, 0.0, 0.0, -0.5] and win.on.each == [0.5, 0.5, 0.5, 0.0]
+    assert (win.off.mean, win.on.mean, win.difference.value) == (0.0, 0.375, 0.375)
+    assert (score.off.mean, score.on.mean) == (0.125, 0.5)
+    assert (win.off.seconds, win.on.seconds) == (6.0, 12.0)  # the scout's second of measuring is not training's
+    assert (win.on.judged, win.on.pairs) == (8, 6)
+    assert win.on_pays is True and score.on_pays_by_the_second is True  # 0.5 / 12 against 0.125 / 6
+    assert read_forks({ON: two_arms()[ON]}, "win") == []
+
+
+def test_predictors_by_hand() -> None:
+    start = read_forks(two_arms(), "win")[0].start
+    # Prompt 1: [1, 1] against [0, 1]: two won, two tied. Prompt 2: [0, .5] against [0, .5]: one won, one lost.
+    assert predictors.published(start) == pytest.approx((0.75 + 0.5) / 2 - 0.5)
+    assert predictors.without_ties(start) == pytest.approx(3 / 4 - 0.5)
+    assert predictors.graded_margin(start) == pytest.approx((1 + 0.25) / 2 - (0.5 + 0.25) / 2)
+    assert predictors.best_against_best(start) == 0.0
+    assert predictors.chosen_margin(start) == pytest.approx(0.5 - 0.75)
+    assert predictors.contrast(start) == pytest.approx((0 + 0.5) / 2 - (1 + 0.5) / 2)
+    on, off = 0.625 * 0.5, 0.375 * 1.0
+    assert predictors.by_yield(start) == pytest.approx(on / (on + off) - 0.5)
+    on, off = 0.625 * 0.5 / 2, 0.375 / 1
+    assert predictors.by_cost(2.0, 1.0)(start) == pytest.approx(on / (on + off) - 0.5)
+    with_figures = replace(
+        start, decision=replace(start.decision, characteristics={"on_policy": {"x": 3.0}, "off_policy": {"x": 1.0}})
+    )
+    assert predictors.figure("x", -1)(with_figures) == -2.0 and predictors.figure("y")(with_figures) == 0.0
+
+
+def forks_with(scores: Sequence[float], on_pays: Sequence[bool]) -> list[Fork]:
+    """Forks of one prompt each, of as many trajectories, whose share of votes is the score, 0.25 apart."""
+    (fork,) = read_forks(two_arms(), "win")
+    made = []
+    for seed, (score, pays) in enumerate(zip(scores, on_pays, strict=True)):
+        won = round(score * 4)
+        start = replace(fork.start, arm=replace(SCOUT, seed=seed), on=[[1.0] * won + [0.0] * (4 - won)], off=[[0.5]])
+        gains = [replace(fork.on, each=[g, g]) for g in ((0.5, 0.0) if pays else (0.0, 0.5))]
+        made.append(replace(fork, start=start, on=gains[0], off=gains[1]))
+    return made
+
+
+def test_how_often_a_predictor_is_right() -> None:
+    forks = forks_with([0.0, 0.25, 0.75, 1.0], [False, True, True, True])
+    right = predictors.accuracy(predictors.published, lambda f: f.on_pays, forks)
+    area = predictors.ranking(predictors.published, lambda f: f.on_pays, forks)
+    assert right.value == 0.75 and 0 <= right.low < 0.75 < right.high <= 1
+    assert area.value == 1.0
+    rows = {row[0]: row[1:] for row in tables.how_often_right(forks).rows}
+    assert rows["all"] == ["4", "3", str(stats.wilson(3, 4))]
+    assert rows["score 0.2 to 0.5 from 0.5"][:2] == ["4", "3"] and rows["score 0 to 0.05 from 0.5"][0] == "0"
+    assert rows["all, had it always said off-policy"][:2] == ["4", "1"]
+
+
+def test_tables_of_forks_and_selectors() -> None:
+    records = two_arms()
+    diverse = replace(SCOUT, selector="diversity")
+    records[diverse] = record(diverse, (2, 6.0, [1.0, 1.0, 0.5, 0.5]))
+    (row,) = tables.forks_table(read_forks(records, "win"), "win").rows
+    assert row[:4] == ["lists", "base", "dpo", "1"] and row[5:8] == ["+0.000", "+0.375", "+0.375"]
+    assert row[8:] == ["1 of 1", "1 of 1", "0.50", "1.3"]
+    (row,) = tables.selectors_table(records, "win").rows
+    assert row == ["lists", "base", "1", "+0.000", "+0.250", "+0.250"]
+
+
+def test_table_of_runs_at_equal_pairs_and_equal_seconds() -> None:
+    records = two_arms()
+    off, on = (Arm("lists", 0, (), name, 4, evaluate_every=2) for name in ("off", "on"))
+    records[off] = record(off, (2, 5.0, [0.0, 0.5, 0.5, 0.5]), (4, 10.0, [1.0, 1.0, 0.5, 0.5]))
+    rounds = [{"candidates": 8, "reused": 4, "sample_seconds": 2.0, "judge_seconds": 0.5}]
+    steps = [decision(0.4, 2.0), decision(0.6, 3.0, step=2, on_policy_share=1.0)]
+    records[on] = record(
+        on, (2, 8.0, [1.0, 1.0, 0.5, 0.5]), (4, 16.0, [1.0, 1.0, 1.0, 1.0]), rounds=rounds, decisions=steps
+    )
+    assert runs.shortest(records, "lists") == 10.0
+    first, second = tables.runs_table(records, "win").rows
+    assert first[1:5] == ["off", "1", "+0.250", "+0.250"]
+    # On-policy: 0.25 after 8 s, 0.5 after 16 s, so 0.3125 after 10 s.
+    assert second[1:] == ["on", "1", "+0.500", "+0.312", "4", "8", "16", "2", "5", "0:0 2:1"]
+    del records[SCOUT]
+    assert tables.runs_table(records, "win").rows == []
+
+
+def test_a_measurement_replayed_sequentially() -> None:
+    (fork,) = forks_with([1.0], [True])
+    clear = replace(fork.start, on=[[1.0]] * 48, off=[[0.0]] * 48)
+    assert tables.replay(clear) == (16, True, True)
+    open_ = replace(fork.start, on=[[1.0], [0.0]] * 20, off=[[0.5]] * 40)
+    assert tables.replay(open_) == (40, False, True)
+
+
+def test_plots_are_pictures_with_their_points(tmp_path: Path) -> None:
+    forks = forks_with([0.0, 1.0], [False, True])
+    picture = ElementTree.fromstring(plots.forks_plot(forks))
+    filled = [e for e in picture.iter("{http://www.w3.org/2000/svg}circle") if e.get("fill") == plots.COLOURS[0]]
+    across = sorted(float(e.get("cx", "nan")) for e in filled)[:2]
+    assert across == [plots.LEFT, 760 - plots.RIGHT]  # at scores 0 and 1
+    assert ElementTree.fromstring(plots.predictors_plot(forks)) is not None
+    assert plots.ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] and plots.ticks(2, 2) == [2]
+
+
+def test_a_report_from_json_alone(tmp_path: Path) -> None:
+    records = Records(tmp_path, SETUP)
+    assert "No arm is finished" in write_report(records, [0], "cmd").read_text(encoding="utf-8")
+    for arm, one in two_arms().items():
+        records.write(arm, json.loads(json.dumps(one)))
+    text = write_report(records, [0], "cmd").read_text(encoding="utf-8")
+    assert "2 of 54 arms" in text and "c0de (2 arms)" in text and "| lists | base | dpo | 1 | 0.562" in text
+    assert (tmp_path / "forks.svg").read_text(encoding="utf-8").startswith("<svg")
