@@ -1,7 +1,7 @@
 # make quickstart   a real model aligned on two CPU cores, in minutes
 # make test         all tests
 # make evidence     does the measured stage tell which data pays? (hours; goes on where it was stopped)
-# Both make .venv first, from pyproject.toml under the pins of constraints.txt.
+# Each makes .venv first, from pyproject.toml under the pins of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

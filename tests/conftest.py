@@ -39,6 +39,7 @@ def _isolated() -> Iterator[None]:
         "PL_SEED_WORKERS",
         "PYTEST_CURRENT_TEST",
         "OMP_WAIT_POLICY",
+        "GOMP_SPINCOUNT",
     }  # our CLI's, Lightning's and pytest's own
     leaked = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)} - allowed
     for key in leaked:

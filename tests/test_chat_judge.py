@@ -371,6 +371,8 @@ def test_without_the_variable_no_key_is_sent(server: Fake, monkeypatch: pytest.M
 def test_ctrl_c_ends_it_at_once(server: Fake) -> None:
     server.behave(always={"kind": "ok", "delay": 30.0})
     script = (
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where tests run in the background
         "from lit_align.remote import Server\n"
         f"with Server({server.base_url!r}, timeout=60.0).answers('/chat/completions', [{{'model': 'm'}}] * 9) as all:\n"
         "    print('asking', flush=True)\n"

@@ -289,5 +289,6 @@ def test_stopped_by_ctrl_c_or_an_error_it_goes_on_from_that_very_step(tmp_path: 
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     model_arg, folder_arg, record_arg, end_arg, resume_arg, steps_arg = sys.argv[1:]
     aligned_run(model_arg, Path(folder_arg), Path(record_arg), end_arg, bool(resume_arg), int(steps_arg))
