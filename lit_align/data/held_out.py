@@ -10,6 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.data.ranks import gather
+from lit_align.progress import note
 from lit_align.records import Candidate, CandidateSet, FinishReason, Prompt, prompt_text
 
 
@@ -99,9 +100,9 @@ class HeldOut:
         self._spent |= {prompt_key(one.prompt) for one in sets}
         if 4 * len(self.measured_on) < len(self.pool):
             self._spent.clear()
-            rank_zero_warn(
-                f"More than three quarters of the {len(self.pool)} prompts of the boundary were trained on: from here "
-                "on it is measured on all of them again. More held-out prompts keep the measurement clear of training."
+            note(
+                f"boundary: most of the {len(self.pool)} prompts it is measured on have become training prompts; from "
+                "here on all are measured on again. More held-out prompts keep the two apart."
             )
 
     def state_dict(self) -> dict[str, Any]:
