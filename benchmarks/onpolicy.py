@@ -147,7 +147,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=128, help="candidates that lit-align samples at once")
     parser.add_argument("--reference-batch", type=int, default=8, help="pairs a reference pass of lit-align")
     parser.add_argument(
-        "--peer-prompts", type=int, default=16, help="prompts of TRL's micro-batch, two candidates each"
+        "--peer-prompts", type=int, default=32, help="prompts of TRL's micro-batch, two candidates each"
     )
     parser.add_argument("--repeats", type=int, default=2, help="timed rounds a side, after one that is not")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapters on all linear layers")

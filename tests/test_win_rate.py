@@ -44,7 +44,12 @@ class Log:
 
 def fake_trainer(data: Data, folder: Path, step: int = 0) -> Any:
     return SimpleNamespace(
-        datamodule=data, global_step=step, is_global_zero=True, loggers=[Log()], default_root_dir=str(folder)
+        datamodule=data,
+        global_step=step,
+        is_global_zero=True,
+        loggers=[Log()],
+        default_root_dir=str(folder),
+        fast_dev_run=False,
     )
 
 
