@@ -86,7 +86,7 @@ def draw(data: BoundaryData, count: int, *purpose: str | int) -> list[CandidateS
     Raises:
         ValueError: there are no such prompts.
     """
-    pool = [one for one in merged_by_prompt(data.measured_on).values() if one.candidates]
+    pool = list(merged_by_prompt(data.measured_on).values())
     if not pool:
         raise ValueError(
             "the boundary is measured on held-out prompts with static candidates, and the data have none: "

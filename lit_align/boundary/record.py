@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from lit_align import run_folder
 from lit_align.boundary.result import Decision
 from lit_align.boundary.votes import JudgedPrompt
 from lit_align.records import Stage, prompt_text
 
-DECISIONS = "boundary.jsonl"
-SAMPLES = "samples.jsonl"
 STOPPED = {"budget": " (max_prompts: undecided)", "pool": " (all there are: undecided)", "decided": ""}
 """Why there were no more prompts, where the stage is undecided."""
 Row = Mapping[str, Any]
@@ -24,15 +22,15 @@ Row = Mapping[str, Any]
 
 def write_decisions(folder: Path, history: Sequence[Decision]) -> None:
     """Writes all decisions to `boundary.jsonl`, so that a resumed run repeats no line and loses none."""
-    _write_lines(folder / DECISIONS, [asdict(decision) for decision in history])
+    run_folder.write_jsonl(folder / run_folder.DECISIONS, [asdict(decision) for decision in history])
 
 
 def write_samples(folder: Path, rows: Sequence[Row], history: Sequence[Decision]) -> None:
     """Adds `rows` to `samples.jsonl` and drops what a run that was cut off had added after `history`."""
-    path = folder / SAMPLES
+    path = folder / run_folder.SAMPLES
     earlier = {decision.step for decision in history} - {row["step"] for row in rows}
     known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    _write_lines(path, [row for row in known if row["step"] in earlier] + list(rows))
+    run_folder.write_jsonl(path, [row for row in known if row["step"] in earlier] + list(rows))
 
 
 def sample_rows(step: int, judged: Sequence[JudgedPrompt]) -> list[dict[str, Any]]:
@@ -95,14 +93,6 @@ def readable(decision: Decision) -> str:
     parts += [f"on-policy share {decision.on_policy_share:g}", decision.reason]
     line = "boundary: " + " | ".join(parts)
     return line if decision.judge_warning is None else f"{line}\nboundary: the judge | {decision.judge_warning}"
-
-
-def _write_lines(path: Path, rows: Iterable[Row]) -> None:
-    """Replaces the file in one move: it is never half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    os.replace(part, path)
 
 
 def _markdown(rows: Sequence[Sequence[Any]]) -> str:
