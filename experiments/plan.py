@@ -9,11 +9,10 @@ from experiments.arm import SCHEDULES, Arm, Setup
 STARTS: tuple[tuple[str, ...], ...] = ((), ("off",), ("off", "off"))
 """From weak to aligned: the base model, and after one and two injections of `fork_steps` off-policy steps each."""
 FORKS = {
-    "constraints": ("dpo", "slic"),
-    "lists": ("dpo", "slic"),
-    "constraints-yes-no": ("dpo",),
-    "constraints-coin": ("dpo",),
-    "lists-yes-no": ("dpo",),
+    "constraints": ("rpo", "dpo", "slic"),
+    "lists": ("rpo", "dpo", "slic"),
+    "constraints-yes-no": ("rpo",),
+    "constraints-coin": ("rpo",),
 }
 """Tasks of Table 1 with the losses of their forks."""
 RUNS = ("constraints",)

@@ -112,7 +112,7 @@ def forks_plot(forks: Sequence[Fork]) -> str:
     tasks = list(dict.fromkeys(fork.start.arm.task for fork in forks))
     for fork in forks:
         colour = COLOURS[tasks.index(fork.start.arm.task) % len(COLOURS)]
-        plot.point(published(fork.start) + 0.5, fork.difference.value, colour, hollow=fork.loss != "dpo")
+        plot.point(published(fork.start) + 0.5, fork.difference.value, colour, hollow=fork.loss == "slic")
     for task, colour in zip(tasks, COLOURS, strict=False):
         plot.name(task, colour)
     plot.name("hollow: SLiC-HF", "#555", hollow=True)

@@ -104,11 +104,11 @@ def test_a_coin_decides_between_equal_answers() -> None:
 def test_each_arm_comes_once_and_after_its_start() -> None:
     arms = [arm for table in plan.TABLES.values() for arm in table(SETUP, [0, 1, 2])]
     ordered = plan.with_parents(arms)
-    assert len(ordered) == len(set(arms)) == 126 + 6 * 2 + 24  # forks, diverse arms, runs; the rest are forks, too
+    assert len(ordered) == len(set(arms)) == 144 + 6 * 2 + 24  # forks, diverse arms, runs; the rest are forks, too
     place = {arm: at for at, arm in enumerate(ordered)}
     assert all(place[arm.parent] < at and plan.saves_adapter(arm.parent) for arm, at in place.items() if arm.parent)
     assert {str(arm) for arm in ordered if arm.scouts and arm.task == "lists" and arm.seed == 0} == {
-        "lists_s0_base_off_dpo", "lists_s0_off_off_dpo", "lists_s0_off+off_off_dpo"
+        "lists_s0_base_off_rpo", "lists_s0_off_off_rpo", "lists_s0_off+off_off_rpo"
     }  # fmt: skip
 
 
@@ -139,7 +139,7 @@ def test_an_arm_runs_once_and_a_failed_one_is_named(tmp_path: Path) -> None:
     assert run([fork], setup, records.folder, workers=1) == []
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert not records.finished(replace(fork, seed=1)) and not left.exists()
-    other = Records(records.folder, replace(setup, learning_rate=1.0))
+    other = Records(records.folder, replace(setup, dtype="float32"))
     assert not other.finished(fork)
 
     found = records.read([fork, fork.parent])
@@ -225,7 +225,7 @@ def test_tables_of_forks_and_selectors() -> None:
     diverse = replace(SCOUT, selector="diversity")
     records[diverse] = record(diverse, (2, 6.0, [1.0, 1.0, 0.5, 0.5]))
     (row,) = tables.forks_table(read_forks(records, "win"), "win").rows
-    assert row[:4] == ["lists", "base", "dpo", "1"] and row[5:8] == ["+0.000", "+0.375", "+0.375"]
+    assert row[:4] == ["lists", "base", "rpo", "1"] and row[5:8] == ["+0.000", "+0.375", "+0.375"]
     assert row[8:] == ["1 of 1", "1 of 1", "0.50", "1.3"]
     (row,) = tables.selectors_table(records, "win").rows
     assert row == ["lists", "base", "1", "+0.000", "+0.250", "+0.250"]
@@ -273,5 +273,5 @@ def test_a_report_from_json_alone(tmp_path: Path) -> None:
     for arm, one in two_arms().items():
         records.write(arm, json.loads(json.dumps(one)))
     text = write_report(records, [0], "cmd").read_text(encoding="utf-8")
-    assert "2 of 54 arms" in text and "c0de (2 arms)" in text and "| lists | base | dpo | 1 | 0.562" in text
+    assert "2 of 60 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
     assert (tmp_path / "forks.svg").read_text(encoding="utf-8").startswith("<svg")
