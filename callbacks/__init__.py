@@ -4,6 +4,15 @@ from callbacks.adaptive import AdaptiveInterval
 from callbacks.alternating import Alternating
 from callbacks.always import AlwaysOffPolicy, AlwaysOnPolicy
 from callbacks.fixed_switch import FixedSwitch
+from callbacks.look_ahead import LookAheadBoundary
 from callbacks.mixture import MixtureBoundary
 
-__all__ = ["AdaptiveInterval", "Alternating", "AlwaysOffPolicy", "AlwaysOnPolicy", "FixedSwitch", "MixtureBoundary"]
+__all__ = [
+    "AdaptiveInterval",
+    "Alternating",
+    "AlwaysOffPolicy",
+    "AlwaysOnPolicy",
+    "FixedSwitch",
+    "LookAheadBoundary",
+    "MixtureBoundary",
+]

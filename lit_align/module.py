@@ -153,14 +153,18 @@ class AlignmentModule(PairModule):
 
     # ------------------------------------------------------------------ steps
 
-    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+    def compute_loss(self, batch: PairBatch) -> tuple[PairLogps, LossOutput]:
+        """What a training step computes, ready for `backward`, without logging anything."""
         with self._explained():
             pairs = self._pairs(batch, self._trained_logps)
+        return pairs, self.loss(pairs)
+
+    def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
+        pairs, output = self.compute_loss(batch)
         if not self._start_checked:
             self._start_checked = True
             if self.global_step == 0:
                 self._check_start(pairs, batch)
-        output = self.loss(pairs)
         self._log_output("", pairs, output, len(batch))
         self.log("on_policy_fraction", batch.on_policy.float().mean(), batch_size=len(batch))
         return output.losses.mean()

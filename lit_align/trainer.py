@@ -22,7 +22,6 @@ from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.progress import AlignmentProgressBar, note
 from lit_align.report.measurement import readable, result_record
 from lit_align.report.summary import RunSummary
-from lit_align.sampling.modes import in_eval_mode
 
 DEFAULT_ROOT = "runs/default"
 MANY_EPOCHS = 100_000  # with max_steps the steps end a run; without an epoch limit Lightning miscounts its totals
@@ -275,7 +274,7 @@ class AlignmentTrainer(Trainer):
 
     def _measure(self, boundary: BoundaryCallback) -> None:
         started = time.perf_counter()
-        with isolate_rng(), in_eval_mode(self.lightning_module):
+        with isolate_rng():
             result = boundary.measure(self, self.lightning_module)
         result = replace(result, seconds=time.perf_counter() - started)
         self.measured = result_record(result, "measured on held-out prompts")

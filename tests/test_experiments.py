@@ -139,7 +139,7 @@ def test_an_arm_runs_once_and_a_failed_one_is_named(tmp_path: Path) -> None:
     assert run([fork], setup, records.folder, workers=1) == []
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert not records.finished(replace(fork, seed=1)) and not left.exists()
-    other = Records(records.folder, replace(setup, dtype="float32"))
+    other = Records(records.folder, replace(setup, learning_rates={"rpo": 1.0}))
     assert not other.finished(fork)
 
     found = records.read([fork, fork.parent])

@@ -162,17 +162,35 @@ class BoundaryCallback(Callback):
         for batch, start in enumerate(range(0, len(prompts), size)):
             static = prompts[start : start + size][rank :: trainer.world_size]
             desc = f"sampling (boundary, from prompt {start + 1} of {len(prompts)})"
-            fresh = (
-                data.sample(static, *purpose, batch, rank, num_candidates=self.num_candidates, desc=desc)
-                if static
-                else []
-            )
-            self._fresh += fresh
-            measurement.add(fresh, static)
+            measurement.add(*self.both_sides(trainer, static, *purpose, batch, rank, desc=desc))
             if measurement.done:
                 break
         self._judged = measurement.judged
         return measurement.result("budget" if len(prompts) == self.max_prompts else "pool")
+
+    def both_sides(
+        self, trainer: Trainer, static: Sequence[CandidateSet], *purpose: str | int, desc: str
+    ) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet]]:
+        """The candidates that a measurement compares on one batch of prompts: the policy's own, and the static ones.
+
+        Args:
+            trainer: of the run.
+            static: this rank's prompts of the batch with their static candidates; none on some ranks at the end.
+            purpose: what the samples are for: with the run's seed it makes the seed.
+            desc: label of the progress bar.
+        """
+        fresh = self.sample(trainer, static, *purpose, desc=desc)
+        self._fresh += fresh
+        return fresh, static
+
+    def sample(
+        self, trainer: Trainer, sets: Sequence[CandidateSet], *purpose: str | int, desc: str
+    ) -> list[CandidateSet]:
+        """Fresh candidates of the policy as it is, `num_candidates` for each prompt."""
+        if not sets:
+            return []
+        with in_eval_mode(trainer.lightning_module):
+            return data_of(trainer).sample(sets, *purpose, num_candidates=self.num_candidates, desc=desc)
 
     # -- what the last decision was, for progress bars and reports
 
@@ -279,7 +297,7 @@ class BoundaryCallback(Callback):
         """A measurement that leaves modes and random state as they were."""
         start = perf_counter()
         self._fresh, self._judged = [], []
-        with isolate_rng(), in_eval_mode(pl_module):
+        with isolate_rng():
             result = self.measure(trainer, pl_module)
         result = replace(result, seconds=perf_counter() - start)
         self.budget.spend(result.seconds)

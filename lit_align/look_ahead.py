@@ -1,0 +1,126 @@
+"""A look ahead: the policy trained for a few steps on one source and on the other, and everything taken back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_align.seeding import derive_seed
+
+Weights = list[Tensor]
+
+
+class LookAhead:
+    """Trains from where a run stands, any number of times; :func:`looking_ahead` makes one.
+
+    Args:
+        trainer: of the run, with its data module.
+        module: the alignment module.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        self._trainer, self._module = trainer, cast(Any, module)
+        self._data = cast(Any, trainer).datamodule
+        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        self._weights = self._copied()
+        self._loss = deepcopy(self._module.loss.state_dict())
+        self._dealt = self._data.state_dict()
+        self._notes = (self._data.counts.copy(), self._data.new_rounds, self._data.restored)
+
+    def train(self, share: float, steps: int) -> Weights:
+        """The trained weights after some optimizer steps from where the run stands.
+
+        Optimizer, gradient clipping and accumulation are the run's; its learning rate stays as it is now.
+
+        Args:
+            share: of on-policy pairs, in [0, 1].
+            steps: optimizer steps.
+        """
+        self.take_back()
+        self._data.set_on_policy_share(share)
+        if share > 0 and self._dealt["on_policy_share"] == 0:
+            self._data.request_round()  # as at a switch
+        optimizer = self._own_optimizer()
+        with self._data.run.bar(steps, f"look ahead (on-policy share {share:g})", " steps") as bar:
+            for step in range(steps):
+                torch.manual_seed(derive_seed(self._data.seed, "look ahead", self._trainer.global_rank, step))
+                self._step(optimizer)
+                bar.update()
+        return self._copied()
+
+    def use(self, weights: Weights) -> None:
+        """Gives the policy weights that :meth:`train` returned."""
+        with torch.no_grad():
+            for parameter, value in zip(self._trained, weights, strict=True):
+                parameter.copy_(value)
+
+    def take_back(self) -> None:
+        """Weights, state of the loss, and data as they were."""
+        self.use(self._weights)
+        self._module.loss.load_state_dict(self._loss)
+        self._data.load_state_dict(self._dealt)
+        counts, self._data.new_rounds, self._data.restored = self._notes
+        self._data.counts.clear()
+        self._data.counts.update(counts)
+        for parameter in self._trained:
+            parameter.grad = None  # between two optimizer steps there is none to keep
+
+    def _own_optimizer(self) -> Optimizer:
+        """A copy of the run's, which goes its own way."""
+        optimizer: Optimizer = self._module.make_optimizer(self._trained)
+        if self._trainer.optimizers:  # none where nothing is trained, as in `lit-align measure`
+            optimizer.load_state_dict(deepcopy(self._trainer.optimizers[0].state_dict()))
+        return optimizer
+
+    def _step(self, optimizer: Optimizer) -> None:
+        trainer, accumulate = self._trainer, self._trainer.accumulate_grad_batches
+        optimizer.zero_grad()
+        for _ in range(accumulate):
+            batch = trainer.strategy.batch_to_device(self._data.next_batch())
+            with trainer.precision_plugin.train_step_context():
+                losses = self._module.compute_loss(batch)[1].losses
+            self._module.backward(losses.mean() / accumulate)
+        if trainer.world_size > 1:
+            for parameter in self._trained:
+                if parameter.grad is not None:
+                    parameter.grad = cast(Tensor, trainer.strategy.reduce(parameter.grad, reduce_op="mean"))
+        self._module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+        optimizer.step()
+
+    def _copied(self) -> Weights:
+        return [parameter.detach().clone() for parameter in self._trained]
+
+
+@contextmanager
+def looking_ahead(trainer: Trainer, module: LightningModule) -> Iterator[LookAhead]:
+    """At the end of the block, also after an error, the run stands where it stood, random state included.
+
+    Args:
+        trainer: between two optimizer steps of a fit, or set up for `lit-align measure`.
+        module: its alignment module.
+
+    Raises:
+        ValueError: where the strategy keeps a part of the weights elsewhere, or the precision scales gradients.
+    """
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        raise ValueError(
+            f"a look ahead trains copies of whole weights, on one device or under DDP; got "
+            f"{type(trainer.strategy).__name__}: measure with BoundaryCallback there"
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        raise ValueError("a look ahead does not scale gradients as precision 16-mixed does: take bf16-mixed")
+    with isolate_rng():
+        ahead = LookAhead(trainer, module)
+        try:
+            yield ahead
+        finally:
+            ahead.take_back()
