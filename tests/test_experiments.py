@@ -105,7 +105,7 @@ def test_each_arm_comes_once_and_after_its_start() -> None:
     arms = [arm for table in plan.TABLES.values() for arm in table(SETUP, [0, 1, 2])]
     ordered = plan.with_parents(arms)
     assert (
-        len(ordered) == len(set(arms)) == 144 + 6 * 2 + 24 + 21
+        len(ordered) == len(set(arms)) == 144 + 6 * 2 + 30 + 21
     )  # forks, diverse arms, runs, variants; the rest are forks, too
     place = {arm: at for at, arm in enumerate(ordered)}
     assert all(place[arm.parent] < at and plan.saves_adapter(arm.parent) for arm, at in place.items() if arm.parent)
@@ -288,5 +288,5 @@ def test_a_report_from_json_alone(tmp_path: Path) -> None:
     for arm, one in two_arms().items():
         records.write(arm, json.loads(json.dumps(one)))
     text = write_report(records, [0], "cmd").read_text(encoding="utf-8")
-    assert "2 of 67 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
+    assert "2 of 69 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
     assert (tmp_path / "forks.svg").read_text(encoding="utf-8").startswith("<svg")
