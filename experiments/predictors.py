@@ -33,6 +33,16 @@ def graded_margin(start: Start) -> float:
     return fmean(map(fmean, start.on)) - fmean(map(fmean, start.off))
 
 
+def relative_margin(start: Start) -> float:
+    """The margin of each prompt in halves of the range of its scores: in [-0.5, 0.5] whatever the judge's scale."""
+    return fmean(map(_relative, start.on, start.off))
+
+
+def _relative(on: Sequence[float], off: Sequence[float]) -> float:
+    span = max(*on, *off) - min(*on, *off)
+    return (fmean(on) - fmean(off)) / (2 * span) if span else 0.0
+
+
 def best_against_best(start: Start) -> float:
     """The share of prompts whose best on-policy answer beats the best static one, ties half, less 0.5."""
     return fmean((max(a) > max(b)) + (max(a) == max(b)) / 2 for a, b in zip(start.on, start.off, strict=True)) - 0.5
@@ -99,6 +109,7 @@ def all_predictors(forks: Sequence[Fork]) -> dict[str, Predictor]:
         "boundary score, weighted by yield of pairs": by_yield,
         "boundary score, weighted by yield and cost": by_cost(on, off),
         "graded margin": graded_margin,
+        "graded margin, relative to the prompt's range": relative_margin,
         "best on-policy against best static": best_against_best,
         "chosen on-policy against chosen static": chosen_margin,
         "contrast of best and worst": contrast,

@@ -99,7 +99,7 @@ def each_fork_table(forks: Sequence[Fork]) -> Table:
     return Table("Every fork", "Intervals of 95 % over prompts.", header, rows)
 
 
-def how_often_right(forks: Sequence[Fork]) -> Table:
+def how_often_right(forks: Sequence[Fork], gauge: Gauge) -> Table:
     """How often the score's side is the side that pays, and where."""
     known = [fork for fork in forks if fork.on_pays is not None]
     groups = {"all": known, "clear (0 outside the interval of the difference)": [f for f in known if _clear(f)]}
@@ -116,13 +116,13 @@ def how_often_right(forks: Sequence[Fork]) -> Table:
         f"{len(forks) - len(known)} forks where both sources brought the same are left out. Wilson's intervals of "
         "95 %, as if forks were independent; the table of predictors has wider ones."
     )
-    return Table("How often the score tells", note, ("forks", "number", "right", "share right"), rows)
+    return Table(f"How often the score tells ({gauge})", note, ("forks", "number", "right", "share right"), rows)
 
 
-def predictors_table(forks: Sequence[Fork]) -> Table:
+def predictors_table(forks: Sequence[Fork], gauge: Gauge) -> Table:
     """Point 5: which cheap figure tells best."""
     if not forks:
-        return Table("Predictors", "No fork is finished.", ("predictor",), [])
+        return Table(f"Predictors ({gauge})", "No fork is finished.", ("predictor",), [])
     labels: dict[str, Label] = {"pairs": lambda f: f.on_pays, "seconds": lambda f: f.on_pays_by_the_second}
     rows = []
     for name, predictor in all_predictors(forks).items():
@@ -133,7 +133,7 @@ def predictors_table(forks: Sequence[Fork]) -> Table:
         "Right: share of forks whose larger gain was foretold. AUC: the chance that a fork where on-policy pairs pay "
         "ranks above one where they do not; 0.5 is a guess. Bootstrap intervals of 95 % over trajectories (task, seed)."
     )
-    return Table("Predictors", note, header, rows)
+    return Table(f"Predictors ({gauge})", note, header, rows)
 
 
 def selectors_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
@@ -267,7 +267,9 @@ def all_tables(records: Mapping[Arm, Record]) -> list[Table]:
     """Everything that can be said from these records."""
     wins, scores = read_forks(records, "win"), read_forks(records, "score")
     return [
-        forks_table(wins, "win"), forks_table(scores, "score"), how_often_right(wins), predictors_table(wins),
+        forks_table(wins, "win"), forks_table(scores, "score"),
+        how_often_right(wins, "win"), how_often_right(scores, "score"),
+        predictors_table(wins, "win"), predictors_table(scores, "score"),
         selectors_table(records, "win"), selectors_table(records, "score"),
         runs_table(records, "win"), runs_table(records, "score"),
         variants_table(records, "win"), variants_table(records, "score"),

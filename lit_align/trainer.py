@@ -153,6 +153,7 @@ class AlignmentTrainer(Trainer):
         max_prompts: int | None = None,
         sequential: bool | None = None,
         alpha: float | None = None,
+        graded: bool | None = None,
         seed: int | None = None,
         ckpt_path: str | Path | None = None,
     ) -> dict[str, Any]:
@@ -168,13 +169,20 @@ class AlignmentTrainer(Trainer):
             max_prompts: prompts to measure on at most; None means as the boundary callback says.
             sequential: stop once it is decided, or take all prompts; None means as the boundary callback says.
             alpha: the chance of error, in (0, 1); None means as the boundary callback says.
+            graded: go by how much better an answer is, not by votes; None means as the boundary callback says.
             seed: draws other prompts and other answers than the run's seed alone.
             ckpt_path: a checkpoint to measure instead of the starting policy.
 
         Returns:
             What was written.
         """
-        given = {"max_prompts": max_prompts, "sequential": sequential, "alpha": alpha, "draw_seed": seed}
+        given = {
+            "max_prompts": max_prompts,
+            "sequential": sequential,
+            "alpha": alpha,
+            "graded": graded,
+            "draw_seed": seed,
+        }
         boundary = self._boundary_callback({name: value for name, value in given.items() if value is not None})
         self._run_in_place(lambda: self._measure(boundary), model, datamodule, ckpt_path)
         if output is not None and self.is_global_zero:

@@ -16,6 +16,7 @@ from lit_align.boundary.record import readable
 from lit_align.boundary.switch import as_decision, without_information
 from lit_align.boundary.votes import count_votes, judge_prompts
 from lit_align.judges import Comparison, Judge, PairwiseJudge, RecordedScores, RuleJudge
+from lit_align.judges.base import graded_votes, votes_from_scores
 from lit_align.judges.cache import CachedJudge
 from lit_align.records import Candidate, CandidateSet, Stage
 from lit_align.report.measurement import readable as measured
@@ -171,6 +172,54 @@ def test_recorded_scores_stay_what_they_are() -> None:
     scored = CandidateSet(answers(1)[0].prompt, (Candidate("x", score=0.3),))
     (one,) = judge_prompts(RecordedScores(), [scored], [scored])
     assert one.votes == (0, 0, 1, 0) and one.on.candidates[0].score == 0.3
+
+
+def test_grades_say_by_how_much() -> None:
+    (one,) = judge_prompts(RuleJudge(by_number), answers(1, 3.0, 2.0), answers(1, 1.0, 2.0))
+    # The scores reach from 1 to 3: 3 against 1 is all of it, 3 against 2 and 2 against 1 half, 2 against 2 nothing.
+    assert one.grades.tolist() == [[1.0, 0.75], [0.75, 0.5]]
+    assert one.share(graded=True) == 0.75 and one.share(graded=False) == 0.875
+    (scaled,) = judge_prompts(RuleJudge(by_number), answers(1, 320.0, 220.0), answers(1, 120.0, 220.0))
+    assert scaled.grades.tolist() == one.grades.tolist(), "the judge's scale does not matter"
+    (equal,) = judge_prompts(RuleJudge(by_number), answers(1, 2.0), answers(1, 2.0, 2.0))
+    assert equal.grades.tolist() == [[0.5, 0.5]]
+
+    recorded = [replace(side, candidates=tuple(side.candidates)) for side in (one.on, one.off)]
+    assert judge_prompts(RecordedScores(), recorded[:1], recorded[1:])[0].grades.tolist() == one.grades.tolist()
+    (compared,) = judge_prompts(HigherNumber(), answers(1, 2.0, 9.0), answers(1, 1.0, 4.0))
+    assert compared.share(graded=True) == pytest.approx((0.6 + 0.3) / 2), "its probabilities; no verdict is none"
+    assert np.isnan(graded_votes([float("nan"), 1.0], [0.0])).tolist() == [[True], [False]]
+    infinite = [float("inf"), 0.0]
+    assert graded_votes(infinite, [1.0]).tolist() == votes_from_scores(infinite, [1.0]).tolist() == [[1.0], [0.0]]
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_a_graded_score_is_the_mean_grade(sequential: bool) -> None:
+    """Three narrow losses and one clear win: by votes injection, by margins not."""
+    on, off = answers(8, 9.0, 1.0), answers(8, 1.5, 2.0)
+    by_votes, graded = (
+        Measurement(RuleJudge(by_number), sequential=sequential),
+        Measurement(RuleJudge(by_number), sequential=sequential, graded=True),
+    )
+    for measurement in (by_votes, graded):
+        measurement.add(on, off)
+    assert by_votes.result().score == 0.5 and not by_votes.result().graded
+    expected = 0.5 + ((9 + 1) / 2 - (1.5 + 2) / 2) / (2 * 8)
+    found = graded.result()
+    assert found.score == pytest.approx(expected) and found.graded and found.low <= found.score <= found.high
+    assert (found.votes_on, found.votes_off) == (16, 16), "the votes are counted all the same"
+    assert "graded score 0.703" in readable(as_decision(0, found, Switch().choose(found, [])))
+    assert measured(result_record(found, "measured")).startswith("Boundary score, graded, 0.703")
+
+
+def test_a_run_may_follow_the_graded_score(tmp_path: Path) -> None:
+    decisions = []
+    for graded in (False, True):
+        callback = BoundaryCallback(every_n_steps=9, graded=graded, sequential=False)
+        fit(tmp_path, callback, FakeData([0.7] * 7), max_steps=1)
+        decisions.append(callback.history[0])
+    assert [one.graded for one in decisions] == [False, True] and decisions[0].score != decisions[1].score
+    assert decisions[0].votes_on == decisions[1].votes_on, "the same samples"
 
 
 def test_votes_of_a_prompt() -> None:

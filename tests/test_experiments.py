@@ -21,6 +21,7 @@ from experiments.report import write_report
 from experiments.runner import Records, _without_prose, run
 from experiments.tasks import CoinAtTies, constraint_rows, list_rows
 from lit_align.boundary.result import Decision
+from lit_align.judges.base import graded_votes
 from lit_align.records import Candidate
 from tests.tiny import save_tiny_model
 
@@ -189,6 +190,9 @@ def test_predictors_by_hand() -> None:
     assert predictors.published(start) == pytest.approx((0.75 + 0.5) / 2 - 0.5)
     assert predictors.without_ties(start) == pytest.approx(3 / 4 - 0.5)
     assert predictors.graded_margin(start) == pytest.approx((1 + 0.25) / 2 - (0.5 + 0.25) / 2)
+    relative = [graded_votes(on, off).mean() for on, off in zip(start.on, start.off, strict=True)]
+    assert predictors.relative_margin(start) == pytest.approx((0.25 + 0.0) / 2)
+    assert predictors.relative_margin(start) == pytest.approx(sum(relative) / 2 - 0.5), "as `graded: true` measures it"
     assert predictors.best_against_best(start) == 0.0
     assert predictors.chosen_margin(start) == pytest.approx(0.5 - 0.75)
     assert predictors.contrast(start) == pytest.approx((0 + 0.5) / 2 - (1 + 0.5) / 2)
@@ -220,7 +224,7 @@ def test_how_often_a_predictor_is_right() -> None:
     area = predictors.ranking(predictors.published, lambda f: f.on_pays, forks)
     assert right.value == 0.75 and 0 <= right.low < 0.75 < right.high <= 1
     assert area.value == 1.0
-    rows = {row[0]: row[1:] for row in tables.how_often_right(forks).rows}
+    rows = {row[0]: row[1:] for row in tables.how_often_right(forks, "win").rows}
     assert rows["all"] == ["4", "3", str(stats.wilson(3, 4))]
     assert rows["score 0.2 to 0.5 from 0.5"][:2] == ["4", "3"] and rows["score 0 to 0.05 from 0.5"][0] == "0"
     assert rows["all, had it always said off-policy"][:2] == ["4", "1"]

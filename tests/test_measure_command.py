@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ def test_it_stops_at_the_prompt_that_decides() -> None:
     assert (found.prompts, found.stopped, found.decided) == (10, "decided", True)
     whole = measure_recorded(*piles(300, [True]), sequential=False)
     assert (whole.prompts, whole.stopped, whole.method) == (300, "pool", "student_t")
+
+
+def test_margins_in_place_of_votes() -> None:
+    on, off = piles(12, [True, False, False])  # 1 or 0 against 0.5: margins as wide either way
+    assert measure_recorded(on, off, sequential=False, graded=True).score == pytest.approx(4 / 12)
+    clear = [replace(one, candidates=(Candidate("a", score=9.0), Candidate("b", score=0.0))) for one in on]
+    narrow = [replace(one, candidates=(Candidate("c", score=1.0), Candidate("d", score=2.0))) for one in off]
+    assert measure_recorded(clear, narrow, sequential=False).score == 0.5
+    assert measure_recorded(clear, narrow, sequential=False, graded=True).score == pytest.approx(0.5 + 3 / 18)
 
 
 def test_the_prompts_come_in_random_order() -> None:
@@ -111,6 +121,7 @@ def test_the_trainer_s_form_changes_what_it_is_told_and_the_callback_not(tmp_pat
     found, whole = measured(sequential=False, alpha=0.2)
     assert (found["prompts"], found["alpha"], whole[: len(prompts)]) == (30, 0.2, prompts)
     assert measured(max_prompts=7)[0]["prompts"] == 7
+    assert measured(graded=True)[0]["graded"] is True and boundary.graded is False
     assert (boundary.max_prompts, boundary.sequential, boundary.alpha, boundary.draw_seed) == (30, True, 0.05, None)
     with pytest.raises(ValueError, match="max_prompts"):
         measured(max_prompts=0)

@@ -59,6 +59,8 @@ class BoundaryCallback(Callback):
         alpha: the chance of error, in (0, 1): that an interval misses the true score.
         sequential: stop a measurement once it is decided; false takes `max_prompts` prompts in any case, with
             an interval for a fixed number of prompts.
+        graded: the score goes by how much better an answer is, in units of the range of its prompt's scores, and not
+            by votes alone (docs/measurement.md).
         batch_prompts: prompts that each process samples and judges before the test is asked again.
         max_share_of_training: time of measuring over time of training, such as 0.02: a due measurement waits
             for the next due step rather than exceed it, the first one excepted; None is no limit.
@@ -77,6 +79,7 @@ class BoundaryCallback(Callback):
         undecided: Undecided = "stay",
         alpha: float = 0.05,
         sequential: bool = True,
+        graded: bool = False,
         batch_prompts: int = 32,
         max_share_of_training: float | None = None,
         refresh_reference: bool = False,
@@ -97,6 +100,7 @@ class BoundaryCallback(Callback):
         self.switch = Switch(patience, hysteresis, undecided)
         self.alpha = alpha
         self.sequential = sequential
+        self.graded = graded
         self.batch_prompts = batch_prompts
         self.budget = MeasuringBudget(max_share_of_training)
         self.refresh_reference = refresh_reference
@@ -157,7 +161,7 @@ class BoundaryCallback(Callback):
         seed = () if self.draw_seed is None else ("seed", self.draw_seed)
         purpose: tuple[str | int, ...] = ("boundary", step, *seed)
         prompts = draw(data, self.max_prompts, "prompts", *purpose)
-        measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential)
+        measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential, self.graded)
         size = self.batch_prompts * trainer.world_size
         for batch, start in enumerate(range(0, len(prompts), size)):
             static = prompts[start : start + size][rank :: trainer.world_size]

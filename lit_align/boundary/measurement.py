@@ -34,15 +34,19 @@ class Measurement:
         sequential: stop as soon as 0.5 is outside an anytime-valid interval (:class:`SequentialTest`);
             otherwise take all prompts and Student's t interval, which is narrower at the end, and valid there
             alone.
+        graded: the score goes by how much better an answer is (:func:`~lit_align.judges.base.graded_votes`), and not
+            by votes alone.
     """
 
-    def __init__(self, judge: Judge, alpha: float = 0.05, sequential: bool = True) -> None:
+    def __init__(self, judge: Judge, alpha: float = 0.05, sequential: bool = True, graded: bool = False) -> None:
         require_alpha(alpha)
         self.judge = judge
         self.alpha = alpha
+        self.graded = graded
         self.judged: list[JudgedPrompt] = []
         self._test = SequentialTest(alpha) if sequential else None
         self._votes: list[PromptVotes] = []
+        self._shares: list[float] = []
         self._started = time.perf_counter()
 
     @property
@@ -54,10 +58,13 @@ class Measurement:
         """Judges one batch, this rank's share of it: N sets a side, of the same prompts in the same order."""
         judged = judge_prompts(self.judge, on, off)
         self.judged += judged
-        votes = [one for of_rank in gather([one.votes for one in judged]) for one in of_rank]
-        self._votes += votes
+        counted = [(one.votes, one.share(self.graded)) for one in judged]
+        found = [one for of_rank in gather(counted) for one in of_rank]
+        shares = [share for _, share in found if share is not None]
+        self._votes += [votes for votes, _ in found]
+        self._shares += shares
         if self._test is not None:
-            self._test.update(_shares(votes))
+            self._test.update(shares)
 
     def result(self, at_the_end: Stopped = "budget") -> BoundaryResult:
         """What was found.
@@ -68,7 +75,7 @@ class Measurement:
         Raises:
             ValueError: no prompt has a vote.
         """
-        shares = _shares(self._votes)
+        shares = np.array(self._shares)
         on, off, ties, abstentions = [sum(column) for column in zip(*self._votes, strict=True)] or [0] * 4
         if not shares.size:
             raise ValueError(
@@ -98,6 +105,7 @@ class Measurement:
             stopped="decided" if self.done else at_the_end,
             judge_warning=_judge_warning(judged) if on + off else None,
             characteristics=_characteristics(judged),
+            graded=self.graded,
         )
 
     def _interval(self, shares: np.ndarray) -> tuple[float, float]:
@@ -109,7 +117,7 @@ class Measurement:
         """What all ranks have judged, on every rank."""
         if shard()[1] == 1:
             return self.judged
-        mine = [JudgedPrompt(_light(one.on), _light(one.off), one.block) for one in self.judged]
+        mine = [JudgedPrompt(_light(one.on), _light(one.off), one.block, one.grades) for one in self.judged]
         return [one for of_rank in gather(mine) for one in of_rank]
 
 
@@ -124,11 +132,6 @@ def _judge_warning(judged: Sequence[JudgedPrompt]) -> str | None:
     """What the votes give away about the judge."""
     lengths = [[[len(c.text) for c in side.candidates] for side in (one.on, one.off)] for one in judged]
     return bias_warning([one.block for one in judged], [on for on, _ in lengths], [off for _, off in lengths])
-
-
-def _shares(votes: Sequence[PromptVotes]) -> np.ndarray:
-    """[N] the shares of the prompts that have one."""
-    return np.array([share for one in votes if (share := one.share) is not None], dtype=np.float64)
 
 
 def _usual_count(sets: Sequence[CandidateSet]) -> int:

@@ -54,6 +54,7 @@ def log_decision(loggers: Iterable[Logger], decision: Decision) -> None:
     """
     numbers = {name: value for name, value in asdict(decision).items() if isinstance(value, int | float)}
     del numbers["step"]
+    numbers.pop("graded", None)  # a setting
     numbers["stage"] = decision.stage == Stage.FINE_TUNING.value
     if decision.measured:
         numbers["decided"] = decision.decided
@@ -86,8 +87,9 @@ def readable(decision: Decision) -> str:
         share = decision.share_of_training
         cost = "" if share is None else f" ({100 * share:.1f} % of training so far)"
         why = "" if decision.decided or decision.stopped is None else STOPPED[decision.stopped]
+        score = "graded score" if decision.graded else "score"
         parts.append(
-            f"score {decision.score:.3f} [{decision.low:.3f}, {decision.high:.3f}] "
+            f"{score} {decision.score:.3f} [{decision.low:.3f}, {decision.high:.3f}] "
             f"on {decision.prompts} prompts{why} in {decision.seconds:.0f} s{cost}"
         )
     parts += [f"on-policy share {decision.on_policy_share:g}", decision.reason]

@@ -28,7 +28,7 @@ class BoundaryResult:
 
     Args:
         score: the mean over prompts of the share of the prompt's cross votes that the on-policy side
-            wins, in [0, 1]; ties are half a vote.
+            wins, in [0, 1]; ties are half a vote. Where it is `graded`, the mean margin instead.
         low: lower end of the interval around the score, in [0, 1].
         high: upper end.
         prompts: prompts with at least one vote.
@@ -42,6 +42,7 @@ class BoundaryResult:
         stopped: what ended the measurement, "decided", "budget" or "pool".
         judge_warning: where the votes give the judge away, such as one that prefers by length alone: in words.
         characteristics: diversity and quality of the candidates of both sides.
+        graded: whether the score goes by how much better an answer is, 0.5 being as good, and not by votes.
     """
 
     score: float
@@ -58,6 +59,7 @@ class BoundaryResult:
     stopped: Stopped = "budget"
     judge_warning: str | None = None
     characteristics: Characteristics = field(default_factory=dict)
+    graded: bool = False
 
     @property
     def stage(self) -> Stage:
@@ -107,6 +109,7 @@ class Decision:
         judge_warning: where the votes give the judge away, such as one that prefers by length alone: in words.
         characteristics: diversity and quality of the candidates of both sides, by `on_policy` and
             `off_policy`.
+        graded: whether the score goes by how much better an answer is, and not by votes.
     """
 
     step: int
@@ -128,6 +131,7 @@ class Decision:
     share_of_training: float | None = None
     judge_warning: str | None = None
     characteristics: Characteristics | None = None
+    graded: bool | None = None
 
     @property
     def measured(self) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_align.data.judging import judge_sets
-from lit_align.judges.base import Judge, PointwiseJudge, side_by_side, votes_from_scores
+from lit_align.judges.base import Judge, PointwiseJudge, graded_votes, side_by_side, votes_from_scores
 from lit_align.judges.cache import CachedJudge
 from lit_align.judges.recorded import RecordedScores
 from lit_align.records import CandidateSet
@@ -66,16 +66,26 @@ class JudgedPrompt:
         on: the on-policy candidates with their scores (None: no verdict).
         off: the off-policy candidates with theirs.
         block: [K_on, K_off] the cross votes, P(on-policy candidate wins); NaN is an abstention.
+        grades: [K_on, K_off] by how much, in [0, 1]: what `graded_votes` makes of a judge's scores, or the
+            probabilities of one that compares.
     """
 
     on: CandidateSet
     off: CandidateSet
     block: np.ndarray
+    grades: np.ndarray
 
     @property
     def votes(self) -> PromptVotes:
         """The cross votes, counted."""
         return count_votes(self.block)
+
+    def share(self, graded: bool) -> float | None:
+        """The on-policy side's share in [0, 1]: of the votes, or the mean grade; None without a verdict."""
+        if not graded:
+            return self.votes.share
+        given = self.grades[~np.isnan(self.grades)]
+        return float(given.mean()) if given.size else None
 
 
 def judge_prompts(judge: Judge, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[JudgedPrompt]:
@@ -94,19 +104,25 @@ def judge_prompts(judge: Judge, on: Sequence[CandidateSet], off: Sequence[Candid
         return [_by_scores(a, b, both) for a, b, both in zip(on, off, scored, strict=True)]
     blocks = [np.asarray(block, dtype=np.float64) for block in judge.cross_votes(on, off)]
     if isinstance(judge, RecordedScores):  # the candidates carry them already
-        return [JudgedPrompt(a, b, block) for a, b, block in zip(on, off, blocks, strict=True)]
+        grades = [graded_votes(_scores(a), _scores(b)) for a, b in zip(on, off, strict=True)]
+        return [JudgedPrompt(a, b, block, by) for a, b, block, by in zip(on, off, blocks, grades, strict=True)]
     return [_by_votes(a, b, block) for a, b, block in zip(on, off, blocks, strict=True)]
 
 
 def _by_scores(on: CandidateSet, off: CandidateSet, scored: CandidateSet) -> JudgedPrompt:
-    scores = [math.nan if c.score is None else c.score for c in scored.candidates]
+    scores = _scores(scored)
     mine, theirs = scores[: len(on.candidates)], scores[len(on.candidates) :]
-    return JudgedPrompt(_with_scores(on, mine), _with_scores(off, theirs), votes_from_scores(mine, theirs))
+    votes, grades = votes_from_scores(mine, theirs), graded_votes(mine, theirs)
+    return JudgedPrompt(_with_scores(on, mine), _with_scores(off, theirs), votes, grades)
 
 
 def _by_votes(on: CandidateSet, off: CandidateSet, block: np.ndarray) -> JudgedPrompt:
     mine, theirs = [_mean(row) for row in block], [_mean(1 - column) for column in block.T]
-    return JudgedPrompt(_with_scores(on, mine), _with_scores(off, theirs), block)
+    return JudgedPrompt(_with_scores(on, mine), _with_scores(off, theirs), block, block)
+
+
+def _scores(one: CandidateSet) -> list[float]:
+    return [math.nan if c.score is None else c.score for c in one.candidates]
 
 
 def _mean(chances: np.ndarray) -> float:

@@ -25,7 +25,7 @@ def run(args: Sequence[str]) -> None:
     parsed = _parser().parse_args(list(args))
     # Sets as they are: two candidates of the same text are two votes.
     on, off = ([as_set(one) for one in load_records(source)] for source in (parsed.on_policy, parsed.off_policy))
-    result = measure_recorded(on, off, parsed.alpha, parsed.sequential, parsed.max_prompts, parsed.seed)
+    result = measure_recorded(on, off, parsed.alpha, parsed.sequential, parsed.max_prompts, parsed.seed, parsed.graded)
     found = result_record(result, "measured on recorded scores")
     if parsed.output is not None:
         run_folder.write_json(parsed.output, found)
@@ -39,6 +39,7 @@ def measure_recorded(
     sequential: bool = True,
     max_prompts: int | None = None,
     seed: int = 0,
+    graded: bool = False,
 ) -> BoundaryResult:
     """Measures on candidates that carry their scores, prompt by prompt in random order.
 
@@ -49,13 +50,14 @@ def measure_recorded(
         sequential: stop once it is decided.
         max_prompts: prompts at most; None means all.
         seed: of the order of the prompts.
+        graded: go by how much better an answer is, not by votes.
 
     Raises:
         ValueError: no prompt has answers on both sides, or an answer has no score.
     """
     if max_prompts is not None and max_prompts < 1:
         raise ValueError(f"max_prompts must be at least 1, got {max_prompts}")
-    measurement = Measurement(RecordedScores(), alpha, sequential)
+    measurement = Measurement(RecordedScores(), alpha, sequential, graded)
     pairs = matched(on, off)
     count = len(pairs) if max_prompts is None else min(max_prompts, len(pairs))
     drawn = random.Random(derive_seed(seed, "measure")).sample(pairs, count)
@@ -86,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sequential", type=_bool, default=True, metavar="{true,false}", help="stop once it is decided (the default)"
     )
+    parser.add_argument(
+        "--graded", type=_bool, default=False, metavar="{true,false}",
+        help="go by how much better an answer is, in units of the range of its prompt's scores, not by votes",
+    )  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.05, help="the chance of error, in (0, 1)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the order of the prompts")
     return parser

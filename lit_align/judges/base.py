@@ -217,6 +217,22 @@ def votes_from_scores(on: Sequence[float], off: Sequence[float]) -> np.ndarray:
     return votes
 
 
+def graded_votes(on: Sequence[float], off: Sequence[float]) -> np.ndarray:
+    """[K_on, K_off] float64 in [0, 1]: the margins in units of the range of all these scores.
+
+    0.5 + (on - off) / (2 * range), so that 1 is the best on-policy candidate against the worst off-policy one where
+    these are the ends of the range, and the judge's scale does not matter. All equal: 0.5. NaN where a score is NaN.
+    Where a score is infinite there is no range, and they are the votes of :func:`votes_from_scores`.
+    """
+    a, b = np.asarray(on, dtype=np.float64)[:, None], np.asarray(off, dtype=np.float64)[None, :]
+    known = np.concatenate([a.ravel(), b.ravel()])
+    known = known[~np.isnan(known)]
+    if np.isinf(known).any() or not known.size:
+        return votes_from_scores(on, off)
+    span = known.max() - known.min()
+    return np.where(np.isnan(a - b), ABSTAINED, 0.5 + (a - b) / (2 * span) if span else 0.5)
+
+
 def mean_of_opponents(block: np.ndarray, alone: float) -> list[float]:
     """The mean of each row's cells off the diagonal that hold a verdict.
 

@@ -56,8 +56,9 @@ def readable(found: Mapping[str, Any]) -> str:
     """A few lines for the terminal."""
     stage = "preference fine-tuning" if found["stage"] == Stage.FINE_TUNING.value else "preference injection"
     advice = "on-policy" if found["on_policy_share"] else "off-policy"
+    name = "Boundary score, graded," if found["graded"] else "Boundary score"
     lines = [
-        f"Boundary score {found['score']:.3f} ({found['low']:.3f} to {found['high']:.3f}) on {found['prompts']} "
+        f"{name} {found['score']:.3f} ({found['low']:.3f} to {found['high']:.3f}) on {found['prompts']} "
         f"prompts: {found['votes_on']} votes on-policy, {found['votes_off']} off-policy, {found['ties']} ties"
         + (f", {found['abstentions']} abstentions." if found["abstentions"] else "."),
         f"Stage: {stage}, train on {advice} data. {found['reason'].capitalize()}.",
