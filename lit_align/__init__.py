@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lit_align.policy import LoraSpec, PolicySpec
     from lit_align.refresh import ReferenceRefresh
     from lit_align.report import WinRateCallback
+    from lit_align.reward import RewardDataModule, RewardModule
     from lit_align.sampling import ServerSampler, TransformersSampler
     from lit_align.trainer import AlignmentTrainer
 
@@ -53,7 +54,9 @@ _HOME = {
     "RSOHinge": "losses",
     "RecordedScores": "judges",
     "ReferenceRefresh": "refresh",
+    "RewardDataModule": "reward",
     "RewardModelJudge": "judges",
+    "RewardModule": "reward",
     "RuleJudge": "judges",
     "SLiCHF": "losses",
     "SequentialTest": "boundary",
@@ -82,7 +85,9 @@ __all__ = [
     "RSOHinge",
     "RecordedScores",
     "ReferenceRefresh",
+    "RewardDataModule",
     "RewardModelJudge",
+    "RewardModule",
     "RuleJudge",
     "SLiCHF",
     "SequentialTest",

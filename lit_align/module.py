@@ -166,7 +166,7 @@ class AlignmentModule(PairModule):
             if self.global_step == 0:
                 self._check_start(pairs, batch)
         self._log_output("", pairs, output, len(batch))
-        self.log("on_policy_fraction", batch.on_policy.float().mean(), batch_size=len(batch))
+        self.log("on_policy_share", batch.on_policy.float().mean(), batch_size=len(batch))
         return output.losses.mean()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:

@@ -123,9 +123,9 @@ def test_slic_hf_runs_without_a_reference(tiny_model: Path, tmp_path: Path) -> N
 def test_logs_the_fields_names_in_training_and_validation(tiny_model: Path, tmp_path: Path) -> None:
     module, task = lora_module(tiny_model), trainer(tmp_path, max_steps=2, val_check_interval=1)
     task.fit(module, loader(1), loader(2))
-    expected = FIELD_NAMES | {"on_policy_fraction"} | {f"val/{name}" for name in FIELD_NAMES}
+    expected = FIELD_NAMES | {"on_policy_share"} | {f"val/{name}" for name in FIELD_NAMES}
     assert set(task.logged_metrics) == expected
-    assert task.logged_metrics["on_policy_fraction"] == 0.5
+    assert task.logged_metrics["on_policy_share"] == 0.5
     shown = {name for name in task.progress_bar_metrics if not name.startswith("val/")}
     assert shown == {"loss", "rewards/accuracies", "rewards/margins"}
     task.test(module, loader(2))
