@@ -50,9 +50,9 @@ def prompts_of(sets: Any) -> set[str]:
     return {prompt_text(one.prompt) for one in sets}
 
 
-def measured(data: AlignmentDataModule) -> list[CandidateSet]:
+def measured(data: AlignmentDataModule, num_candidates: int | None = None) -> list[CandidateSet]:
     """What a measurement that asks for fine-tuning does."""
-    fresh = data.sample(data.measured_on, "boundary", data.run.step, num_candidates=2)
+    fresh = data.sample(data.measured_on, "boundary", data.run.step, num_candidates=num_candidates)
     data.set_on_policy_share(1.0)
     data.request_round()
     data.offer_round(fresh)
@@ -102,18 +102,40 @@ def test_a_measurements_candidates_become_the_next_round(files: tuple[str, str])
     seen = stream(data, 1)
     assert data.sampler.calls == calls  # type: ignore[union-attr]
     stats = data.round_stats
-    assert stats["prompts"] == len(fresh) and stats["reused"] == stats["candidates"] == 2 * len(fresh)
-    assert stats["step"] == 7 and data.counts["on_policy/reused"] == 2 * len(fresh)
+    assert stats["prompts"] == len(fresh) and stats["reused"] == stats["candidates"] == 3 * len(fresh)
+    assert stats["step"] == 7 and data.counts["on_policy/reused"] == 3 * len(fresh)
     assert stats["pairs"] + stats["ties"] + stats["single_candidate"] == len(fresh) and stats["pairs"] > 3
     seen += stream(data, int(stats["pairs"]) - 1)
     answers = {prompt_text(one.prompt): {candidate.text for candidate in one.candidates} for one in fresh}
     for prompt, *completions, on_policy in seen:
         assert on_policy
         chosen, rejected = (text.removesuffix("<|im_end|>") for text in completions)
-        assert answers[prompt.split("\n")[1].removesuffix("<|im_end|>")] == {chosen, rejected}
+        assert answers[prompt.split("\n")[1].removesuffix("<|im_end|>")] >= {chosen, rejected}
         assert chosen[-1] > rejected[-1]  # the data's judge said so
     next(data.train_dataloader())
     assert data.sampler.calls == [*calls, 4] and data.round_stats["reused"] == 0  # type: ignore[union-attr]
+
+
+def test_an_offer_of_few_candidates_is_filled_up(files: tuple[str, str]) -> None:
+    """The sampler draws three, the measurement had two."""
+    data = made(files)
+    fresh = measured(data, num_candidates=2)
+    calls = list(data.sampler.calls)  # type: ignore[union-attr]
+    kept: list[CandidateSet] = []
+
+    class Keeping(LastDigit):
+        def score(self, sets: Any) -> list[list[float]]:
+            kept.extend(sets)
+            return super().score(sets)
+
+    data.judge = Keeping()
+    next(data.train_dataloader())
+    assert data.sampler.calls == [*calls, len(fresh)]  # type: ignore[union-attr]
+    assert [one.prompt for one in kept] == [one.prompt for one in fresh]
+    for one, before in zip(kept, fresh, strict=True):
+        texts_of = [[c.text for c in some.candidates] for some in (one, before)]
+        assert texts_of[0][:2] == texts_of[1] and len(set(texts_of[0])) == 3
+    assert data.round_stats["candidates"] == 3 * len(fresh) and data.round_stats["reused"] == 2 * len(fresh)
 
 
 def test_scores_of_another_judge_are_not_used(files: tuple[str, str]) -> None:
@@ -154,9 +176,9 @@ def test_what_was_trained_on_is_not_measured_again(files: tuple[str, str], capsy
 
 
 def tied(one: CandidateSet) -> CandidateSet:
-    """Two answers that the judge cannot tell apart."""
+    """Three answers that the judge cannot tell apart."""
     first = one.candidates[0]
-    return replace(one, candidates=(first, replace(first, text="x" + first.text)))
+    return replace(one, candidates=tuple(replace(first, text=before + first.text) for before in ("", "x", "y")))
 
 
 def test_an_offer_without_a_pair_falls_through_to_fresh_samples(files: tuple[str, str]) -> None:
@@ -165,7 +187,7 @@ def test_an_offer_without_a_pair_falls_through_to_fresh_samples(files: tuple[str
     data.set_on_policy_share(1.0)
     data.offer_round([tied(one) for one in data.sample(pool[:3], "boundary", 0)])
     next(data.train_dataloader())
-    assert data.counts["on_policy/reused"] == 6 and data.counts["on_policy/ties"] >= 3
+    assert data.counts["on_policy/reused"] == 9 and data.counts["on_policy/ties"] >= 3
     assert data.round_stats["reused"] == 0 and data.round_stats["pairs"] > 0 and data.counts["on_policy/rounds"] == 2
     assert data.measured_on == pool
 
@@ -293,7 +315,7 @@ def one_of_two(rank: int, folder: Path, files: tuple[str, str]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     data = made(files, rank, 2)
     share = data.measured_on[rank::2]
-    fresh = data.sample(share, "boundary", rank, num_candidates=2)
+    fresh = data.sample(share, "boundary", rank)
     data.set_on_policy_share(1.0)
     data.offer_round(fresh if rank else [])  # a rank may have had no prompt
     state = through_a_file(data.state_dict())

@@ -292,7 +292,8 @@ class AlignmentDataModule(LightningDataModule):
     def offer_round(self, sets: Sequence[CandidateSet]) -> None:
         """Makes the next on-policy round of candidates that were sampled for a measurement.
 
-        The data's judge scores them, and they become pairs as sampled ones do. A later offer takes the place of one
+        They are filled up to the sampler's number, the data's judge scores them, and they become pairs as sampled ones
+        do. A later offer takes the place of one
         that was not used, and a share of 0 withdraws it.
 
         Args:

@@ -68,22 +68,35 @@ class PolicyRounds:
         return self._make([data.train_sets[i] for i in indices], index, data.run.step, self.sample)
 
     def offered(self, index: int) -> Round | None:
-        """A round of what a measurement sampled; None where nothing is on offer."""
+        """A round of what a measurement sampled, filled up to the sampler's number; None where nothing is on offer."""
         held_out = self._data.held_out_prompts
         if not held_out.on_offer:
             return None
         sets = held_out.on_offer
-        made = self._make(sets, index, held_out.offered_at, lambda mine, *_: list(mine), reused=True)
+        reused = sum(len(one.candidates) for one in sets)
+        made = self._make(sets, index, held_out.offered_at, self._filled_up, reused)
         held_out.withdraw()  # not before: a judge may fail
         held_out.spend([sets[position] for position in made.paired])
         return made
 
-    def _make(self, sets: Sequence[CandidateSet], index: int, step: int, sample: Sample, reused: bool = False) -> Round:
+    def _filled_up(self, sets: Sequence[CandidateSet], *purpose: str | int) -> list[CandidateSet]:
+        """Sets with as many candidates as those of a sampled round: pairs of few candidates teach less."""
+        sampler = self._data.sampler
+        assert sampler is not None
+        lacking = sampler.num_candidates - min((len(one.candidates) for one in sets), default=sampler.num_candidates)
+        if lacking <= 0:
+            return list(sets)
+        more = self.sample(sets, *purpose, num_candidates=lacking)
+        return [
+            replace(one, candidates=one.candidates + added.candidates) for one, added in zip(sets, more, strict=True)
+        ]
+
+    def _make(self, sets: Sequence[CandidateSet], index: int, step: int, sample: Sample, reused: int = 0) -> Round:
         data = self._data
         require(data, "an on-policy round", "sampler", "judge")
         maker = RoundMaker(sample, self._judge, data.selector, data.encoder, data.reference_feed.for_round, data.seed)
         made = maker.make(sets, index, step)
-        data.round_stats = {**made.stats, "reused": made.stats["candidates"] if reused else 0}
+        data.round_stats = {**made.stats, "reused": reused}
         data.new_rounds.append(data.round_stats)
         data.counts.update({f"on_policy/{key}": int(data.round_stats[key]) for key in (*COUNTED, "reused")})
         data.counts["on_policy/rounds"] += 1
