@@ -159,21 +159,25 @@ class OnThenOff(FixedSwitch):
         return Choice(float(step < self.at_step), f"fixed switch back at step {self.at_step}")
 
 
+def _boundary(setup: Setup, **settings: Any) -> BoundaryCallback:
+    return BoundaryCallback(setup.every_n_steps, setup.run_prompts, num_candidates=2, batch_prompts=16, **settings)
+
+
 SCHEDULES: dict[str, Callable[[Setup], BoundaryCallback]] = {
     "off": lambda s: AlwaysOffPolicy(),
     "on": lambda s: AlwaysOnPolicy(),
     "off-then-on": lambda s: FixedSwitch(s.run_steps // 2),
     "on-then-off": lambda s: OnThenOff(s.run_steps // 2),
     "alternating": lambda s: Alternating(max(1, s.run_steps // 4)),
-    "boundary": lambda s: BoundaryCallback(s.every_n_steps, s.run_prompts, num_candidates=2, batch_prompts=16),
-    "hysteresis": lambda s: BoundaryCallback(
-        s.every_n_steps, s.run_prompts, num_candidates=2, batch_prompts=16, hysteresis=0.05
-    ),
-    "follow": lambda s: BoundaryCallback(
-        s.every_n_steps, s.run_prompts, num_candidates=2, batch_prompts=16, undecided="follow"
-    ),
+    "boundary": lambda s: _boundary(s, undecided="stay"),
+    "hysteresis": lambda s: _boundary(s, undecided="stay", hysteresis=0.05),
+    "follow": lambda s: _boundary(s, undecided="follow"),
     "look-ahead": lambda s: LookAheadBoundary(
-        s.look_ahead_steps, every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, batch_prompts=16
+        s.look_ahead_steps,
+        every_n_steps=s.every_n_steps,
+        max_prompts=s.run_prompts,
+        batch_prompts=16,
+        undecided="stay",
     ),
     "mixture": lambda s: MixtureBoundary(
         every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, num_candidates=2, sequential=False

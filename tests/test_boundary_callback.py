@@ -306,7 +306,7 @@ def _ddp_rank(rank: int, port: int, folder: str) -> None:
     os.environ.update(
         LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    data, callback = RankData(prompts=31), BoundaryCallback(every_n_steps=2, undecided="follow", batch_prompts=5)
+    data, callback = RankData(prompts=31), BoundaryCallback(every_n_steps=2, batch_prompts=5)
     trainer = quiet_trainer(
         Path(folder), callback, max_steps=4, devices=2, strategy="ddp", use_distributed_sampler=False
     )

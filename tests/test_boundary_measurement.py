@@ -327,7 +327,7 @@ TIED = BoundaryResult(0.5, 0.4, 0.6, prompts=9, votes_on=0, votes_off=0, ties=72
 def test_a_judge_that_only_ties_is_called_out_and_changes_nothing(
     tmp_path: Path, static_pairs: list[str], stage: str
 ) -> None:
-    data, callback = FakeData([0.9] * 7), BoundaryCallback(every_n_steps=3, undecided="follow")
+    data, callback = FakeData([0.9] * 7), BoundaryCallback(every_n_steps=3)
     data.judge, data.train_pairs = Indifferent(by_number), static_pairs
     with pytest.warns(UserWarning, match="told no answers apart: all 320 cross votes of 40 prompts are ties"):
         fit(tmp_path, callback, data)
@@ -345,7 +345,7 @@ def test_without_information_the_share_stays() -> None:
 
 def test_ties_alone_do_not_ask_for_a_switch() -> None:
     sure = BoundaryResult(0.3, 0.2, 0.4, 9, 10, 30, 0)
-    switch = Switch(patience=2, undecided="follow")
+    switch = Switch(patience=2)
     history = [as_decision(0, sure, switch.choose(sure, []))]
     history.append(as_decision(1, TIED, without_information(history, True)))
     over = BoundaryResult(0.7, 0.6, 0.8, 9, 30, 10, 0)

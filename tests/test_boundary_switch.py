@@ -29,20 +29,20 @@ DIM_OFF, DIM_ON = measured(0.45, sure=False), measured(0.55, sure=False)
 TABLE: list[tuple[dict[str, Any], list[BoundaryResult], list[float]]] = [
     # the paper: below 0.5 off-policy, from 0.5 on on-policy
     ({}, [SURE_OFF, SURE_ON, SURE_OFF], [0, 1, 0]),
-    ({"undecided": "follow"}, [measured(0.499, sure=False), measured(0.5, sure=False)], [0, 1]),
+    ({}, [measured(0.499, sure=False), measured(0.5, sure=False)], [0, 1]),
     # the first measurement takes the better guess, whatever the rest says
     ({"patience": 3, "hysteresis": 0.2}, [DIM_ON], [1]),
     ({"patience": 3, "hysteresis": 0.2}, [DIM_OFF], [0]),
-    # undecided: stay or follow
-    ({}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 0, 1, 1]),
-    ({"undecided": "follow"}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 1, 1, 0]),
+    # undecided: follow or stay
+    ({}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 1, 1, 0]),
+    ({"undecided": "stay"}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 0, 1, 1]),
     # hysteresis: leave only if 0.5 is passed by h, and then come back only the same way
     ({"hysteresis": 0.1}, [SURE_OFF, measured(0.58), measured(0.6), measured(0.42), measured(0.39)], [0, 0, 1, 1, 0]),
-    ({"hysteresis": 0.1, "undecided": "follow"}, [SURE_OFF, DIM_ON, measured(0.61, sure=False)], [0, 0, 1]),
+    ({"hysteresis": 0.1}, [SURE_OFF, DIM_ON, measured(0.61, sure=False)], [0, 0, 1]),
     # patience: so many in a row, and a break starts the count again
     ({"patience": 2}, [SURE_OFF, SURE_ON, SURE_ON], [0, 0, 1]),
     ({"patience": 2}, [SURE_OFF, SURE_ON, SURE_OFF, SURE_ON, SURE_ON], [0, 0, 0, 0, 1]),
-    ({"patience": 2}, [SURE_OFF, SURE_ON, DIM_ON, SURE_ON, SURE_ON], [0, 0, 0, 0, 1]),
+    ({"patience": 2, "undecided": "stay"}, [SURE_OFF, SURE_ON, DIM_ON, SURE_ON, SURE_ON], [0, 0, 0, 0, 1]),
     ({"patience": 2, "hysteresis": 0.1}, [SURE_OFF, SURE_ON, measured(0.55), SURE_ON, SURE_ON], [0, 0, 0, 0, 1]),
     ({"patience": 3}, [SURE_ON, SURE_OFF, SURE_OFF, SURE_OFF, SURE_ON, SURE_ON, SURE_ON], [1, 1, 1, 0, 0, 0, 1]),
 ]  # fmt: skip
@@ -69,7 +69,8 @@ def test_decisions_without_a_score_do_not_count_as_asking() -> None:
         ({}, [SURE_OFF], "first measurement"),
         ({}, [DIM_ON], "better guess: 0.5 is inside the interval"),
         ({}, [SURE_OFF, SURE_OFF], "on the side of injection"),
-        ({}, [SURE_OFF, DIM_ON], "undecided"),
+        ({"undecided": "stay"}, [SURE_OFF, DIM_ON], "undecided"),
+        ({}, [SURE_OFF, DIM_ON], "injection to fine-tuning, the better guess: 0.5 is inside the interval"),
         ({"hysteresis": 0.3}, [SURE_OFF, SURE_ON], "within 0.3 of 0.5"),
         ({"patience": 2}, [SURE_OFF, SURE_ON], "1 of 2 measurements"),
         ({}, [SURE_OFF, SURE_ON], "crossed 0.5: from injection to fine-tuning"),

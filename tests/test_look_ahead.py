@@ -130,7 +130,7 @@ def test_a_round_under_way_is_gone_on_with_and_a_switch_makes_a_fresh_one(tmp_pa
 
 def test_the_run_goes_on_as_if_it_had_not_looked(tmp_path: Path, tiny_model: Path) -> None:
     module, data = make(tmp_path, tiny_model)
-    ahead = LookAheadBoundary(look_ahead_steps=2, every_n_steps=2, undecided="follow")
+    ahead = LookAheadBoundary(look_ahead_steps=2, every_n_steps=2)
     trainer = AlignmentTrainer(
         default_root_dir=str(tmp_path / "ahead"), max_steps=6, accelerator="cpu", callbacks=[ahead], logger=False,
         enable_checkpointing=False, enable_progress_bar=False,

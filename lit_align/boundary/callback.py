@@ -55,7 +55,8 @@ class BoundaryCallback(Callback):
         judge: stands for the true preference; None takes the data module's.
         patience: measurements in a row that must ask for a change before it is made.
         hysteresis: a stage is left only if the score passes 0.5 by this much, in [0, 0.5).
-        undecided: while 0.5 is inside the interval, "stay" or "follow" the score all the same.
+        undecided: while 0.5 is inside the interval, "follow" the score all the same, or "stay": steadier, and late
+            where `max_prompts` is small (docs/evidence.md).
         alpha: the chance of error, in (0, 1): that an interval misses the true score.
         sequential: stop a measurement once it is decided; false takes `max_prompts` prompts in any case, with
             an interval for a fixed number of prompts.
@@ -76,7 +77,7 @@ class BoundaryCallback(Callback):
         judge: Judge | None = None,
         patience: int = 1,
         hysteresis: float = 0.0,
-        undecided: Undecided = "stay",
+        undecided: Undecided = "follow",
         alpha: float = 0.05,
         sequential: bool = True,
         graded: bool = False,

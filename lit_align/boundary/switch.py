@@ -38,12 +38,12 @@ class Switch:
     Args:
         patience: measurements in a row that must ask for the change, at least 1.
         hysteresis: h, in [0, 0.5).
-        undecided: with 0.5 inside the interval, "stay" where we are or "follow" the score all the same.
+        undecided: with 0.5 inside the interval, "follow" the score all the same or "stay" where we are.
     """
 
     patience: int = 1
     hysteresis: float = 0.0
-    undecided: Undecided = "stay"
+    undecided: Undecided = "follow"
 
     def __post_init__(self) -> None:
         if self.patience < 1:
@@ -55,8 +55,8 @@ class Switch:
 
     def choose(self, result: BoundaryResult, history: Sequence[Decision]) -> Choice:
         """The decision on `result`, which must be informative, after the decisions in `history`."""
+        sure = "" if result.decided else ", the better guess: 0.5 is inside the interval"
         if not history:
-            sure = "" if result.decided else ", the better guess: 0.5 is inside the interval"
             return _choice(result.stage, f"first measurement{sure}")
         stage = Stage(history[-1].stage)
         beyond = self._beyond(result.score, stage)
@@ -70,7 +70,7 @@ class Switch:
         if asked < self.patience:
             return _choice(stage, f"stays: {asked} of {self.patience} measurements in a row ask for the change")
         other = Stage.INJECTION if stage is Stage.FINE_TUNING else Stage.FINE_TUNING
-        return _choice(other, f"the score crossed 0.5: from {_name(stage)} to {_name(other)}")
+        return _choice(other, f"the score crossed 0.5: from {_name(stage)} to {_name(other)}{sure}")
 
     def _beyond(self, score: float, stage: Stage) -> bool:
         if stage is Stage.INJECTION:
