@@ -9,11 +9,13 @@ from html import escape
 from statistics import fmean
 
 from experiments.arm import Arm
-from experiments.forks import Fork, Record
+from experiments.forks import Fork, Gauge, Record
 from experiments.predictors import accuracy, all_predictors, published
 from experiments.runs import curve, runs_of, shortest
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#f0e442")
+COLOURS = (
+    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#f0e442", "#000000", "#8b4513",
+)  # fmt: skip
 LEFT, RIGHT, TOP, BOTTOM = 70, 190, 40, 50
 
 
@@ -27,6 +29,7 @@ class Plot:
         y: label and ends of the vertical axis.
         width: of the whole picture in pixels.
         height: likewise.
+        margin: at the right, for the legend.
     """
 
     title: str
@@ -34,6 +37,7 @@ class Plot:
     y: tuple[str, float, float]
     width: int = 760
     height: int = 420
+    margin: int = RIGHT
     parts: list[str] = field(default_factory=list)
     legend: list[str] = field(default_factory=list)
 
@@ -42,7 +46,7 @@ class Plot:
         _, x0, x1 = self.x
         _, y0, y1 = self.y
         across, up = (x - x0) / ((x1 - x0) or 1), (y - y0) / ((y1 - y0) or 1)
-        right, bottom = self.width - RIGHT, self.height - BOTTOM
+        right, bottom = self.width - self.margin, self.height - BOTTOM
         return round(LEFT + across * (right - LEFT), 1), round(bottom - up * (bottom - TOP), 1)
 
     def point(self, x: float, y: float, colour: str, hollow: bool = False) -> None:
@@ -70,13 +74,13 @@ class Plot:
         """A line of the legend."""
         y = TOP + 18 * len(self.legend) + 6
         fill = "white" if hollow else colour
-        mark = f'<circle cx="{self.width - RIGHT + 18}" cy="{y}" r="4.5" fill="{fill}" stroke="{colour}"/>'
-        self.legend.append(f'{mark}<text x="{self.width - RIGHT + 28}" y="{y + 4}">{escape(text)}</text>')
+        mark = f'<circle cx="{self.width - self.margin + 18}" cy="{y}" r="4.5" fill="{fill}" stroke="{colour}"/>'
+        self.legend.append(f'{mark}<text x="{self.width - self.margin + 28}" y="{y + 4}">{escape(text)}</text>')
 
     def svg(self) -> str:
         """The picture."""
-        axes = Plot(self.title, self.x, self.y, self.width, self.height)
-        right, bottom = self.width - RIGHT, self.height - BOTTOM
+        axes = Plot(self.title, self.x, self.y, self.width, self.height, self.margin)
+        right, bottom = self.width - self.margin, self.height - BOTTOM
         axes.parts.append(f'<path d="M{LEFT},{TOP} V{bottom} H{right}" fill="none" stroke="#222"/>')
         for value in ticks(*self.x[1:]):
             axes.text(axes.at(value, self.y[1])[0], bottom + 18, f"{value:g}", "middle")
@@ -100,10 +104,10 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def forks_plot(forks: Sequence[Fork]) -> str:
+def forks_plot(forks: Sequence[Fork], gauge: Gauge) -> str:
     """Score before against what on-policy pairs brought more: right where both are on the same side."""
     reach = max((abs(fork.difference.value) for fork in forks), default=0.1) * 1.1 or 0.1
-    title, y = "Does the score tell which source pays?", ("on less off", -reach, reach)
+    title, y = f"Does the score tell which source pays? ({gauge})", ("on less off", -reach, reach)
     plot = Plot(title, ("boundary score before", 0, 1), y)
     plot.shade(0, -reach, 0.5, 0)
     plot.shade(0.5, 0, 1, reach)
@@ -120,39 +124,46 @@ def forks_plot(forks: Sequence[Fork]) -> str:
     return plot.svg()
 
 
-def predictors_plot(forks: Sequence[Fork]) -> str:
-    """How often each predictor is right, at equal pairs."""
-    found = {n: accuracy(one, lambda f: f.on_pays, forks) for n, one in all_predictors(forks).items()}
-    count = len(found)
-    plot = Plot("Which figure tells?", ("share of forks foretold", 0, 1), ("", 0, count), height=90 + 26 * count)
+def predictors_plot(forks: Mapping[Gauge, Sequence[Fork]]) -> str:
+    """How often each predictor is right at equal pairs, by gauge."""
+    names = list(all_predictors(next(iter(forks.values()))))
+    count = len(names)
+    marks = ", ".join(f"{mark}: {gauge}" for mark, gauge in zip(("solid", "hollow"), forks, strict=False))
+    plot = Plot(
+        f"Which figure tells? ({marks})",
+        ("share of forks foretold", 0, 1), ("", 0, count), width=900, height=90 + 30 * count, margin=330,
+    )  # fmt: skip
     plot.line([(0.5, 0), (0.5, count)], "#999", "4")
-    for place, (name, one) in enumerate(found.items()):
-        y = count - place - 0.5
-        if not math.isnan(one.low):
-            plot.line([(one.low, y), (one.high, y)], COLOURS[0])
-        if not math.isnan(one.value):
-            plot.point(one.value, y, COLOURS[0])
-        plot.text(plot.width - RIGHT + 10, plot.at(1, y)[1] + 4, name[:30])
+    for hollow, some in enumerate(forks.values()):
+        for place, (name, predictor) in enumerate(all_predictors(some).items()):
+            one, y = accuracy(predictor, lambda f: f.on_pays, some), count - place - (0.3, 0.7)[hollow]
+            if not math.isnan(one.low):
+                plot.line([(one.low, y), (one.high, y)], COLOURS[hollow])
+            if not math.isnan(one.value):
+                plot.point(one.value, y, COLOURS[hollow], hollow=bool(hollow))
+            if not hollow:
+                plot.text(plot.width - plot.margin + 10, plot.at(1, count - place - 0.5)[1] + 4, name)
     return plot.svg()
 
 
-def runs_plot(records: Mapping[Arm, Record], task: str) -> str:
+def runs_plot(records: Mapping[Arm, Record], task: str, gauge: Gauge) -> str:
     """The gain of whole runs over their seconds, mean over seeds."""
     groups: dict[str, list[list[tuple[float, float]]]] = {}
     for arm in runs_of(records):
         if arm.task == task:
-            groups.setdefault(arm.schedule, []).append(curve(arm, records, "win"))
+            groups.setdefault(arm.schedule, []).append(curve(arm, records, gauge))
     means = {name: mean_curve(some) for name, some in groups.items()}
     ends = [point for line in means.values() for point in line]
     low, high = min(y for _, y in ends), max(y for _, y in ends)
     last = max(x for x, _ in ends)
-    plot = Plot(f"Whole runs: {task}", ("seconds of training, rounds and measurements", 0, last), ("gain", low, high))
+    x, y = ("seconds of training, rounds and measurements", 0, last), ("gain", low, high)
+    plot = Plot(f"Whole runs: {task} ({gauge})", x, y, width=900)
     plot.line([(shortest(records, task), low), (shortest(records, task), high)], "#999", "4")
     for (name, line), colour in zip(means.items(), COLOURS, strict=False):
         plot.line(line, colour)
         for point in line[1:]:
             plot.point(*point, colour)
-        plot.name(name, colour)
+        plot.name(f"{name}, seeds: {len(groups[name])}", colour)
     return plot.svg()
 
 

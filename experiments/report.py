@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.arm import Arm
-from experiments.forks import Record, read_forks
+from experiments.forks import Gauge, Record, read_forks
 from experiments.plan import TABLES, with_parents
 from experiments.plots import forks_plot, predictors_plot, runs_plot
 from experiments.runner import Records, code_version
@@ -41,9 +41,12 @@ def write_report(records: Records, seeds: Sequence[int], command: str) -> Path:
 
 def plots_of(records: Mapping[Arm, Record]) -> dict[str, str]:
     """SVG by name; only those for which there are records."""
-    forks, tasks = read_forks(records, "win"), dict.fromkeys(arm.task for arm in runs_of(records))
-    plots = {"forks": forks_plot(forks), "predictors": predictors_plot(forks)} if forks else {}
-    return plots | {f"runs-{task}": runs_plot(records, task) for task in tasks}
+    gauges: tuple[Gauge, ...] = ("win", "score")
+    forks = {gauge: read_forks(records, gauge) for gauge in gauges}
+    tasks = dict.fromkeys(arm.task for arm in runs_of(records))
+    plots = {f"forks-{gauge}": forks_plot(some, gauge) for gauge, some in forks.items() if some}
+    plots |= {"predictors": predictors_plot(forks)} if plots else {}
+    return plots | {f"runs-{task}-{gauge}": runs_plot(records, task, gauge) for task in tasks for gauge in gauges}
 
 
 def head(records: Mapping[Arm, Record], planned: int, command: str) -> str:

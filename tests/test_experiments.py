@@ -278,11 +278,11 @@ def test_a_measurement_replayed_sequentially() -> None:
 
 def test_plots_are_pictures_with_their_points(tmp_path: Path) -> None:
     forks = forks_with([0.0, 1.0], [False, True])
-    picture = ElementTree.fromstring(plots.forks_plot(forks))
+    picture = ElementTree.fromstring(plots.forks_plot(forks, "win"))
     filled = [e for e in picture.iter("{http://www.w3.org/2000/svg}circle") if e.get("fill") == plots.COLOURS[0]]
     across = sorted(float(e.get("cx", "nan")) for e in filled)[:2]
     assert across == [plots.LEFT, 760 - plots.RIGHT]  # at scores 0 and 1
-    assert ElementTree.fromstring(plots.predictors_plot(forks)) is not None
+    assert ElementTree.fromstring(plots.predictors_plot({"win": forks, "score": forks})) is not None
     assert plots.ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] and plots.ticks(2, 2) == [2]
 
 
@@ -293,4 +293,4 @@ def test_a_report_from_json_alone(tmp_path: Path) -> None:
         records.write(arm, json.loads(json.dumps(one)))
     text = write_report(records, [0], "cmd").read_text(encoding="utf-8")
     assert "2 of 69 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
-    assert (tmp_path / "forks.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert (tmp_path / "forks-win.svg").read_text(encoding="utf-8").startswith("<svg")
