@@ -141,7 +141,7 @@ def selectors_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     rows = []
     diverse = [arm for arm in records if arm.selector == "diversity"]
     for (task, _), arms in _grouped(diverse, lambda arm: (arm.task, arm.start)).items():
-        both = [found for arm in arms if (found := _selector_gains(arm, records, gauge)) is not None]
+        both = [found for arm in arms if (found := _beside_plain(arm, records, gauge)) is not None]
         if both:
             quality, diversity = ([one[side].mean for one in both] for side in (0, 1))
             difference = mean_of([b - a for a, b in zip(quality, diversity, strict=True)])
@@ -157,12 +157,14 @@ def selectors_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     return Table(f"Table 2. Diversity or quality ({gauge})", note, header, rows)
 
 
-def _selector_gains(arm: Arm, records: Mapping[Arm, Record], gauge: Gauge) -> tuple[Gain, Gain] | None:
-    scout = replace(arm, selector="")
-    if scout not in records:
+def _beside_plain(arm: Arm, records: Mapping[Arm, Record], gauge: Gauge) -> tuple[Gain, Gain] | None:
+    """The gain of Table 1's arm that this one changes a selector or a setting of, and its own."""
+    plain = replace(arm, selector="", variant="")
+    scout = replace(plain, schedule="off")
+    if plain not in records or scout not in records:
         return None
     start = read_start(scout, records[scout])
-    return read_gain(records[scout], start, gauge), read_gain(records[arm], start, gauge)
+    return read_gain(records[plain], start, gauge), read_gain(records[arm], start, gauge)
 
 
 def runs_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
@@ -202,7 +204,7 @@ def variants_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     rows = []
     varied = [arm for arm in records if arm.variant]
     for (task, variant), arms in _grouped(varied, lambda arm: (arm.task, arm.variant)).items():
-        both = [found for arm in arms if (found := _variant_gains(arm, records, gauge)) is not None]
+        both = [found for arm in arms if (found := _beside_plain(arm, records, gauge)) is not None]
         if both:
             plain, changed = ([one[side] for one in both] for side in (0, 1))
             difference = mean_of([b.mean - a.mean for a, b in both])
@@ -218,14 +220,6 @@ def variants_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
         "prompts, the reference is the start. Intervals of 95 % over seeds; in brackets the plain arm's seconds."
     )
     return Table(f"Table 4. Settings of the on-policy stage ({gauge})", note, header, rows)
-
-
-def _variant_gains(arm: Arm, records: Mapping[Arm, Record], gauge: Gauge) -> tuple[Gain, Gain] | None:
-    plain, scout = replace(arm, variant=""), replace(arm, variant="", schedule="off")
-    if plain not in records or scout not in records:
-        return None
-    start = read_start(scout, records[scout])
-    return read_gain(records[plain], start, gauge), read_gain(records[arm], start, gauge)
 
 
 def measuring_table(records: Mapping[Arm, Record]) -> Table:
