@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from experiments.arm import Arm
 from experiments.forks import (
@@ -176,12 +176,16 @@ def runs_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
         at = shortest(records, task)
         rounds = [one["rounds"] for one in some]
         measured = [measurements(one) for one in some]
+        for_rounds = fmean(sum(r["candidates"] - r["reused"] for r in one) for one in rounds)
+        to_measure = fmean(sum(2 * d["prompts"] for d in one) for one in measured)  # two answers a prompt
+        verdicts = for_rounds + fmean(sum(map(_verdicts, one)) for one in measured)
         rows.append(
             [
                 task, schedule, str(len(some)), _signed(mean_of([one[-1][1] for one in curves])),
                 _signed(mean_of([value_at(one, at) for one in curves])),
-                f"{fmean(sum(r['candidates'] - r['reused'] for r in one) for one in rounds):.0f}",
-                f"{fmean(sum(2 * d['prompts'] for d in one) for one in measured):.0f}",  # two answers a prompt
+                f"{for_rounds:.0f}", f"{to_measure:.0f}",
+                f"{(for_rounds + to_measure) * some[0]['setup']['max_new_tokens']:,.0f}",
+                f"{verdicts:.0f}",
                 f"{fmean(curve[-1][0] for curve in curves):.0f}",
                 f"{fmean(sum(r['sample_seconds'] + r['judge_seconds'] for r in one) for one in rounds):.0f}",
                 f"{fmean(sum(d['seconds'] for d in one) for one in measured):.0f}",
@@ -190,13 +194,22 @@ def runs_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
         )  # fmt: skip
     header = (
         "task", "schedule", "seeds", "gain, equal pairs", "gain, equal seconds", "answers sampled for rounds",
-        "answers sampled to measure", "seconds", "of them rounds", "measuring", "on-policy share from step, each seed",
+        "to measure", "tokens, at most", "verdicts of the judge", "seconds", "of them rounds", "measuring",
+        "on-policy share from step, each seed",
     )  # fmt: skip
     note = (
         "Gains as in Table 1 at the end of the run, and after as many seconds as the quickest run of the task took "
-        "(between two evaluations in proportion). Evaluations are not in the seconds. Intervals of 95 % over seeds."
+        "(between two evaluations in proportion). Evaluations are not in the seconds. Intervals of 95 % over seeds. A "
+        "verdict is one answer's score, sampled or static; the answers of the rounds that look-ahead takes back, some "
+        "128 for each measurement, are counted in its seconds only."
     )
     return Table(f"Table 3. Whole runs ({gauge})", note, header, rows)
+
+
+def _verdicts(decision: Mapping[str, Any]) -> float:
+    """The answers that a measurement had judged, of both sides."""
+    sides = decision["characteristics"]
+    return float(decision["prompts"] * (sides["on_policy"]["candidates"] + sides["off_policy"]["candidates"]))
 
 
 def variants_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:

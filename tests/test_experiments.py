@@ -32,7 +32,9 @@ ON = replace(SCOUT, schedule="on")
 
 def decision(score: float = 0.5, seconds: float = 1.0, **changes: Any) -> dict[str, Any]:
     values = {"step": 0, "stage": "injection", "on_policy_share": 0.0, "reason": "", "score": score, "low": 0.1}
-    return asdict(Decision(**{**values, "high": 0.9, "prompts": 2, "seconds": seconds, **changes}))
+    sides = {"on_policy": {"candidates": 2.0}, "off_policy": {"candidates": 3.0}}
+    values |= {"high": 0.9, "prompts": 2, "seconds": seconds, "characteristics": sides}
+    return asdict(Decision(**{**values, **changes}))
 
 
 def record(arm: Arm, *evaluations: tuple[int, float, Sequence[float]], **changes: Any) -> dict[str, Any]:
@@ -254,7 +256,9 @@ def test_table_of_runs_at_equal_pairs_and_equal_seconds() -> None:
     first, second = tables.runs_table(records, "win").rows
     assert first[1:5] == ["off", "1", "+0.250", "+0.250"]
     # On-policy: 0.25 after 8 s, 0.5 after 16 s, so 0.3125 after 10 s.
-    assert second[1:] == ["on", "1", "+0.500", "+0.312", "4", "8", "16", "2", "5", "0:0 2:1"]
+    # Judged: 4 answers of the round, and 2 sampled and 3 static ones to each of 2 prompts, twice.
+    tokens = str(12 * SETUP.max_new_tokens)
+    assert second[1:] == ["on", "1", "+0.500", "+0.312", "4", "8", tokens, "24", "16", "2", "5", "0:0 2:1"]
     del records[SCOUT]
     assert tables.runs_table(records, "win").rows == []
 
