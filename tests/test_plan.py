@@ -154,6 +154,7 @@ print(json.dumps({
     "full, checkpoints": measured(train, again),
     "lora": measured(train, lora),
     "lora, checkpoints": measured(train, {**lora, **again}),
+    "lora, bfloat16": measured(train, {**lora, "dtype": "bfloat16"}),
     "lora, offload": measured(train, {**lora, **offload}),
     "nf4, checkpoints": measured(train, {**lora, **again, "quantization": "nf4"}),
     **{f"sampling {one}": measured(sample, one) - own for one in samples},
@@ -189,6 +190,7 @@ def _eight_bits(parameters: Iterable[nn.Parameter]) -> Any:
         ("full, checkpoints", {"gradient_checkpointing": True}),
         ("lora", {"lora": LORA}),
         ("lora, checkpoints", {"lora": LORA, "gradient_checkpointing": True}),
+        ("lora, bfloat16", {"lora": LORA, "dtype": "bfloat16"}),
         ("lora, offload", {"lora": LORA, "gradient_checkpointing": "offload"}),
         (
             "nf4, checkpoints",

@@ -35,7 +35,7 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from lit_align.batch import Padded
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps
-from lit_align.policy import forward as forward_module
+from lit_align.policy import attention as attention_module
 from lit_align.policy import head as head_module
 from lit_align.policy.head import token_logps
 from lit_align.policy.shared_prompt import PADDING, shared_rows
@@ -110,7 +110,7 @@ def assert_same(model: nn.Module) -> None:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equal_to_plain_rows(name: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if attention == "segments":
-        monkeypatch.setattr(forward_module, "LONG_ROW", 1)
+        monkeypatch.setattr(attention_module, "LONG_ROW", 1)
         attention = "sdpa"
     if name == "gemma2_caps" and attention == "sdpa":
         pytest.skip("transformers has no SDPA for Gemma 2")
@@ -187,7 +187,7 @@ def test_packed_rows_of_flex_attention_equal_plain_rows(name: str, monkeypatch: 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_attention_by_segments_where_layers_run_once(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forward_module, "LONG_ROW", 1)
+    monkeypatch.setattr(attention_module, "LONG_ROW", 1)
     model = make(CONFIGS["llama"], "sdpa")
     if checkpointing:
         model.train()
@@ -209,6 +209,41 @@ def test_attention_by_segments_where_layers_run_once(checkpointing: bool, monkey
     for row, prompt in enumerate(PROMPT.lengths.tolist()):
         layer += [(prompt, prompt), *((int(c.lengths[row]), prompt + int(c.lengths[row])) for c in COMPLETIONS)]
     assert seen == layer * model.config.num_hidden_layers
+
+
+def bfloat16_gradients(model: nn.Module) -> dict[str, Tensor]:
+    loss_of(shared_logps(model, PROMPT, COMPLETIONS)).backward()
+    return gradients(model)
+
+
+def test_half_precision_is_attended_to_in_float32_where_it_is_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = bfloat16_gradients(make(CONFIGS["llama"], "sdpa"))
+    model = make(CONFIGS["llama"], "sdpa").bfloat16()
+    seen: list[torch.dtype] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is F.scaled_dot_product_attention:
+                seen.append(args[0].dtype)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        got = bfloat16_gradients(model)
+        assert set(seen) == {torch.float32}
+        seen.clear()
+        with torch.no_grad():
+            shared_logps(model, PROMPT, COMPLETIONS)
+        assert set(seen) == {torch.bfloat16}
+        model.train()
+        model.activation_checkpointing_enable()  # these layers run again in the backward, and must do the same
+        seen.clear()
+        bfloat16_gradients(model)
+        assert set(seen) == {torch.bfloat16}
+    monkeypatch.setattr(attention_module, "_slow", lambda *_: False)
+    usual = bfloat16_gradients(make(CONFIGS["llama"], "sdpa").bfloat16())
+    for name, wanted in exact.items():  # as near to float32 as torch's own way, but for rounding
+        error, allowed = ((one[name].float() - wanted).norm() for one in (got, usual))
+        assert error <= 1.5 * allowed + 0.02 * wanted.norm(), name
 
 
 BLOCK_SIZES = [(3, 7), (4, 64), (512, 1024)]

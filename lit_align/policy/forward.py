@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,16 +12,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_align.batch import Padded, PairBatch
+from lit_align.policy.attention import attention_of
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps, plain_logps
-from lit_align.policy.segments import SegmentAttention
 from lit_align.policy.shared_prompt import (
     FLEX,
-    FULL,
-    Mask,
-    SharedRows,
     attention_mask,
-    layer_kinds,
     shared_rows,
     takes_mask,
 )
@@ -30,10 +26,6 @@ from lit_align.sampling.modes import in_eval_mode
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 0.1
 """Mean nats per token by which two ways to the same log-probs differ at most: float32, half precision."""
-
-
-LONG_ROW = 512
-"""Tokens from which a row is long enough on a CPU to be attended to by segments."""
 
 
 class CompletionForward:
@@ -121,7 +113,7 @@ def shared_logps(
     mask = attention_mask(rows, _config(model), _dtype(model))
     index = torch.arange(len(rows.ids), device=rows.ids.device)[:, None]
     head = model.get_output_embeddings()  # type: ignore[operator]
-    with stopped_before(head) as hidden, _attention(model, rows, mask):
+    with stopped_before(head) as hidden, attention_of(model, rows, mask):
         model(input_ids=rows.ids, attention_mask=mask, position_ids=rows.positions, use_cache=False)
     pairs = list(zip(completions, rows.predicting, strict=True))
     gathered = torch.cat([hidden[0][index.expand_as(at)[one.mask], at[one.mask]] for one, at in pairs])
@@ -133,26 +125,6 @@ def shared_logps(
         TokenLogps.from_flat(one.mask, part, collision)
         for one, part, collision in zip(completions, values.split(sizes), collided, strict=True)
     ]
-
-
-def _attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> AbstractContextManager[object]:
-    """By segments in long rows on a CPU, where dense attention costs what its mask leaves out, too.
-
-    A GPU wants few, large kernels, and so do short rows.
-
-    Not where layers are checkpointed: they run again outside of the context and must do the same.
-    """
-    masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(_config(model))}
-    full = masks.get(FULL)
-    if not isinstance(full, Tensor) or full.dtype != torch.bool or full.device.type != "cpu":
-        return nullcontext()
-    if full.shape[-1] < LONG_ROW or _layers_run_again(model):
-        return nullcontext()
-    return SegmentAttention(rows, full)
-
-
-def _layers_run_again(model: nn.Module) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def rounding(model: nn.Module) -> float:

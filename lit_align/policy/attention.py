@@ -1,0 +1,65 @@
+"""How the rows of a training step are attended to where torch's own way is slow: on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lit_align.policy.segments import SegmentAttention
+from lit_align.policy.shared_prompt import FULL, Mask, SharedRows, layer_kinds
+
+LONG_ROW = 512
+"""Tokens from which a row is long enough on a CPU to be attended to by segments."""
+
+
+def attention_of(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> ExitStack:
+    """A context for one forward pass of `model` on a CPU; one that changes nothing on other devices.
+
+    Half precision is attended to in float32, and long rows by segments, where dense attention costs what its mask
+    leaves out, too. A GPU wants few, large kernels, and so do short rows.
+
+    Not where layers are checkpointed: they run again outside of the context and must do the same.
+    """
+    stack = ExitStack()
+    if rows.ids.device.type != "cpu" or _layers_run_again(model):
+        return stack
+    stack.enter_context(Float32Attention())
+    masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(model.config)}  # type: ignore[arg-type]
+    full = masks.get(FULL)
+    if isinstance(full, Tensor) and full.dtype == torch.bool and full.shape[-1] >= LONG_ROW:
+        stack.enter_context(SegmentAttention(rows, full))
+    return stack
+
+
+class Float32Attention(TorchFunctionMode):
+    """Inside it, attention that will be differentiated is computed in float32 on a CPU, whatever its inputs are.
+
+    The backward of torch's fused attention takes three times as long in bfloat16 as in float32 there. The result is
+    rounded to the dtype of the inputs, once.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention or len(args) != 3 or not _slow(*args):
+            return func(*args, **kwargs)
+        mask = kwargs.get("attn_mask")
+        if mask is not None and mask.is_floating_point():
+            kwargs = {**kwargs, "attn_mask": mask.float()}
+        return func(*(tensor.float() for tensor in args), **kwargs).to(args[0].dtype)
+
+
+def _slow(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    half = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    return half and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+
+
+def _layers_run_again(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
