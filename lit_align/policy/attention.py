@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,23 +18,29 @@ LONG_ROW = 512
 """Tokens from which a row is long enough on a CPU to be attended to by segments."""
 
 
-def attention_of(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> ExitStack:
-    """A context for one forward pass of `model` on a CPU; one that changes nothing on other devices.
+@contextmanager
+def cheaper_attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> Iterator[None]:
+    """For one forward pass of `model` on a CPU; changes nothing on other devices.
 
-    Half precision is attended to in float32, and long rows by segments, where dense attention costs what its mask
-    leaves out, too. A GPU wants few, large kernels, and so do short rows.
+    Half precision is attended to in float32, and long rows by segments.
 
     Not where layers are checkpointed: they run again outside of the context and must do the same.
     """
-    stack = ExitStack()
     if rows.ids.device.type != "cpu" or _layers_run_again(model):
-        return stack
-    stack.enter_context(Float32Attention())
-    masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(model.config)}  # type: ignore[arg-type]
+        yield
+        return
+    with Float32Attention(), _by_segments(model, rows, mask):
+        yield
+
+
+def _by_segments(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> AbstractContextManager[object]:
+    """In long rows, where dense attention costs what its mask leaves out, too. Short ones want few, large kernels."""
+    config: Any = model.config
+    masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(config)}
     full = masks.get(FULL)
-    if isinstance(full, Tensor) and full.dtype == torch.bool and full.shape[-1] >= LONG_ROW:
-        stack.enter_context(SegmentAttention(rows, full))
-    return stack
+    if not isinstance(full, Tensor) or full.dtype != torch.bool or full.shape[-1] < LONG_ROW:
+        return nullcontext()
+    return SegmentAttention(rows, full)
 
 
 class Float32Attention(TorchFunctionMode):
@@ -58,7 +64,7 @@ class Float32Attention(TorchFunctionMode):
 
 def _slow(query: Tensor, key: Tensor, value: Tensor) -> bool:
     half = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
-    return half and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    return half and any(tensor.requires_grad for tensor in (query, key, value))
 
 
 def _layers_run_again(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_align.batch import Padded, PairBatch
-from lit_align.policy.attention import attention_of
+from lit_align.policy.attention import cheaper_attention
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps, plain_logps
 from lit_align.policy.shared_prompt import (
@@ -113,7 +113,7 @@ def shared_logps(
     mask = attention_mask(rows, _config(model), _dtype(model))
     index = torch.arange(len(rows.ids), device=rows.ids.device)[:, None]
     head = model.get_output_embeddings()  # type: ignore[operator]
-    with stopped_before(head) as hidden, attention_of(model, rows, mask):
+    with stopped_before(head) as hidden, cheaper_attention(model, rows, mask):
         model(input_ids=rows.ids, attention_mask=mask, position_ids=rows.positions, use_cache=False)
     pairs = list(zip(completions, rows.predicting, strict=True))
     gathered = torch.cat([hidden[0][index.expand_as(at)[one.mask], at[one.mask]] for one, at in pairs])
