@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from peft import LoraConfig
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -75,7 +76,7 @@ def run_of(folder: Path, **changes: Any) -> Setup:
                                    completion_tokens=COMPLETION), **changes})  # fmt: skip
 
 
-POLICY = ("lora", "gradient_checkpointing", "quantization", "dtype")
+POLICY = ("lora", "adapter", "gradient_checkpointing", "quantization", "dtype")
 
 # Candidates, new tokens and top_p. All rows begin together, and their cache grows to 1.25 of its columns, as much as
 # it ever does, in the step before the last one.
@@ -265,6 +266,12 @@ def test_adapters_train_alone_and_tied_weights_count_once(small_llama: Path, tmp
     config(tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
     tied = simulate(run_of(tmp_path / "tied", lora=LORA))
     assert memory.frozen - tied.frozen == VOCABULARY * HIDDEN
+
+
+def test_a_saved_adapter_takes_what_a_fresh_one_does(small_llama: Path, tmp_path: Path) -> None:
+    saved = LoraConfig(r=LORA.r, target_modules="all-linear", lora_dropout=0.5, task_type="CAUSAL_LM")
+    saved.save_pretrained(tmp_path)  # is trained on without its dropout
+    assert simulate(run_of(small_llama, adapter=str(tmp_path))) == simulate(run_of(small_llama, lora=LORA))
 
 
 def test_nf4_takes_4_bits_and_scales_of_scales() -> None:

@@ -1,4 +1,4 @@
-"""LoRA layers that add in place, against peft's own."""
+"""LoRA layers that add in place and keep no copies, against peft's own."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora.layer import Linear as LoraLinear
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lit_align.policy import LoraSpec, PolicySpec
-from lit_align.policy.lora import InPlaceLoraLinear, add_in_place
+from lit_align.policy.lora import InPlaceLora, add_in_place
+from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 
 IDS = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(0))
 
 
-def with_adapter(folder: Path, ours: bool, dtype: str = "float32", **settings: object) -> nn.Module:
+def with_adapter(folder: Path, ours: bool, dtype: str = "float32", nf4: bool = False, **settings: object) -> nn.Module:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype))
+    of_dtype = getattr(torch, dtype)
+    quantised = {"quantization_config": nf4_settings(of_dtype)} if nf4 else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=of_dtype, **quantised)
+    keep_trainable_on_cpu(model)
     config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
     model = get_peft_model(model, add_in_place(config, model) if ours else config)
     torch.manual_seed(1)
@@ -27,6 +30,12 @@ def with_adapter(folder: Path, ours: bool, dtype: str = "float32", **settings: o
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     return model
+
+
+def adapted(model: nn.Module) -> list[nn.Module]:
+    layers = [module for module in model.modules() if hasattr(module, "lora_A")]
+    assert layers
+    return layers
 
 
 def run(model: nn.Module, autocast: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -45,17 +54,25 @@ def run(model: nn.Module, autocast: bool = False) -> tuple[torch.Tensor, list[to
         ("float32", False, {"use_rslora": True}, 1e-6),
         ("float32", True, {}, 0.02),  # rounds once less than peft
         ("bfloat16", False, {}, 0.02),
+        ("float32", False, {"nf4": True}, 1e-6),
+        ("bfloat16", False, {"nf4": True}, 0.02),
         ("float32", False, {"use_dora": True}, 0.0),  # peft's own
         ("float32", False, {"lora_bias": True}, 0.0),
     ],
 )
 def test_equals_peft(
-    tiny_model: Path, dtype: str, autocast: bool, settings: dict[str, object], tolerance: float
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    autocast: bool,
+    settings: dict[str, object],
+    tolerance: float,
 ) -> None:
+    monkeypatch.setattr("lit_align.policy.lora._ROWS", 5)  # of 14: three parts where casts are needed
     ours = with_adapter(tiny_model, True, dtype, **settings)
     peft = with_adapter(tiny_model, False, dtype, **settings)
-    layers = [type(module) for module in ours.modules() if isinstance(module, LoraLinear)]
-    assert layers and set(layers) == {InPlaceLoraLinear}
+    assert all(isinstance(layer, InPlaceLora) for layer in adapted(ours))
+    assert not any(isinstance(layer, InPlaceLora) for layer in adapted(peft))
     for model in (ours, peft):
         model.train()
     (logits, gradients), (wanted, wanted_gradients) = run(ours, autocast), run(peft, autocast)
@@ -92,12 +109,34 @@ def test_adapter_off_second_adapter_and_merged(tiny_model: Path) -> None:
         torch.testing.assert_close(ours(input_ids=IDS).logits, peft(input_ids=IDS).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_fresh_and_saved_adapters_have_it_and_quantised_models_do_not(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("nf4", [False, True])
+def test_keeps_no_float32_copy_of_what_it_is_given(tiny_model: Path, nf4: bool, autocast: bool) -> None:
+    """Adapters are in float32: peft keeps x in their dtype for the backward, once a layer."""
+    layer = adapted(with_adapter(tiny_model, True, "bfloat16", nf4))[0]
+    x = torch.randn(50, layer.in_features, dtype=torch.bfloat16, requires_grad=True)
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in layer.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        memory = tensor.untyped_storage()
+        if memory.data_ptr() not in {*parameters, x.untyped_storage().data_ptr()}:
+            kept[memory.data_ptr()] = memory.nbytes()
+        return tensor
+
+    keeping = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with keeping, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = layer(x)
+    assert sum(kept.values()) <= 50 * 4 * 4 + 4 * 4 * (layer.in_features + layer.out_features)  # low, and A and B
+    found.float().sum().backward()
+    assert x.grad is not None
+
+
+def test_fresh_saved_and_quantised_models_have_it(tiny_model: Path, tmp_path: Path) -> None:
     fresh = PolicySpec(str(tiny_model), lora=LoraSpec(r=2)).load_model()
     fresh.save_pretrained(tmp_path / "adapter")
     assert "custom" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
     saved = PolicySpec(str(tiny_model), adapter=str(tmp_path / "adapter")).load_model()
     four_bit = PolicySpec(str(tiny_model), lora=LoraSpec(r=2), quantization="nf4").load_model()
-    for model, wanted in ((fresh, True), (saved, True), (four_bit, False)):
-        found = [isinstance(module, InPlaceLoraLinear) for module in model.modules() if hasattr(module, "lora_A")]
-        assert found and set(found) == {wanted}
+    for model, name in ((fresh, ""), (saved, ""), (four_bit, "4bit")):
+        assert {type(layer).__name__ for layer in adapted(model)} == {f"InPlaceLoraLinear{name}"}

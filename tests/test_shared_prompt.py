@@ -185,6 +185,27 @@ def test_packed_rows_of_flex_attention_equal_plain_rows(name: str, monkeypatch: 
     assert seen == [torch.Size([1, tokens])]  # no padding at all
 
 
+class WatchAttention(TorchFunctionMode):
+    """Keeps what attention is given inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Tensor, ...]] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is F.scaled_dot_product_attention:
+            self.calls.append(args)
+        return func(*args, **(kwargs or {}))
+
+    def dtypes(self) -> set[torch.dtype]:
+        return {tensor.dtype for call in self.calls for tensor in call}
+
+
+def shared_gradients(model: nn.Module) -> dict[str, Tensor]:
+    loss_of(shared_logps(model, PROMPT, COMPLETIONS)).backward()
+    return gradients(model)
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_attention_by_segments_where_layers_run_once(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "LONG_ROW", 1)
@@ -192,16 +213,9 @@ def test_attention_by_segments_where_layers_run_once(checkpointing: bool, monkey
     if checkpointing:
         model.train()
         model.activation_checkpointing_enable()
-    seen: list[tuple[int, int]] = []
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if func is F.scaled_dot_product_attention:
-                seen.append((args[0].shape[-2], args[1].shape[-2]))
-            return func(*args, **(kwargs or {}))
-
-    with Watch():
-        loss_of(shared_logps(model, PROMPT, COMPLETIONS)).backward()
+    with WatchAttention() as watch:
+        shared_gradients(model)
+    seen = [(query.shape[-2], key.shape[-2]) for query, key, _ in watch.calls]
     if checkpointing:  # these layers run again in the backward, and must do the same
         assert set(seen) == {(21, 21)}
         return
@@ -211,36 +225,21 @@ def test_attention_by_segments_where_layers_run_once(checkpointing: bool, monkey
     assert seen == layer * model.config.num_hidden_layers
 
 
-def bfloat16_gradients(model: nn.Module) -> dict[str, Tensor]:
-    loss_of(shared_logps(model, PROMPT, COMPLETIONS)).backward()
-    return gradients(model)
-
-
 def test_half_precision_is_attended_to_in_float32_where_it_is_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = bfloat16_gradients(make(CONFIGS["llama"], "sdpa"))
+    exact = shared_gradients(make(CONFIGS["llama"], "sdpa"))
     model = make(CONFIGS["llama"], "sdpa").bfloat16()
-    seen: list[torch.dtype] = []
-
-    class Watch(TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            if func is F.scaled_dot_product_attention:
-                seen.append(args[0].dtype)
-            return func(*args, **(kwargs or {}))
-
-    with Watch():
-        got = bfloat16_gradients(model)
-        assert set(seen) == {torch.float32}
-        seen.clear()
-        with torch.no_grad():
-            shared_logps(model, PROMPT, COMPLETIONS)
-        assert set(seen) == {torch.bfloat16}
-        model.train()
-        model.activation_checkpointing_enable()  # these layers run again in the backward, and must do the same
-        seen.clear()
-        bfloat16_gradients(model)
-        assert set(seen) == {torch.bfloat16}
+    with WatchAttention() as differentiated:
+        got = shared_gradients(model)
+    with WatchAttention() as not_differentiated, torch.no_grad():
+        shared_logps(model, PROMPT, COMPLETIONS)
+    model.train()
+    model.activation_checkpointing_enable()  # these layers run again in the backward, and must do the same
+    with WatchAttention() as checkpointed:
+        shared_gradients(model)
+    assert differentiated.dtypes() == {torch.float32}
+    assert not_differentiated.dtypes() == checkpointed.dtypes() == {torch.bfloat16}
     monkeypatch.setattr(attention_module, "_slow", lambda *_: False)
-    usual = bfloat16_gradients(make(CONFIGS["llama"], "sdpa").bfloat16())
+    usual = shared_gradients(make(CONFIGS["llama"], "sdpa").bfloat16())
     for name, wanted in exact.items():  # as near to float32 as torch's own way, but for rounding
         error, allowed = ((one[name].float() - wanted).norm() for one in (got, usual))
         assert error <= 1.5 * allowed + 0.02 * wanted.norm(), name

@@ -293,8 +293,7 @@ class AlignmentDataModule(LightningDataModule):
         """Makes the next on-policy round of candidates that were sampled for a measurement.
 
         They are filled up to the sampler's number, the data's judge scores them, and they become pairs as sampled ones
-        do. A later offer takes the place of one
-        that was not used, and a share of 0 withdraws it.
+        do. A later offer takes the place of one that was not used, and a share of 0 withdraws it.
 
         Args:
             sets: fresh candidates for prompts of `measured_on`; under DDP the caller's share, and each rank calls it.

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,7 +17,7 @@ from lit_align.judges.inputs import Inputs, encode_answer
 from lit_align.judges.local import batches_by_length, config_of, identity_of, source_of, torch_device
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
-from lit_align.policy.source import is_local
+from lit_align.policy.source import locate_adapter
 from lit_align.policy.spec import PolicySpec
 from lit_align.records import CandidateSet, Prompt
 
@@ -196,7 +195,7 @@ def _with_adapter(model: Any, adapter: str, missing: set[str]) -> Any:
     from peft import PeftModel
     from peft.utils import load_peft_weights
 
-    name = str(Path(adapter).expanduser()) if is_local(adapter) else adapter
+    name = locate_adapter(adapter)
     lacking = [key for key in sorted(missing) if not any(known.endswith(key) for known in load_peft_weights(name))]
     if lacking:
         raise ValueError(

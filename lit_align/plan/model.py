@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, load_config
+from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, load_config, saved_config
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.shared_prompt import SharedRows
-from lit_align.policy.source import is_local
 from lit_align.policy.spec import PolicySpec
 
 _BLOCK, _NESTED = 64, 256
@@ -77,11 +76,9 @@ def blank_rows(rows: int, width: int) -> SharedRows:
 
 def _adapted(spec: PolicySpec, model: Any) -> nn.Module:
     if spec.adapter is not None:
-        from peft import PeftConfig, get_peft_model
+        from peft import get_peft_model
 
-        adapter = PeftConfig.from_pretrained(spec.adapter if is_local(spec.adapter) else spec.adapter)
-        adapter.inference_mode = False
-        return get_peft_model(model, adapter)
+        return get_peft_model(model, saved_config(spec.adapter, model))
     if spec.lora is not None:
         return fresh_adapter(spec.lora, model)
     model.requires_grad_(True)

@@ -15,12 +15,7 @@ from lit_align.batch import Padded, PairBatch
 from lit_align.policy.attention import cheaper_attention
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps, plain_logps
-from lit_align.policy.shared_prompt import (
-    FLEX,
-    attention_mask,
-    shared_rows,
-    takes_mask,
-)
+from lit_align.policy.shared_prompt import FLEX, attention_mask, shared_rows, takes_mask
 from lit_align.sampling.modes import in_eval_mode
 
 TOLERANCE = 1e-3

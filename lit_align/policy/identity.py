@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
-from lit_align.policy.source import is_local, locate_model
+from lit_align.policy.source import locate_adapter, locate_model
 from lit_align.policy.spec import PolicySpec
 
 _WEIGHTS = ("*.safetensors", "*.bin")  # in the order in which they are preferred
@@ -43,8 +43,7 @@ def model_identity(spec: PolicySpec, precision: str = "32-true") -> dict[str, An
 
 
 def _adapter(adapter: str) -> dict[str, str]:
-    name = str(Path(adapter).expanduser()) if is_local(adapter) else adapter
-    return _source(name, "adapter_config.json", None)
+    return _source(locate_adapter(adapter), "adapter_config.json", None)
 
 
 def _source(name: str, config: str, revision: str | None) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -23,8 +23,11 @@ from transformers import (
 
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
-from lit_align.policy.source import is_local, locate_model
+from lit_align.policy.source import locate_adapter, locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -188,7 +191,10 @@ def _within(context: Context, run: Callable[..., Any], *args: Any, **kwargs: Any
 
 def _with_adapter(spec: PolicySpec, model: PreTrainedModel) -> nn.Module:
     if spec.adapter is not None:
-        return _saved_adapter(spec.adapter, model)
+        from peft import PeftModel
+
+        config = saved_config(spec.adapter, model)
+        return PeftModel.from_pretrained(model, locate_adapter(spec.adapter), is_trainable=True, config=config)
     if spec.lora is not None:
         return fresh_adapter(spec.lora, model)
     model.requires_grad_(True)
@@ -217,25 +223,29 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUS
     return get_peft_model(model, add_in_place(config, model))
 
 
-def _saved_adapter(adapter: str, model: PreTrainedModel) -> nn.Module:
-    """The saved adapter, trainable. Its dropout is set to 0: it was SFT's, and DPO's convention is none."""
-    from peft import LoraConfig, PeftConfig, PeftModel
+def saved_config(adapter: str, model: PreTrainedModel) -> PeftConfig:
+    """The settings of a saved adapter that is trained on. Dropout is 0: it was SFT's, and DPO's convention is none.
+
+    Args:
+        adapter: a folder that peft saved, or a hub id.
+        model: the base.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: the adapter does not change layers.
+    """
+    from peft import LoraConfig, PeftConfig
 
     from lit_align.policy.lora import add_in_place
 
-    if is_local(adapter) and not (Path(adapter).expanduser() / "adapter_config.json").is_file():
-        raise FileNotFoundError(
-            f"`adapter` must be a folder that peft saved, but {Path(adapter).expanduser().absolute()} holds no "
-            "adapter_config.json."
-        )
-    name = str(Path(adapter).expanduser()) if is_local(adapter) else adapter
-    config = PeftConfig.from_pretrained(name)
+    config = PeftConfig.from_pretrained(locate_adapter(adapter))
     if config.is_prompt_learning:
         raise ValueError(
             f"The adapter {adapter!r} is of type {config.peft_type}, which adds virtual tokens. Only adapters that "
             "change layers, such as LoRA, can be trained here."
         )
+    config.inference_mode = False
     if isinstance(config, LoraConfig):
         config.lora_dropout = 0.0
         add_in_place(config, model)
-    return PeftModel.from_pretrained(model, name, is_trainable=True, config=config)
+    return config

@@ -1,41 +1,49 @@
-"""LoRA layers that take fewer passes over memory."""
+"""LoRA layers that take fewer passes over memory, and keep less of it for the backward."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, cast
 
+import torch
 from peft import LoraConfig
 from peft.tuners.lora.layer import Linear as LoraLinear
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from lit_align.policy.head import has_whole_weight
 
 
 def add_in_place(config: LoraConfig, model: PreTrainedModel) -> LoraConfig:
-    """Makes the adapters of `config` on the plain linear layers of `model` :class:`InPlaceLoraLinear`."""
-    if not getattr(model, "is_quantized", False):
+    """Makes the adapters of `config` on the plain and the NF4 layers of `model` those of :class:`InPlaceLora`."""
+    if getattr(model, "is_loaded_in_4bit", False):
+        config._register_custom_module({**_four_bit_layers(), nn.Linear: InPlaceLoraLinear})
+    elif not getattr(model, "is_quantized", False):
         config._register_custom_module({nn.Linear: InPlaceLoraLinear})
     return config
 
 
-class InPlaceLoraLinear(LoraLinear):
-    """peft's LoRA layer, W x + s B A x, that adds the adapter's part to the base's in one matrix product.
+class InPlaceLora(LoraLayer):
+    """W x + s B A x as in peft's layers, with the adapter's part added to the base's by one matrix product.
 
-    peft computes B A x, scales it and adds it: three outputs of the layer's size, of which this one needs none.
+    peft computes B A x, scales it and adds it: three outputs of the layer's size, of which this one needs none. Where
+    the adapter is in float32 on a base in half precision, peft keeps a float32 copy of x for the backward of each
+    layer; this one keeps x as it is, once for all layers that it is given to.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self._only_adapter() if not args and not kwargs else None
         if name is None:
-            return super().forward(x, *args, **kwargs)
+            return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]  # of peft's layer
+        down, up = cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
+        dtype = _autocast_dtype(x.device.type) or down.dtype
         flat = x.reshape(-1, x.shape[-1])
-        base = self.base_layer(flat)
-        down, up = cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name])
-        low = down(self.lora_dropout[name](self._cast_input_dtype(flat, down.weight.dtype)))
-        weight = up.weight.t().to(low.dtype)  # another dtype than low's under autocast
-        together = base.to(low.dtype).addmm_(low, weight, alpha=self.scaling[name])
-        return together.to(base.dtype).view(*x.shape[:-1], -1)
+        dropout = self.lora_dropout[name]
+        dropped = flat if isinstance(dropout, nn.Identity) else dropout(flat.to(dtype))
+        together = _add_low_rank(self.base_layer(flat), dropped, down, up, self.scaling[name], dtype)
+        return together.view(*x.shape[:-1], -1)
 
     def _only_adapter(self) -> str | None:
         """The one active adapter, where it is a plain one; None where peft has more to do than W x + s B A x."""
@@ -44,4 +52,83 @@ class InPlaceLoraLinear(LoraLinear):
         (name,) = self.active_adapters
         if name not in self.lora_A or name in self.lora_variant or self.lora_bias.get(name):
             return None
-        return name if has_whole_weight(self.lora_B[name]) else None
+        return name if has_whole_weight(self.lora_A[name]) and has_whole_weight(self.lora_B[name]) else None
+
+
+class InPlaceLoraLinear(InPlaceLora, LoraLinear):
+    """On a plain linear layer."""
+
+
+@cache
+def _four_bit_layers() -> dict[type[nn.Module], type[nn.Module]]:
+    """The layers of bitsandbytes, whose import takes seconds, and what adapts them."""
+    from bitsandbytes.nn import Linear4bit
+    from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
+
+    return {Linear4bit: type("InPlaceLoraLinear4bit", (InPlaceLora, LoraLinear4bit), {})}
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """Of products, where autocast decides."""
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else None
+
+
+def _add_low_rank(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """base + s B A x, computed in `dtype` and rounded to that of `base`, whose memory it may take.
+
+    Args:
+        base: [N, out].
+        x: [N, in].
+        down: A, [r, in].
+        up: B, [out, r].
+        scale: s.
+        dtype: of the products.
+    """
+    if base.dtype == x.dtype == dtype:  # no copies to spare, and nothing that torch.compile must stop for
+        return base.addmm_(x @ down.to(dtype).t(), up.to(dtype).t(), alpha=scale)
+    return cast(Tensor, _CastAndAddLowRank.apply(base, x, down, up, scale, dtype))
+
+
+_ROWS = 1024  # that are cast together
+
+
+class _CastAndAddLowRank(torch.autograd.Function):
+    """:func:`_add_low_rank` in the memory of `base`, which casts a part of the rows at a time.
+
+    x is cast again in the backward, and no copy of it is kept until then.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, dtype: torch.dtype
+    ) -> Tensor:
+        low = x.new_empty(len(x), len(down), dtype=dtype)
+        down_exact, up_exact = down.to(dtype), up.to(dtype)
+        for rows in _parts(len(x)):
+            low[rows] = x[rows].to(dtype) @ down_exact.t()
+            base[rows] = base[rows].to(dtype, copy=True).addmm_(low[rows], up_exact.t(), alpha=scale)
+        ctx.scale = scale
+        ctx.mark_dirty(base)
+        ctx.save_for_backward(x, low, down, up)
+        return base
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, low, down, up = ctx.saved_tensors
+        down_exact, up_exact = down.to(low.dtype), up.to(low.dtype)
+        down_gradient, up_gradient = torch.zeros_like(down_exact), torch.zeros_like(up_exact)
+        x_gradient = torch.empty_like(x) if ctx.needs_input_grad[1] else None
+        for rows in _parts(len(x)):
+            exact = gradient[rows].to(low.dtype)
+            low_gradient = (exact @ up_exact).mul_(ctx.scale)
+            up_gradient.addmm_(exact.t(), low[rows], alpha=ctx.scale)
+            down_gradient.addmm_(low_gradient.t(), x[rows].to(low.dtype))
+            if x_gradient is not None:
+                x_gradient[rows] = low_gradient @ down_exact
+        return gradient, x_gradient, down_gradient, up_gradient, None, None
+
+
+def _parts(rows: int) -> list[slice]:
+    return [slice(start, start + _ROWS) for start in range(0, rows, _ROWS)]

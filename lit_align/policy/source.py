@@ -42,6 +42,22 @@ def locate_model(model: str) -> str:
     return str(path)
 
 
+def locate_adapter(adapter: str) -> str:
+    """The folder that holds a saved adapter, or the hub id as it came.
+
+    Raises:
+        FileNotFoundError: where a path holds no adapter.
+    """
+    if not is_local(adapter):
+        return adapter
+    path = Path(adapter).expanduser()
+    if not (path / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"`adapter` must be a folder that peft saved, but {path.absolute()} holds no adapter_config.json."
+        )
+    return str(path)
+
+
 def is_local(name: str) -> bool:
     """Whether a name means a path: it exists, or it cannot be a hub id."""
     return name.startswith(("/", ".", "~")) or name.endswith(".gguf") or name.count("/") > 1 or Path(name).exists()
