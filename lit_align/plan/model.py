@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from lit_align.policy.head import BLOCKS
 from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, load_config, saved_config
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.shared_prompt import SharedRows
@@ -72,6 +75,12 @@ def blank_rows(rows: int, width: int) -> SharedRows:
     """Rows of tokens without values."""
     ids, positions, segments = (torch.empty(rows, width, dtype=torch.long, device="meta") for _ in range(3))
     return SharedRows(ids, positions, segments, [])
+
+
+def with_segments(rows: SharedRows, *tokens: int) -> SharedRows:
+    """The same rows that say how many tokens their prompt and each completion have."""
+    row = torch.arange(len(tokens)).repeat_interleave(torch.tensor(tokens))
+    return replace(rows, segments=row.expand(len(rows.ids), -1))
 
 
 def _adapted(spec: PolicySpec, model: Any) -> nn.Module:
@@ -138,14 +147,16 @@ def _elsewhere() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def fused_attention() -> Iterator[None]:
-    """Lets `scaled_dot_product_attention` keep what a fused kernel keeps: the meta device takes the unfused one."""
+def kernels_of(on_gpu: bool) -> Iterator[None]:
+    """Lets the meta device keep what a device's kernels keep: without this it takes torch's unfused attention."""
     before = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = _fused
+    BLOCKS["meta"] = BLOCKS["cuda" if on_gpu else "cpu"]
     try:
         yield
     finally:
         F.scaled_dot_product_attention = before
+        del BLOCKS["meta"]
 
 
 def _fused(
@@ -158,6 +169,10 @@ def _fused(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
+    if has_torch_function((query, key, value)):  # what replaces attention on a CPU comes first
+        rest = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        every = (query, key, value)
+        return cast(Tensor, handle_torch_function(_fused, every, *every, enable_gqa=enable_gqa, **rest))
     if enable_gqa:
         groups = query.shape[1] // key.shape[1]
         key, value = (each.repeat_interleave(groups, 1) for each in (key, value))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
-from lit_align.plan.model import blank_rows, config_of, dtype_of, empty_policy, fused_attention
+from lit_align.plan.model import blank_rows, config_of, dtype_of, empty_policy, kernels_of, with_segments
 from lit_align.plan.sampling import Samples, sample
 from lit_align.plan.tracker import HEAD, OPTIMIZER, REFERENCE, MemoryTracker, hold_model, is_adapter
+from lit_align.policy.attention import cheaper_attention
 from lit_align.policy.forward import stopped_before
 from lit_align.policy.head import token_logps
-from lit_align.policy.shared_prompt import attention_mask, takes_mask
+from lit_align.policy.shared_prompt import Mask, SharedRows, attention_mask, takes_mask
 from lit_align.policy.spec import PolicySpec
 from lit_align.sampling.draw import Draw
 
@@ -44,8 +46,8 @@ class Setup:
         candidates: the fewest that are sampled for a prompt: the fewer, the more prompts are computed together.
         new_tokens: drawn for each sequence at most.
         draw: draws them; None for greedy sampling.
-        on_gpu: whether it runs on a GPU, where torch's optimizers work on all parameters at once and the host's
-            memory is another.
+        on_gpu: whether it runs on a GPU, where torch's optimizers work on all parameters at once, the host's memory is
+            another, and attention and the LM head are computed in other ways than on a CPU.
     """
 
     policy: PolicySpec
@@ -98,7 +100,7 @@ def simulate(setup: Setup) -> Memory:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     tracker = MemoryTracker(config.get_text_config().vocab_size)
     moments: dict[str, Counter[str]] = {}
-    with tracker, fused_attention():
+    with tracker, kernels_of(setup.on_gpu):
         hold_model(tracker, model)
         reference = _reference(setup, tracker, model)
         if isinstance(reference, nn.Module) and not setup.reference_stays:
@@ -159,12 +161,21 @@ def _forward(setup: Setup, tracker: MemoryTracker, model: Any) -> Tensor:
     layout = blank_rows(rows, width)
     mask = attention_mask(layout, model.config, dtype_of(model)) if shares else None
     head = model.get_output_embeddings()
-    with stopped_before(head) as hidden:
+    with stopped_before(head) as hidden, _attention(setup, model, layout, mask):
         model(input_ids=layout.ids, attention_mask=mask, position_ids=layout.positions, use_cache=False)
     tokens = torch.empty(batch * count * length, dtype=torch.long, device="meta")
     gathered = hidden[0][tokens, tokens]
     with tracker.item(HEAD):
         return token_logps(gathered, tokens, head, model.config)[0]
+
+
+def _attention(
+    setup: Setup, model: nn.Module, layout: SharedRows, mask: Mask | dict[str, Mask] | None
+) -> AbstractContextManager[None]:
+    if setup.on_gpu or mask is None:
+        return nullcontext()
+    layout = with_segments(layout, setup.prompt_tokens, *[setup.completion_tokens] * setup.completions)
+    return cheaper_attention(model, layout, mask)
 
 
 def _step(setup: Setup, optimizer: Any, tracker: MemoryTracker) -> None:

@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 from lit_align.policy.segments import SegmentAttention
 from lit_align.policy.shared_prompt import FULL, Mask, SharedRows, layer_kinds
 
+ON_CPU = ("cpu", "meta")
+"""Devices that are attended on as on a CPU: in the plan of a run there, too."""
 LONG_ROW = 512
 """Tokens from which a row is long enough on a CPU to be attended to by segments."""
 
@@ -26,7 +28,7 @@ def cheaper_attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str,
 
     Not where layers are checkpointed: they run again outside of the context and must do the same.
     """
-    if rows.ids.device.type != "cpu" or _layers_run_again(model):
+    if rows.ids.device.type not in ON_CPU or _layers_run_again(model):
         yield
         return
     with Float32Attention(), _by_segments(model, rows, mask):
@@ -63,7 +65,7 @@ class Float32Attention(TorchFunctionMode):
 
 
 def _slow(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    half = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)
+    half = query.device.type in ON_CPU and query.dtype in (torch.bfloat16, torch.float16)
     return half and any(tensor.requires_grad for tensor in (query, key, value))
 
 
