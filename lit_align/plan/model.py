@@ -170,7 +170,7 @@ def _fused(
     enable_gqa: bool = False,
 ) -> Tensor:
     if has_torch_function((query, key, value)):  # what replaces attention on a CPU comes first
-        rest = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
+        rest: dict[str, Any] = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
         every = (query, key, value)
         return cast(Tensor, handle_torch_function(_fused, every, *every, enable_gqa=enable_gqa, **rest))
     if enable_gqa:
