@@ -172,7 +172,7 @@ def _fused(
     if has_torch_function((query, key, value)):  # what replaces attention on a CPU comes first
         rest: dict[str, Any] = {"attn_mask": attn_mask, "dropout_p": dropout_p, "is_causal": is_causal, "scale": scale}
         every = (query, key, value)
-        return cast(Tensor, handle_torch_function(_fused, every, *every, enable_gqa=enable_gqa, **rest))
+        return handle_torch_function(_fused, every, *every, enable_gqa=enable_gqa, **rest)
     if enable_gqa:
         groups = query.shape[1] // key.shape[1]
         key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
