@@ -32,17 +32,18 @@ class Shape:
 
 @dataclass(frozen=True)
 class RandomLlama:
-    """The size of a randomly initialised Llama with tied embeddings.
+    """The size of a randomly initialised Llama with tied embeddings, in the proportions of SmolLM2.
 
     The defaults have 31 million parameters, 19 million of them in the embeddings.
     """
 
     hidden: int = 384
-    intermediate: int = 1024
     layers: int = 8
-    heads: int = 6
-    kv_heads: int = 2
     vocabulary: int = 49152
+
+    @property
+    def heads(self) -> int:
+        return max(3, self.hidden // 64)
 
     def save(self, folder: Path) -> Path:
         """Saves the model, always with the same weights, in float32."""
@@ -52,10 +53,10 @@ class RandomLlama:
         config = LlamaConfig(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
+            intermediate_size=self.hidden * 8 // 3,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
+            num_key_value_heads=self.heads // 3,
             max_position_embeddings=8192,
             pad_token_id=0,
             bos_token_id=1,

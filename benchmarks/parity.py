@@ -30,7 +30,7 @@ from common import (
     write_json,
 )
 
-MODEL = RandomLlama(hidden=64, intermediate=160, layers=3, heads=4, kv_heads=2, vocabulary=512)
+MODEL = RandomLlama(hidden=96, layers=3, vocabulary=512)
 LONGEST_PROMPT, LONGEST_COMPLETION = 48, 40
 
 

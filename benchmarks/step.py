@@ -4,8 +4,9 @@
     python benchmarks/step.py --peer plain
 
 A step is forward, loss, backward and optimizer, with LoRA on all linear layers and the reference computed ahead on
-both sides. Each side trains in a process of its own; the processes take turns, step by step. The floor is what the
-step's multiply-adds would take at the rate of a plain matrix product, measured between the steps.
+both sides. Each side trains in a process of its own; the processes take turns of a few steps, one after the other as in
+training. The floor is what the step's multiply-adds would take at the rate of a plain matrix product, measured between
+the turns.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def measure(shape: Shape, model: str, options: argparse.Namespace) -> dict[str, 
         "rank": options.rank,
         "dtype": options.dtype,
         "threads": options.threads,
-        "steps": WARM_UP + options.repeats,
+        "steps": (WARM_UP + options.repeats) * options.consecutive,
     }
     with Side("lit-align", settings) as lit, Side(options.peer, settings) as peer:
         seconds: dict[str, list[float]] = {"lit_align": [], "peer": []}
@@ -82,10 +83,10 @@ def measure(shape: Shape, model: str, options: argparse.Namespace) -> dict[str, 
         for turn in range(WARM_UP + options.repeats):
             rates.append(lit.ask("rate")["rate"])
             for key, side in (("lit_align", lit), ("peer", peer)):
-                took = side.ask("step")["seconds"]
+                took = [side.ask("step")["seconds"] for _ in range(options.consecutive)]
                 if turn >= WARM_UP:
-                    seconds[key].append(took)
-                print(f"{shape.name} {turn}: {key} {took:.2f} s", file=sys.stderr)
+                    seconds[key] += took
+                print(f"{shape.name} {turn}: {key} {' '.join(f'{one:.2f}' for one in took)} s", file=sys.stderr)
         lit.peak, peer.peak = lit.answer(), peer.answer()
         return _result(shape, options, seconds, rates, lit, peer)
 
@@ -233,7 +234,8 @@ def _options() -> argparse.Namespace:
         help=f"of {', '.join(SHAPES)}, or tokens such as 150+2x250; default: those three",
     )
     parser.add_argument("--pairs", type=int, default=4, help="pairs a step")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps a side, after one that is not")
+    parser.add_argument("--repeats", type=int, default=3, help="timed turns a side, after one that is not")
+    parser.add_argument("--consecutive", type=int, default=3, help="steps a turn, one right after the other")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapters on all linear layers")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")

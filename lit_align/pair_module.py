@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_align.batch import PairBatch
+from lit_align.host_memory import keep_freed_memory
 from lit_align.seeding import derive_seed
 
 
@@ -44,6 +45,10 @@ class PairModule(LightningModule):
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """The configured optimizer over these parameters."""
         return self._make_optimizer(parameters)
+
+    def on_fit_start(self) -> None:
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Seeds torch from (run seed, rank, micro-batch): dropout then does not depend on what ran before."""

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from lit_align import pair_module
 from lit_align.batch import Padded, PairBatch
 from lit_align.losses import BCO, DPO, LDDPO, WPO, LossOutput, PairLogps, PreferenceLoss, RSOHinge, SLiCHF
 from lit_align.module import AlignmentModule
@@ -454,6 +455,15 @@ def test_load_from_checkpoint_and_configure_twice(tiny_model: Path, tmp_path: Pa
     assert loaded.policy is policy
     expected = module.pair_logps(batch()).policy_chosen_logps
     torch.testing.assert_close(loaded.pair_logps(batch()).policy_chosen_logps, expected)
+
+
+def test_a_fit_on_a_cpu_keeps_the_memory_that_it_frees(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(pair_module, "keep_freed_memory", lambda: calls.append(1))
+    trainer(tmp_path, max_steps=1).fit(lora_module(tiny_model), loader())
+    assert calls == [1]
 
 
 def test_making_the_module_loads_nothing(tmp_path: Path) -> None:
