@@ -253,9 +253,15 @@ def _tokenised_dpo_trainer() -> Any:
 
 
 def measured_environment(threads: int) -> dict[str, str]:
-    """The environment of a measured process: no network, `threads` threads that wait as torch has them by default."""
+    """The environment of a measured process: no network, `threads` threads that wait as torch has them by default.
+
+    glibc keeps freed memory, as lit-align has it in every fit on a CPU (`lit_align/host_memory.py`): without that TRL's
+    step, whose logits are large, can take twice as long.
+    """
     return {
         **os.environ,
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TQDM_DISABLE": "1",
