@@ -59,21 +59,9 @@ def test_training_that_differs_is_told(tmp_path: Path) -> None:
 
 def test_a_step_of_both_sides_is_timed(tmp_path: Path) -> None:
     output = tmp_path / "step.json"
-    tiny = [
-        "--hidden",
-        "48",
-        "--layers",
-        "2",
-        "--vocabulary",
-        "300",
-        "--pairs",
-        "2",
-        "--repeats",
-        "2",
-        "--consecutive",
-        "2",
-    ]
-    ran = run("step.py", output, "--peer", "trl", *tiny, "--shapes", "12+2x8", "9+2x5")
+    tiny = ["--hidden", "48", "--layers", "2", "--vocabulary", "300", "--pairs", "2"]
+    turns = ["--repeats", "2", "--consecutive", "2"]
+    ran = run("step.py", output, "--peer", "trl", *tiny, *turns, "--shapes", "12+2x8", "9+2x5")
     assert ran.returncode == 0, ran.stderr
     written = json.loads(output.read_text())
     assert written["machine"]["threads"] == 1 and written["machine"]["versions"]["trl"].startswith("1.")
