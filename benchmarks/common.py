@@ -112,8 +112,8 @@ def pair_batches(pairs: Sequence[Pair], batch_size: int) -> list[Any]:
     return batches
 
 
-def lit_module(model: Path | str, rank: int | None, dtype: str, learning_rate: float) -> Any:
-    """lit-align's module with DPO and AdamW; `rank` None trains all weights."""
+def lit_module(model: Path | str, rank: int | None, dtype: str, learning_rate: float, compiled: bool = False) -> Any:
+    """lit-align's module with DPO and AdamW, fused as TRL's is; `rank` None trains all weights."""
     import torch
 
     from lit_align.losses import DPO
@@ -122,9 +122,9 @@ def lit_module(model: Path | str, rank: int | None, dtype: str, learning_rate: f
 
     lora = None if rank is None else LoraSpec(r=rank, alpha=2 * rank)
     module = AlignmentModule(
-        PolicySpec(str(model), dtype=dtype, lora=lora),  # type: ignore[arg-type]
+        PolicySpec(str(model), dtype=dtype, lora=lora, compile=compiled),  # type: ignore[arg-type]
         DPO(beta=BETA),
-        optimizer=lambda params: torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=learning_rate, weight_decay=0.0, fused=True),
     )
     module.configure_model()
     return module
@@ -167,6 +167,7 @@ def trl_trainer(
     dtype: str,
     learning_rate: float,
     precompute: bool,
+    compiled: bool = False,
     folder: Path,
     callbacks: Sequence[Any] = (),
 ) -> Any:
@@ -192,6 +193,7 @@ def trl_trainer(
         per_device_train_batch_size=batch_size,
         train_sampling_strategy="sequential",
         precompute_ref_log_probs=precompute,
+        torch_compile=compiled,
         max_length=None,
         dataloader_pin_memory=False,
     )
@@ -252,16 +254,16 @@ def _tokenised_dpo_trainer() -> Any:
 # ---------------------------------------------------------------------- report
 
 
-def measured_environment(threads: int) -> dict[str, str]:
-    """The environment of a measured process: no network, `threads` threads that wait as torch has them by default.
+ALLOCATORS = {"kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}, "system": {}}
+"""What glibc does with freed memory in a measured process: keeps it, as lit-align has it in every fit on a CPU
+(`lit_align/host_memory.py`), or gives it back, as it comes; a lit-align fit still keeps it then."""
 
-    glibc keeps freed memory, as lit-align has it in every fit on a CPU (`lit_align/host_memory.py`): without that TRL's
-    step, whose logits are large, can take twice as long.
-    """
+
+def measured_environment(threads: int, allocator: str = "kept") -> dict[str, str]:
+    """The environment of a measured process: no network, `threads` threads that wait as torch has them by default."""
     return {
-        **os.environ,
-        "MALLOC_MMAP_MAX_": "0",
-        "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+        **{name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")},
+        **ALLOCATORS[allocator],
         "OMP_NUM_THREADS": str(threads),
         "HF_HUB_OFFLINE": "1",
         "TQDM_DISABLE": "1",

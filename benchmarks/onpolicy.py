@@ -34,8 +34,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import machine, table, write_json
-from step import BUSY, GB, WARM_UP, Side
+from common import ALLOCATORS, machine, table, write_json
+from step import ALLOCATOR_HELP, BUSY, GB, WARM_UP, Side
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SIDES = {"lit_align": "lit-align rounds", "peer": "trl rounds"}
@@ -53,6 +53,7 @@ def main() -> int:
         "rank": options.rank,
         "dtype": options.dtype,
         "threads": options.threads,
+        "allocator": options.allocator,
         "sequences": options.sequences,
         "reference_batch": options.reference_batch,
         "peer_prompts": options.peer_prompts,
@@ -153,6 +154,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapters on all linear layers")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
+    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="kept", help=ALLOCATOR_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/onpolicy.json"))
     return parser.parse_args()
 

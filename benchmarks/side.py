@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def run_lit(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
-    module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE)
+    module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE, settings["compile"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     module.to(device)
     batches = [batch.to(device) for batch in pair_batches(equal_pairs(settings), settings["pairs"])]
@@ -128,6 +128,7 @@ def run_trl(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
         dtype=settings["dtype"],
         learning_rate=LEARNING_RATE,
         precompute=True,
+        compiled=settings["compile"],
         folder=folder,
         callbacks=[TRLSteps(steps)],
     )

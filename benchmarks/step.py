@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import RandomLlama, Shape, machine, measured_environment, table, write_json
+from common import ALLOCATORS, RandomLlama, Shape, machine, measured_environment, table, write_json
 
 SHAPES = {
     shape.name: shape
@@ -31,6 +31,7 @@ WARM_UP = 1
 GB = 1e9
 BUSY = 0.5
 """Load average from which timings are not to be trusted."""
+ALLOCATOR_HELP = "kept: glibc keeps freed memory on both sides; system: as it comes, and lit-align sets it by itself"
 SIDE = Path(__file__).with_name("side.py")
 
 
@@ -75,6 +76,8 @@ def measure(shape: Shape, model: str, options: argparse.Namespace) -> dict[str, 
         "rank": options.rank,
         "dtype": options.dtype,
         "threads": options.threads,
+        "allocator": options.allocator,
+        "compile": options.compile,
         "steps": (WARM_UP + options.repeats) * options.consecutive,
     }
     with Side("lit-align", settings) as lit, Side(options.peer, settings) as peer:
@@ -103,7 +106,7 @@ class Side:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=measured_environment(settings["threads"]),
+            env=measured_environment(settings["threads"], settings["allocator"]),
             text=True,
         )
         self._send(json.dumps({**settings, "side": name}))
@@ -238,7 +241,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--consecutive", type=int, default=3, help="steps a turn, one right after the other")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapters on all linear layers")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides (not with --peer plain)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
+    parser.add_argument("--allocator", choices=list(ALLOCATORS), default="kept", help=ALLOCATOR_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/step.json"))
     return parser.parse_args()
 

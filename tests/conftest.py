@@ -40,7 +40,8 @@ def _isolated() -> Iterator[None]:
         "PYTEST_CURRENT_TEST",
         "OMP_WAIT_POLICY",
         "GOMP_SPINCOUNT",
-    }  # our CLI's, Lightning's and pytest's own
+        "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+    }  # our CLI's, Lightning's, pytest's and torch.compile's own
     leaked = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)} - allowed
     for key in leaked:
         os.environ.pop(key, None) if key not in before else os.environ.__setitem__(key, before[key])

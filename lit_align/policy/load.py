@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.policy.compiled import compile_layers
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import locate_adapter, locate_model
@@ -54,6 +55,8 @@ def load_model(spec: PolicySpec) -> nn.Module:
     with quiet_libraries():
         model = _load_base(spec, name, load_config(spec))
         keep_activations(spec, model)
+        if spec.compile:
+            compile_layers(model)
         return _with_adapter(spec, model).train()  # dropout in the base is 0, so only an adapter's is on
 
 
@@ -72,6 +75,11 @@ def check_spec(spec: PolicySpec) -> None:
         raise ValueError(
             f'quantization: "{spec.quantization}" keeps the base in 4 bits, which cannot be trained itself: '
             "set `lora` (QLoRA), or drop the quantization to train all weights."
+        )
+    if spec.compile and spec.gradient_checkpointing == "offload":
+        raise ValueError(
+            "`compile` and `gradient_checkpointing: offload` do not go together: torch.compile cannot keep a layer's "
+            "input in the host's memory. Set gradient_checkpointing to true, or compile to false."
         )
 
 

@@ -87,6 +87,9 @@ def _add_low_rank(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: floa
     """
     if base.dtype == x.dtype == dtype:  # no copies to spare, and nothing that torch.compile must stop for
         return base.addmm_(x @ down.to(dtype).t(), up.to(dtype).t(), alpha=scale)
+    if torch.compiler.is_compiling():  # which casts without copies by itself, for any number of rows
+        low = x.to(dtype) @ down.to(dtype).t()
+        return base.to(dtype).addmm(low, up.to(dtype).t(), alpha=scale).to(base.dtype)
     return cast(Tensor, _CastAndAddLowRank.apply(base, x, down, up, scale, dtype))
 
 

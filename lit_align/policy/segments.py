@@ -36,9 +36,13 @@ class SegmentAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is self._mask and len(args) == 3:
             rest = {key: value for key, value in kwargs.items() if key not in ("attn_mask", "is_causal")}
-            rows = zip(self._rows, *(tensor.split(1) for tensor in args), strict=True)
-            return torch.cat([row.attention(query, key, value, rest) for row, query, key, value in rows])
+            return self._by_segments(*args, rest)
         return func(*args, **kwargs)
+
+    @torch.compiler.disable  # it would be compiled anew for all lengths of segments
+    def _by_segments(self, query: Tensor, key: Tensor, value: Tensor, rest: dict[str, Any]) -> Tensor:
+        rows = zip(self._rows, query.split(1), key.split(1), value.split(1), strict=True)
+        return torch.cat([row.attention(q, k, v, rest) for row, q, k, v in rows])
 
 
 class _Row:

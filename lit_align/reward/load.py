@@ -19,8 +19,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.policy.compiled import compile_layers
 from lit_align.policy.load import (
     base_options,
+    check_spec,
     fresh_adapter,
     keep_activations,
     load_tokenizer,
@@ -64,14 +66,12 @@ def load_reward_model(spec: PolicySpec) -> nn.Module:
             f"a reward model takes no saved adapter, got {spec.adapter!r}: merge it into its base, name the merged "
             "folder as `model`, and set `lora` for fresh adapters"
         )
-    if spec.quantization is not None and spec.lora is None:
-        raise ValueError(
-            f'quantization: "{spec.quantization}" keeps the base in 4 bits, which cannot be trained itself: '
-            "set `lora`, or drop the quantization to train all weights"
-        )
+    check_spec(spec)
     with quiet_libraries():
         model = _classifier(spec)
         keep_activations(spec, model)
+        if spec.compile:
+            compile_layers(model)
         if spec.lora is not None:
             return fresh_adapter(spec.lora, model, _TASK).train()
         return model.requires_grad_(True).train()

@@ -1,0 +1,61 @@
+"""A model's layers, compiled by `torch.compile` for the passes that are differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from lit_align.progress import note
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compiles the repeated layers of `model` at their first pass with gradients, once for all of them.
+
+    Lengths of rows do not compile them anew. Values are rounded wherever the layers themselves would round them, so
+    half precision gives the same noise with and without. Passes without gradients (sampling, the reference,
+    validation) run as before: they come in too many forms to be worth it.
+
+    Args:
+        model: of transformers, which names the layers that repeat.
+
+    Raises:
+        ValueError: where it names none.
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ValueError(
+            f"`compile` compiles a model's repeated layers, but {type(model).__name__} does not say which they are "
+            "(its `_no_split_modules` names none): set it to false."
+        )
+    note(f"compile: {len(layers)} layers are compiled at the first step, which takes a minute or so")
+    for layer in layers:
+        layer.forward = MethodType(_forward, layer)  # a method, so that a copy of the layer runs its own weights
+
+
+def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return _eager(layer, *args, **kwargs)
+    try:
+        return _compiled()(layer, *args, **kwargs)
+    except TorchDynamoException as error:
+        why = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())
+        raise RuntimeError(
+            f"torch.compile could not compile a {type(layer).__name__}: {why} It needs a C++ compiler on a CPU (g++ or "
+            "clang++, or the environment variable CXX) and Triton on a GPU. model.policy.compile: false trains without."
+        ) from error
+
+
+def _eager(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return type(layer).forward(layer, *args, **kwargs)
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    return torch.compile(_eager, dynamic=True, options={"emulate_precision_casts": True})

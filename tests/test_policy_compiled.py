@@ -1,0 +1,178 @@
+"""`compile`: the same log-probs and gradients, compiled once for all lengths, and only where it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from lit_align.policy import LoraSpec, PolicySpec, plain_logps, shared_logps
+from lit_align.policy import attention as attention_module
+from lit_align.policy.compiled import _compiled, compile_layers
+from lit_align.reward.load import load_reward_model
+from lit_align.sampling import TransformersSampler
+from tests.test_shared_prompt import COMPLETIONS, CONFIGS, PROMPT, assert_same, gradients, loss_of, make, rows
+from tests.tiny import tiny_tokenizer
+
+LORA = LoraSpec(r=4)
+torch_compile = torch.compile
+
+
+@pytest.fixture(autouse=True)
+def _compiles_anew() -> Iterator[None]:
+    def reset() -> None:
+        _compiled.cache_clear()
+        torch._dynamo.reset()
+        counters.clear()
+
+    reset()
+    yield
+    reset()
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are traced and differentiated as `torch.compile` does it, but no C++ is written: seconds, not minutes."""
+
+    def compile_(function: Any, dynamic: bool, options: object) -> Any:
+        return torch_compile(function, dynamic=dynamic, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile_)
+
+
+def graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def awake(spec: PolicySpec, load: Callable[[PolicySpec], nn.Module] = PolicySpec.load_model) -> nn.Module:
+    """A model with adapters that change something, the same ones every time."""
+    torch.manual_seed(2)
+    model = load(spec)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def backward(model: nn.Module, *lengths: int) -> None:
+    prompt, completions = rows(*lengths), [rows(*lengths, seed=1), rows(*(n + 2 for n in lengths), seed=2)]
+    loss_of(shared_logps(model, prompt, completions)).backward()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_code_gives_the_numbers_of_the_layers(tiny_model: Path, dtype: Any) -> None:
+    plain, compiled = (awake(PolicySpec(str(tiny_model), dtype=dtype, lora=LORA, compile=on)) for on in (False, True))
+    wanted, got = (loss_of(shared_logps(model, PROMPT, COMPLETIONS)) for model in (plain, compiled))
+    rounding = 1e-5 if dtype == "float32" else 2e-2
+    torch.testing.assert_close(got, wanted, atol=rounding, rtol=rounding)
+    for loss in (wanted, got):
+        loss.backward()
+    expected, found = gradients(plain), gradients(compiled)
+    scale = max(gradient.abs().max().item() for gradient in expected.values())
+    assert graphs() > 0 and found.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=rounding * scale, rtol=rounding, msg=name)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt_neox", "gemma2_caps", "gemma3_window"])
+def test_equal_to_plain_rows(name: str, traced: None) -> None:
+    model = make(CONFIGS[name], "eager" if name == "gemma2_caps" else "sdpa")
+    compile_layers(model)
+    assert_same(model)
+    assert graphs() > 0
+
+
+@pytest.mark.parametrize(("quantization", "checkpointing"), [(None, False), ("nf4", True)])
+def test_equal_under_lora(tiny_model: Path, quantization: Any, checkpointing: Any, traced: None) -> None:
+    spec = PolicySpec(
+        str(tiny_model),
+        dtype="float32",
+        quantization=quantization,
+        lora=LORA,
+        gradient_checkpointing=checkpointing,
+        compile=True,
+    )
+    assert_same(awake(spec))
+    assert graphs() > 0
+
+
+@pytest.mark.parametrize("by_segments", [False, True])
+def test_lengths_do_not_compile_anew(
+    tiny_model: Path, by_segments: bool, traced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if by_segments:
+        monkeypatch.setattr(attention_module, "LONG_ROW", 1)
+    model = PolicySpec(str(tiny_model), dtype="bfloat16", lora=LORA, compile=True).load_model()
+    backward(model, 4, 5, 6)
+    first = graphs()
+    for lengths in ((3, 9, 2), (11, 2, 4, 6), (7, 7, 5), (2, 13, 6, 8, 9)):
+        backward(model, *lengths)
+    assert 0 < graphs() == first
+
+
+def test_what_is_not_trained_is_not_compiled(tiny_model: Path, traced: None) -> None:
+    policy = PolicySpec(str(tiny_model), lora=LORA, compile=True).load_model()
+    with torch.no_grad():
+        shared_logps(policy, PROMPT, COMPLETIONS)
+        plain_logps(policy, PROMPT, COMPLETIONS)
+    sampler = TransformersSampler(num_candidates=2, max_new_tokens=3)
+    sampler.sample(policy, tiny_tokenizer(), [[5, 6, 7]], stop_ids=[2], pad_id=0, seed=0)
+    assert graphs() == 0
+
+
+def test_a_copy_runs_its_own_weights(tiny_model: Path, traced: None) -> None:
+    policy = PolicySpec(str(tiny_model), compile=True).load_model()
+    copied = deepcopy(policy)
+    before = loss_of(shared_logps(copied, PROMPT, COMPLETIONS))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+    for graded in (True, False):
+        with torch.set_grad_enabled(graded):
+            assert torch.equal(loss_of(shared_logps(copied, PROMPT, COMPLETIONS)), before)
+
+
+def test_names_of_weights_stay(tiny_model: Path) -> None:
+    names = [
+        PolicySpec(str(tiny_model), lora=LORA, compile=on).load_model().state_dict().keys() for on in (True, False)
+    ]
+    assert names[0] == names[1]
+
+
+def test_reward_models_are_compiled(tiny_model: Path, traced: None) -> None:
+    def scores(compile: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        spec = PolicySpec(str(tiny_model), dtype="float32", lora=LORA, compile=compile)
+        model = awake(spec, load_reward_model)
+        found = model(input_ids=PROMPT.ids, attention_mask=PROMPT.mask.long()).logits
+        found.sum().backward()
+        return found.detach(), gradients(model)
+
+    torch.testing.assert_close(scores(True), scores(False), atol=1e-5, rtol=1e-4)
+    assert graphs() > 0
+
+
+def test_a_model_without_named_layers_is_refused() -> None:
+    with pytest.raises(ValueError, match="Linear does not say which"):
+        compile_layers(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("load", [PolicySpec.load_model, load_reward_model])
+def test_offload_is_refused(tiny_model: Path, load: Callable[[PolicySpec], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="do not go together"):
+        load(PolicySpec(str(tiny_model), lora=LORA, gradient_checkpointing="offload", compile=True))
+
+
+def test_a_compiler_that_fails_is_named_with_what_to_do(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backend(*_: object) -> Any:
+        raise OSError("no compiler here")
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: torch_compile(function, backend=backend))
+    policy = PolicySpec(str(tiny_model), lora=LORA, compile=True).load_model()
+    with pytest.raises(RuntimeError, match=r"could not compile a LlamaDecoderLayer(.|\n)*no compiler here(.|\n)*false"):
+        shared_logps(policy, PROMPT, COMPLETIONS)
