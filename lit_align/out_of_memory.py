@@ -292,8 +292,10 @@ def _card(device: torch.device) -> str:
 def _single_pair(pair: PairBatch, spec: PolicySpec) -> str:
     lengths = [int(one.lengths[0]) for one in (pair.prompt, pair.chosen, pair.rejected)]
     changes = []
-    if spec.gradient_checkpointing != "offload":
-        changes += [f"model.policy.gradient_checkpointing: {'offload' if spec.gradient_checkpointing else 'true'}"]
+    if not spec.gradient_checkpointing:
+        changes += ["model.policy.gradient_checkpointing: true"]
+    elif spec.may_offload:
+        changes += ["model.policy.gradient_checkpointing: offload"]
     changes += ["smaller data.max_prompt_tokens and data.max_completion_tokens"]
     if spec.lora is None and spec.adapter is None:
         changes += ["model.policy.lora.r: 16"]

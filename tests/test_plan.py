@@ -350,8 +350,9 @@ def test_offloading_comes_after_smaller_micro_batches_and_on_a_gpu_alone(small_l
         "data.batch_size: 1, trainer.accumulate_grad_batches: 2",
         "model.policy.gradient_checkpointing: offload",
     ]
-    setup = replace(setup, on_gpu=False)
-    assert len(changes_to_fit(setup, simulated(setup), CUDA_CONTEXT + 150, simulated)) == 1
+    compiled = replace(setup, policy=replace(setup.policy, compile=True))
+    for other in (replace(setup, on_gpu=False), compiled):
+        assert len(changes_to_fit(other, simulated(other), CUDA_CONTEXT + 150, simulated)) == 1
 
 
 CONFIG = """

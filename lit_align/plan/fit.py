@@ -86,7 +86,7 @@ def _proposals(setup: Setup, at: str) -> Iterator[_Proposal]:
         half, more = setup.batch_size // 2, setup.accumulate * 2
         setting = f"data.batch_size: {half}, trainer.accumulate_grad_batches: {more}"
         yield setting, replace(setup, batch_size=half, accumulate=more)
-    if not sampling and at != REFERENCE_PASS and policy.gradient_checkpointing is True and setup.on_gpu:
+    if not sampling and at != REFERENCE_PASS and policy.may_offload and setup.on_gpu:
         offloaded = replace(policy, gradient_checkpointing="offload")
         yield "model.policy.gradient_checkpointing: offload", replace(setup, policy=offloaded)
     yield from _smaller_states(setup)

@@ -108,7 +108,7 @@ class _CastAndAddLowRank(torch.autograd.Function):
     ) -> Tensor:
         low = x.new_empty(len(x), len(down), dtype=dtype)
         down_exact, up_exact = down.to(dtype), up.to(dtype)
-        for rows in _parts(len(x)):
+        for rows in _parts(x):
             low[rows] = x[rows].to(dtype) @ down_exact.t()
             base[rows] = base[rows].to(dtype, copy=True).addmm_(low[rows], up_exact.t(), alpha=scale)
         ctx.scale = scale
@@ -123,7 +123,7 @@ class _CastAndAddLowRank(torch.autograd.Function):
         down_exact, up_exact = down.to(low.dtype), up.to(low.dtype)
         down_gradient, up_gradient = torch.zeros_like(down_exact), torch.zeros_like(up_exact)
         x_gradient = torch.empty_like(x) if ctx.needs_input_grad[1] else None
-        for rows in _parts(len(x)):
+        for rows in _parts(x):
             exact = gradient[rows].to(low.dtype)
             low_gradient = (exact @ up_exact).mul_(ctx.scale)
             up_gradient.addmm_(exact.t(), low[rows], alpha=ctx.scale)
@@ -133,5 +133,6 @@ class _CastAndAddLowRank(torch.autograd.Function):
         return gradient, x_gradient, down_gradient, up_gradient, None, None
 
 
-def _parts(rows: int) -> list[slice]:
-    return [slice(start, start + _ROWS) for start in range(0, rows, _ROWS)]
+def _parts(x: Tensor) -> list[slice]:
+    """The rows, cast part by part; of a plan on the meta device one part, which takes the memory of each."""
+    return [slice(start, start + _ROWS) for start in range(0, min(len(x), _ROWS) if x.is_meta else len(x), _ROWS)]

@@ -62,6 +62,11 @@ class PolicySpec:
     trust_remote_code: bool = False
     chat_template: str | None = None
 
+    @property
+    def may_offload(self) -> bool:
+        """Whether `gradient_checkpointing: offload` in place of true would be taken and would save memory."""
+        return self.gradient_checkpointing is True and not self.compile
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Loads the tokenizer. One without a padding token pads with its end-of-sequence token.
 
