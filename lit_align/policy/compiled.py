@@ -45,9 +45,9 @@ def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     try:
         return _compiled()(layer, *args, **kwargs)
     except TorchDynamoException as error:
-        why = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split())
+        why = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split()).rstrip(".")
         raise RuntimeError(
-            f"torch.compile could not compile a {type(layer).__name__}: {why} It needs a C++ compiler on a CPU (g++ or "
+            f"torch.compile could not compile a {type(layer).__name__}: {why}. It needs a C++ compiler on a CPU (g++ or "
             "clang++, or the environment variable CXX) and Triton on a GPU. model.policy.compile: false trains without."
         ) from error
 
