@@ -8,6 +8,7 @@ from types import MethodType
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
@@ -34,7 +35,7 @@ def compile_layers(model: nn.Module) -> None:
             f"`compile` compiles a model's repeated layers, but {type(model).__name__} does not say which they are "
             "(its `_no_split_modules` names none): set it to false."
         )
-    note(f"compile: {len(layers)} layers are compiled at the first step, which takes a minute or so")
+    rank_zero_only(note)(f"compile: {len(layers)} layers are compiled at the first step, which takes about a minute")
     for layer in layers:
         layer.forward = MethodType(_forward, layer)  # a method, so that a copy of the layer runs its own weights
 
@@ -47,7 +48,7 @@ def _forward(layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
     except TorchDynamoException as error:
         why = " ".join(str(error).split("Set TORCHDYNAMO_VERBOSE")[0].split()).rstrip(".")
         raise RuntimeError(
-            f"torch.compile could not compile a {type(layer).__name__}: {why}. It needs a C++ compiler on a CPU (g++ or "
+            f"torch.compile could not compile a {type(layer).__name__}: {why}. It needs a C++ compiler on a CPU (g++, "
             "clang++, or the environment variable CXX) and Triton on a GPU. model.policy.compile: false trains without."
         ) from error
 

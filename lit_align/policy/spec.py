@@ -43,8 +43,8 @@ class PolicySpec:
         adapter: folder or hub id of a saved adapter to go on training, in place of `lora`.
         gradient_checkpointing: true recomputes activations in the backward pass: less memory, about a third slower.
             "offload" also keeps each layer's input in the host's memory meanwhile: for long rows on a small GPU.
-        compile: compile the layers with `torch.compile`, which takes a minute or two at the first step and then a
-            part of the time and of the memory off each step. For long runs.
+        compile: compile the layers with `torch.compile`: about a minute at the first step, then less time and memory
+            a step. For runs of hundreds of steps; not with "offload".
         attn_implementation: such as "sdpa", "eager" or "flash_attention_2"; None takes the model's default.
         trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
         chat_template: a Jinja file or the template's text, in place of the tokenizer's own.
