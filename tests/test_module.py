@@ -78,10 +78,12 @@ def full_module(tiny_model: Path, **options: Any) -> AlignmentModule:
     return AlignmentModule(PolicySpec(str(tiny_model)), DPO(), optimizer=adamw, **options)
 
 
-def start_warnings(module: AlignmentModule, tmp_path: Path, data: DataLoader[PairBatch] | None = None) -> list[str]:
+def start_warnings(
+    module: AlignmentModule, tmp_path: Path, data: DataLoader[PairBatch] | None = None, precision: Any = None
+) -> list[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer(tmp_path, max_steps=1).fit(module, data or loader())
+        trainer(tmp_path, max_steps=1, precision=precision).fit(module, data or loader())
     return [text for w in caught if "Before the first step" in (text := str(w.message))]
 
 
@@ -259,6 +261,8 @@ def test_a_clean_start_is_silent(tiny_model: Path, sft_adapter: Path, tmp_path: 
         lora_module(tiny_model, SLiCHF()),
     ):
         assert start_warnings(module, tmp_path) == []
+    for precision in ("bf16-mixed", "bf16-true"):
+        assert start_warnings(lora_module(tiny_model), tmp_path, precision=precision) == []
 
 
 def test_a_loaded_adapter_against_the_bare_base_is_suspicious(

@@ -238,11 +238,25 @@ def test_half_precision_is_attended_to_in_float32_where_it_is_differentiated(mon
         shared_gradients(model)
     assert differentiated.dtypes() == {torch.float32}
     assert not_differentiated.dtypes() == checkpointed.dtypes() == {torch.bfloat16}
-    monkeypatch.setattr(attention_module, "_slow", lambda *_: False)
+    monkeypatch.setattr(attention_module, "HALF_PRECISIONS", ())
     usual = shared_gradients(make(CONFIGS["llama"], "sdpa").bfloat16())
     for name, wanted in exact.items():  # as near to float32 as torch's own way, but for rounding
         error, allowed = ((one[name].float() - wanted).norm() for one in (got, usual))
         assert error <= 1.5 * allowed + 0.02 * wanted.norm(), name
+
+
+def test_under_autocast_a_prompt_is_shared_and_attended_to_in_float32() -> None:
+    """Weights in float32, products in bfloat16: two ways to the same log-probs differ by what bfloat16 rounds."""
+    model = make(CONFIGS["llama"], "sdpa")
+    forward = CompletionForward()
+    with torch.autocast("cpu", torch.bfloat16), WatchAttention() as watch, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_of(forward(model, PROMPT, COMPLETIONS)).backward()
+        plain = loss_of(plain_logps(model, PROMPT, COMPLETIONS)).item()
+    assert forward._shares[model] and abs(plain - loss_of(plain_logps(model, PROMPT, COMPLETIONS)).item()) > 1e-2
+    shared = [call for call in watch.calls if call[0].shape[-2] == 21 and len(call[0]) == 3]
+    assert len(shared) == model.config.num_hidden_layers  # type: ignore[union-attr]
+    assert {tensor.dtype for call in shared for tensor in call} == {torch.float32}
 
 
 BLOCK_SIZES = [(3, 7), (4, 64), (512, 1024)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype
 from lit_align.policy.segments import SegmentAttention
 from lit_align.policy.shared_prompt import FULL, Mask, SharedRows, layer_kinds
 
@@ -49,24 +50,23 @@ class Float32Attention(TorchFunctionMode):
     """Inside it, attention that will be differentiated is computed in float32 on a CPU, whatever its inputs are.
 
     The backward of torch's fused attention takes three times as long in bfloat16 as in float32 there. The result is
-    rounded to the dtype of the inputs, once.
+    rounded once, to the dtype that it has otherwise: autocast's, or that of the inputs.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention or len(args) != 3 or not _slow(*args):
+        if func is not F.scaled_dot_product_attention or len(args) != 3:
+            return func(*args, **kwargs)
+        dtype = autocast_dtype("cpu") or args[0].dtype
+        if dtype not in HALF_PRECISIONS or not any(tensor.requires_grad for tensor in args):
             return func(*args, **kwargs)
         mask = kwargs.get("attn_mask")
         if mask is not None and mask.is_floating_point():
             kwargs = {**kwargs, "attn_mask": mask.float()}
-        return func(*(tensor.float() for tensor in args), **kwargs).to(args[0].dtype)
-
-
-def _slow(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    half = query.device.type in ON_CPU and query.dtype in (torch.bfloat16, torch.float16)
-    return half and any(tensor.requires_grad for tensor in (query, key, value))
+        with torch.autocast("cpu", enabled=False):
+            return func(*(tensor.float() for tensor in args), **kwargs).to(dtype)
 
 
 def _layers_run_again(model: nn.Module) -> bool:

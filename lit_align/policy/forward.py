@@ -15,6 +15,7 @@ from lit_align.batch import Padded, PairBatch
 from lit_align.policy.attention import cheaper_attention
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps, plain_logps
+from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype
 from lit_align.policy.shared_prompt import FLEX, attention_mask, shared_rows, takes_mask
 from lit_align.sampling.modes import in_eval_mode
 
@@ -124,7 +125,9 @@ def shared_logps(
 
 def rounding(model: nn.Module) -> float:
     """Mean nats per token that rounding explains between two ways to the same log-probs."""
-    return TOLERANCE if _dtype(model) == torch.float32 else HALF_TOLERANCE
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    device = next(embeddings.parameters()).device.type
+    return HALF_TOLERANCE if (autocast_dtype(device) or _dtype(model)) in HALF_PRECISIONS else TOLERANCE
 
 
 @contextmanager

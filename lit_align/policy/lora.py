@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from lit_align.policy.head import has_whole_weight
+from lit_align.policy.precision import autocast_dtype
 
 
 def add_in_place(config: LoraConfig, model: PreTrainedModel) -> LoraConfig:
@@ -38,7 +39,7 @@ class InPlaceLora(LoraLayer):
         if name is None:
             return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]  # of peft's layer
         down, up = cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
-        dtype = _autocast_dtype(x.device.type) or down.dtype
+        dtype = autocast_dtype(x.device.type) or down.dtype
         flat = x.reshape(-1, x.shape[-1])
         dropout = self.lora_dropout[name]
         dropped = flat if isinstance(dropout, nn.Identity) else dropout(flat.to(dtype))
@@ -66,12 +67,6 @@ def _four_bit_layers() -> dict[type[nn.Module], type[nn.Module]]:
     from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 
     return {Linear4bit: type("InPlaceLoraLinear4bit", (InPlaceLora, LoraLinear4bit), {})}
-
-
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    """Of products, where autocast decides."""
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if autocast else None
 
 
 def _add_low_rank(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
