@@ -267,6 +267,14 @@ def test_validate_and_predict(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert (folder / "run/boundary.jsonl").exists(), "only a fit puts a run aside"
 
 
+@pytest.mark.parametrize(("command", "limit"), [("validate", "val"), ("test", "test"), ("predict", "predict")])
+def test_a_command_that_would_take_no_pairs_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str], command: str, limit: str
+) -> None:
+    assert main([command, "--config", "c.yaml", f"--trainer.limit_{limit}_batches", "0"]) == 2
+    assert f"--trainer.limit_{limit}_batches 1.0 takes all of them" in capsys.readouterr().err
+
+
 def test_measure_needs_no_training(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["measure", "--config", "c.yaml", "--output", "o.json", "--max_prompts", "2"]) == 0
     found = json.loads((folder / "o.json").read_text())

@@ -33,6 +33,8 @@ from lit_align.trainer import AlignmentTrainer
 
 DESCRIPTION = "Preference alignment that measures its stage while it trains. lit-align --help gives an overview."
 OF_POLICIES = ("measure", "precompute", "plan")
+LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+"""What of the Trainer says how much of the held-out pairs a command takes."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -117,11 +119,16 @@ class AlignmentCLI(LightningCLI):
             raise ValueError(shortened(str(error))) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As Lightning's; a command for policies gets no other module."""
+        """As Lightning's; a command for policies gets no other module, and each has something to do."""
         if subcommand in OF_POLICIES and not isinstance(self.model, AlignmentModule):
             raise UsageError(
                 f"`{subcommand}` is for policies, and the config's model is a {type(self.model).__name__}: give one "
                 "whose model is an AlignmentModule"
+            )
+        if subcommand in LIMITS and not getattr(self.trainer, LIMITS[subcommand]):
+            raise UsageError(
+                f"the config's trainer.{LIMITS[subcommand]} is 0, so `{subcommand}` would take none of the held-out "
+                f"pairs: --trainer.{LIMITS[subcommand]} 1.0 takes all of them"
             )
         super()._run_subcommand(subcommand)
         if subcommand != "fit" and self.trainer.is_global_zero:  # the summary of a fit has them
