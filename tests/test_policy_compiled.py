@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from lit_align.losses import DPO
+from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec, plain_logps, shared_logps
 from lit_align.policy import attention as attention_module
 from lit_align.policy.compiled import _compiled, compile_layers
 from lit_align.reward.load import load_reward_model
 from lit_align.sampling import TransformersSampler
+from tests.test_module import adamw, loader, trainer
 from tests.test_shared_prompt import COMPLETIONS, CONFIGS, PROMPT, assert_same, gradients, loss_of, make, rows
 from tests.tiny import tiny_tokenizer
 
@@ -136,6 +139,19 @@ def test_a_copy_runs_its_own_weights(tiny_model: Path, traced: None) -> None:
     for graded in (True, False):
         with torch.set_grad_enabled(graded):
             assert torch.equal(loss_of(shared_logps(copied, PROMPT, COMPLETIONS)), before)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_fit_ends_as_without(tiny_model: Path, tmp_path: Path, precision: Any, traced: None) -> None:
+    def trained(compile: bool) -> dict[str, Tensor]:
+        torch.manual_seed(3)
+        spec = PolicySpec(str(tiny_model), dtype="float32", lora=LORA, compile=compile)
+        module = AlignmentModule(spec, DPO(), optimizer=adamw)
+        trainer(tmp_path, precision=precision, accumulate_grad_batches=2).fit(module, loader())
+        return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+    torch.testing.assert_close(trained(True), trained(False), atol=1e-5 if precision == "32-true" else 1e-3, rtol=1e-3)
+    assert graphs() > 0
 
 
 def test_names_of_weights_stay(tiny_model: Path) -> None:
