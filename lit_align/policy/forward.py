@@ -106,7 +106,7 @@ def shared_logps(
     rows = shared_rows(prompt, completions)
     if _config(model)._attn_implementation == FLEX:
         rows = rows.packed()
-    mask = attention_mask(rows, _config(model), _dtype(model))
+    mask = attention_mask(rows, _config(model), _embedding(model).dtype)
     index = torch.arange(len(rows.ids), device=rows.ids.device)[:, None]
     head = model.get_output_embeddings()  # type: ignore[operator]
     with stopped_before(head) as hidden, cheaper_attention(model, rows, mask):
@@ -125,9 +125,9 @@ def shared_logps(
 
 def rounding(model: nn.Module) -> float:
     """Mean nats per token that rounding explains between two ways to the same log-probs."""
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    device = next(embeddings.parameters()).device.type
-    return HALF_TOLERANCE if (autocast_dtype(device) or _dtype(model)) in HALF_PRECISIONS else TOLERANCE
+    embedding = _embedding(model)
+    dtype = autocast_dtype(embedding.device.type) or embedding.dtype
+    return HALF_TOLERANCE if dtype in HALF_PRECISIONS else TOLERANCE
 
 
 @contextmanager
@@ -173,6 +173,6 @@ def _config(model: nn.Module) -> Any:
     return model.config
 
 
-def _dtype(model: nn.Module) -> torch.dtype:
+def _embedding(model: nn.Module) -> Tensor:
     embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    return next(embeddings.parameters()).dtype
+    return next(embeddings.parameters())
