@@ -241,11 +241,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--consecutive", type=int, default=3, help="steps a turn, one right after the other")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapters on all linear layers")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides (not with --peer plain)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides; not with --peer plain")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="kept", help=ALLOCATOR_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/step.json"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.compile and options.peer == "plain":
+        parser.error("--compile compiles both sides, and the plain one is not compiled: leave it out")
+    return options
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from lit_align.cli.keys import Wanted, refuse_unknown_keys
 from lit_align.cli.parser import Parser, shortened
 from lit_align.data import AlignmentDataModule
 from lit_align.data.ranks import gather
+from lit_align.data.trainer_view import LIMITS
 from lit_align.module import AlignmentModule
 from lit_align.progress import note
 from lit_align.report.summary import judge_reports
@@ -33,8 +34,6 @@ from lit_align.trainer import AlignmentTrainer
 
 DESCRIPTION = "Preference alignment that measures its stage while it trains. lit-align --help gives an overview."
 OF_POLICIES = ("measure", "precompute", "plan")
-LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
-"""What of the Trainer says how much of the held-out pairs a command takes."""
 
 
 class SaveConfig(SaveConfigCallback):

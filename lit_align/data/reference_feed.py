@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from lit_align.data.encoder import TokenizedPair
 from lit_align.data.loader import collate
 from lit_align.data.reference_logps import ReferenceLogps, Values, open_reference
+from lit_align.data.trainer_view import LIMITS
 from lit_align.progress import note
 
 if TYPE_CHECKING:
     from lit_align.data.datamodule import AlignmentDataModule
-
-_LIMITS = {"test": "limit_test_batches", "predict": "limit_predict_batches"}
 
 
 class ReferenceFeed:
@@ -141,7 +140,7 @@ class ReferenceFeed:
     def _held_out_shown(self) -> list[TokenizedPair]:
         """The held-out pairs that the Trainer's limits let through."""
         data, trainer = self._data, self._data.trainer
-        limit = getattr(trainer, _LIMITS.get(trainer.state.fn.value, "limit_val_batches"))  # type: ignore[union-attr]
+        limit = getattr(trainer, LIMITS.get(trainer.state.fn.value, LIMITS["validate"]))  # type: ignore[union-attr]
         size = data.val_batch_size * trainer.world_size  # type: ignore[union-attr]
         batches = limit if isinstance(limit, int) else math.ceil(limit * math.ceil(len(data.val_pairs) / size))
         return data.val_pairs[: batches * size]

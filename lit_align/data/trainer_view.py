@@ -9,6 +9,9 @@ from tqdm import tqdm
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
 
+LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+"""What of the Trainer says how much of the held-out pairs a command takes."""
+
 
 class TrainerView:
     """The Trainer as it is at the moment.

@@ -54,9 +54,7 @@ def load_model(spec: PolicySpec) -> nn.Module:
     name = locate_model(spec.model)
     with quiet_libraries():
         model = _load_base(spec, name, load_config(spec))
-        keep_activations(spec, model)
-        if spec.compile:
-            compile_layers(model)
+        prepare_layers(spec, model)
         return _with_adapter(spec, model).train()  # dropout in the base is 0, so only an adapter's is on
 
 
@@ -164,6 +162,13 @@ def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrai
         )
     keep_trainable_on_cpu(model)
     return model
+
+
+def prepare_layers(spec: PolicySpec, model: PreTrainedModel) -> None:
+    """Lets the layers of the base keep what `spec` says for their backward, and be compiled where it says so."""
+    keep_activations(spec, model)
+    if spec.compile:
+        compile_layers(model)
 
 
 def keep_activations(spec: PolicySpec, model: PreTrainedModel, on_host: Context | None = None) -> None:

@@ -19,13 +19,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lit_align.policy.compiled import compile_layers
 from lit_align.policy.load import (
     base_options,
     check_spec,
     fresh_adapter,
-    keep_activations,
     load_tokenizer,
+    prepare_layers,
     read_config,
     switch_off_dropout,
 )
@@ -69,9 +68,7 @@ def load_reward_model(spec: PolicySpec) -> nn.Module:
     check_spec(spec)
     with quiet_libraries():
         model = _classifier(spec)
-        keep_activations(spec, model)
-        if spec.compile:
-            compile_layers(model)
+        prepare_layers(spec, model)
         if spec.lora is not None:
             return fresh_adapter(spec.lora, model, _TASK).train()
         return model.requires_grad_(True).train()
