@@ -17,7 +17,7 @@ import pytest
 
 from lit_align.judges import CachedJudge, Comparison
 from lit_align.judges.chat import ChatJudge, TooManyAbstentions
-from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict
+from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict, behind_thoughts
 from lit_align.records import Candidate, CandidateSet, Message
 from lit_align.remote import RequestRefused, Server, ServerUnreachable, client
 from lit_align.remote.key import require_variable_name
@@ -125,7 +125,6 @@ def test_equal_answers_tie_unasked(server: Fake) -> None:
         ("A it is. [[A]]", 1.0),
         ("[[B]]\n", 0.0),
         ("[[C]]", 0.5),
-        ("<think>[[A]]? no, [[B]]!</think>So: [[B]]", 0.0),
         ("[[A]] or [[B]]", None),
         ("[[A]], I said [[A]]", None),
         ("[[a]]", None),
@@ -135,6 +134,34 @@ def test_equal_answers_tie_unasked(server: Fake) -> None:
 )
 def test_a_verdict_is_there_exactly_once(text: str, verdict: float | None) -> None:
     assert Verdict(VERDICT)(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "behind"),
+    [
+        ("So: [[B]]", "So: [[B]]"),
+        ("<think>[[A]]? no, [[B]]!</think>So: [[B]]", "So: [[B]]"),
+        ("[[A]]? no, [[B]]!</think>So: [[B]]", "So: [[B]]"),  # opened by the template
+        ("<think>[[A]]?", None),
+        ("<think>[[A]]?</think> or <think>[[B]]", None),
+        ("[THINK]a[/THINK][[A]]", "[[A]]"),
+        ("[THINK][[A]]", None),
+        ("<|channel|>analysis<|message|>[[A]]", None),
+        ("<|channel|>analysis<|message|>a<|channel|>final<|message|>[[A]]", "<|message|>[[A]]"),
+    ],
+)
+def test_what_is_said_behind_a_thought(text: str, behind: str | None) -> None:
+    assert behind_thoughts(text) == behind
+
+
+@pytest.mark.parametrize("answer", [{"says": "<think>Perhaps [[A]]"}, {"says": "[[A]] is", "finish_reason": "length"}])
+def test_a_verdict_in_an_unfinished_answer_is_none(server: Fake, answer: dict[str, Any]) -> None:
+    server.behave({"kind": "ok"}, {"kind": "ok", **answer})
+    one = judge(server, concurrency=1)
+    verdicts = one.compare(pairs((2, 1), (2, 1)))
+    assert verdicts[0] == 1.0 and math.isnan(verdicts[1])
+    assert (one.usage.unfinished, one.usage.unparsed) == (1, 0)
+    assert "1 abstentions (0 without a verdict, 1 unfinished, 0 failed)" in one.report()
 
 
 def test_a_verdict_of_ones_own() -> None:
@@ -250,7 +277,6 @@ def test_a_failed_call_is_an_abstention(server: Fake) -> None:
     "trouble",
     [
         {"says": "no idea"},
-        {"says": "A seems", "finish_reason": "length"},
         {"kind": "text", "text": "{}"},
         {"kind": "text", "text": '{"choices": [{"message": {"content": null}}]}'},
     ],
@@ -266,7 +292,7 @@ def test_a_verdict_in_one_token_may_be_cut_behind_it(server: Fake) -> None:
     server.behave(always={"kind": "ok", "says": "1", "finish_reason": "length"})
     one = judge(server, verdict=r"^(?:(?P<first>1)|(?P<second>2))", max_tokens=1)
     assert one.compare(pairs((2, 1))) == [1.0]
-    with pytest.raises(TooManyAbstentions, match=r"cut at its longest length \(`max_tokens`\): '1'"):
+    with pytest.raises(TooManyAbstentions, match=r"was cut \(finish_reason 'length', `max_tokens`\): '1'"):
         judge(server).compare(pairs((2, 1)))
 
 

@@ -14,9 +14,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 from lit_align.judges.base import ABSTAINED, Comparison, PairwiseJudge
-from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict
+from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict, behind_thoughts
 from lit_align.remote import Reply, RequestRefused, Server, ServerError, ServerUnreachable
 
+_CUT = ("length", "content_filter")
+"""Why a server ends an answer before the model does, as `finish_reason`."""
 _EVERY = 60.0  # seconds from one line about the progress to the next
 
 
@@ -33,6 +35,7 @@ class Usage:
         retries: requests that were repeated.
         failed: comparisons without an answer; each is an abstention.
         unparsed: comparisons whose answer has no clear verdict; each is an abstention.
+        unfinished: comparisons whose answer was cut or stops within a thought; each is an abstention.
         prompt_tokens: as the server counts them.
         completion_tokens: as the server counts them.
         seconds: spent waiting.
@@ -42,6 +45,7 @@ class Usage:
     retries: int = 0
     failed: int = 0
     unparsed: int = 0
+    unfinished: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
@@ -60,8 +64,8 @@ class Usage:
 class ChatJudge(PairwiseJudge):
     """Asks a chat model which of two answers is better, each pair in both orders.
 
-    A comparison that gets no answer, or one without exactly one verdict, is an abstention: it is counted and left
-    out. Too many of them stop the run, as do a refused key and a server that cannot be reached.
+    A comparison that gets no answer, an unfinished one, or one without exactly one verdict is an abstention: it is
+    counted and left out. Too many of them stop the run, as do a refused key and a server that cannot be reached.
 
     Args:
         model: the name that the server knows the model by.
@@ -70,8 +74,8 @@ class ChatJudge(PairwiseJudge):
             itself is kept nowhere.
         template: what to ask: a text with `{prompt}`, `{first}`, `{second}` and, for delimiters that an answer cannot
             forge, `{mark}`; or a file with it. null takes one that asks for [[A]], [[B]] or [[C]].
-        verdict: regular expression that must match the answer exactly once, behind `</think>` where that is in it;
-            its groups `first`, `second` and `tie` tell who won.
+        verdict: regular expression that must match the answer exactly once, behind the thoughts that it shows
+            (`<think>...</think>` and the like); its groups `first`, `second` and `tie` tell who won.
         temperature: of the chat model; null leaves it to the server, for models that refuse the setting.
         max_tokens: longest answer in tokens; null leaves it to the server.
         extra_body: more fields of the request, such as `{max_completion_tokens: 2000}`.
@@ -187,11 +191,11 @@ class ChatJudge(PairwiseJudge):
         used = self.usage
         if not used.answers + used.failed:
             return None
-        abstained = used.failed + used.unparsed
-        why = f" ({used.unparsed} without a verdict, {used.failed} failed)" if abstained else ""
+        abstained = used.failed + used.unparsed + used.unfinished
+        why = f"{used.unparsed} without a verdict, {used.unfinished} unfinished, {used.failed} failed"
         parts = [
             f"judge {self._settings['model']}: {used.answers + used.failed:,} comparisons so far",
-            f"{abstained or 'no'} abstentions{why}",
+            f"{abstained} abstentions ({why})" if abstained else "no abstentions",
             f"{used.prompt_tokens:,} + {used.completion_tokens:,} tokens",
         ]
         parts += [f"{used.retries:,} retries"] if used.retries else []
@@ -207,12 +211,16 @@ class ChatJudge(PairwiseJudge):
                 raise outcome
             return self._abstained(str(outcome))
         self.usage.add(outcome)
-        text, cut = _said(outcome.payload)
-        verdict = None if text is None else self._verdict(text)
+        text, cut = _answer(outcome.payload)
+        conclusion = behind_thoughts(text)
+        if conclusion is None or (cut and not self._verdict.leads):
+            self.usage.unfinished += 1
+            how = f"was cut (finish_reason {cut!r}, `max_tokens`)" if cut else "stops within a thought"
+            return self._abstained(f"an answer that {how}: {text[-200:]!r}")
+        verdict = self._verdict(conclusion)
         if verdict is None:
             self.usage.unparsed += 1
-            why = ", cut at its longest length (`max_tokens`)" if cut else ""
-            return self._abstained(f"an answer without exactly one verdict (`verdict`){why}: {(text or '')[-200:]!r}")
+            return self._abstained(f"an answer without exactly one verdict (`verdict`): {text[-200:]!r}")
         self._lately.append(None)
         return verdict
 
@@ -225,7 +233,8 @@ class ChatJudge(PairwiseJudge):
 
     def _require_verdicts(self) -> None:
         """After a batch: a judge that never gave a verdict is set up wrongly, however few it was asked for."""
-        if self._max_abstentions < 1 and self._lately and self.usage.answers == self.usage.unparsed:
+        without = self.usage.unparsed + self.usage.unfinished
+        if self._max_abstentions < 1 and self._lately and self.usage.answers == without:
             raise self._too_many([one for one in self._lately if one is not None])
 
     def _too_many(self, failures: Sequence[str]) -> TooManyAbstentions:
@@ -235,11 +244,12 @@ class ChatJudge(PairwiseJudge):
         )
 
 
-def _said(payload: Mapping[str, Any]) -> tuple[str | None, bool]:
-    """The answer's text, None where there is none, and whether it was cut."""
+def _answer(payload: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The answer's text, empty where there is none, and why the server cut it, if it did."""
     try:
         choice = payload["choices"][0]
         text = choice["message"]["content"]
     except (KeyError, IndexError, TypeError):
-        return None, False
-    return text if isinstance(text, str) else None, choice.get("finish_reason") == "length"
+        return "", None
+    reason = choice.get("finish_reason")
+    return text if isinstance(text, str) else "", reason if reason in _CUT else None

@@ -38,7 +38,24 @@ VERDICT = r"\[\[(?:(?P<first>A)|(?P<second>B)|(?P<tie>C))\]\]"
 
 _PLACEHOLDER = re.compile(r"\{(prompt|first|second|mark)\}")
 _VALUES = {"first": 1.0, "second": 0.0, "tie": 0.5}
-_END_OF_THOUGHT = "</think>"
+_THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis", "<|channel|>final"),
+)
+"""What opens and what closes a model's thoughts in its answer."""
+
+
+def behind_thoughts(text: str) -> str | None:
+    """What an answer says behind the model's thoughts, if it shows them; None where one is not finished."""
+    for opening, closing in _THOUGHTS:
+        text = text.rpartition(closing)[2]
+        if opening in text:
+            return None
+    return text
 
 
 class Question:
@@ -89,9 +106,14 @@ class Verdict:
                 f"'(?P<first>A)|(?P<second>B)|(?P<tie>tie)'; got {pattern!r}"
             )
 
+    @property
+    def leads(self) -> bool:
+        """Whether an answer must begin with the verdict, so that neither a thought nor a cut can change it."""
+        return self._pattern.pattern.startswith(("^", r"\A"))
+
     def __call__(self, text: str) -> float | None:
-        """1, 0 or 0.5 where there is exactly one verdict behind the model's thoughts, if it shows them; else None."""
-        found = list(self._pattern.finditer(text.rpartition(_END_OF_THOUGHT)[2]))
+        """1, 0 or 0.5 where there is exactly one verdict; else None."""
+        found = list(self._pattern.finditer(text))
         if len(found) != 1:
             return None
         return next((_VALUES[name] for name, part in found[0].groupdict().items() if part is not None), None)
