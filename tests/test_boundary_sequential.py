@@ -154,14 +154,3 @@ def test_the_benchmark_does_what_the_class_does(benchmark: ModuleType) -> None:
     found = benchmark.simulate(0.4, spread, 1, 200, 16, 0.05, 3)
     assert (found.prompts, found.undecided) == (prompts, float(not test.decided))
     assert found.covered_at_stop == float(low <= 0.4 <= high)
-
-
-def test_the_examples_in_the_docstrings() -> None:
-    import doctest
-
-    import lit_align.boundary.budget
-    import lit_align.boundary.sequential
-
-    for module in (lit_align.boundary.sequential, lit_align.boundary.budget):
-        found = doctest.testmod(module)
-        assert found.attempted and not found.failed

@@ -26,6 +26,7 @@ class DistinctN(CandidateMetric):
         kwargs: of torchmetrics.
 
     Example:
+        >>> from lit_align.records import Candidate
         >>> metric = DistinctN(2)
         >>> metric.update([CandidateSet((), (Candidate("a b c"), Candidate("a b d")))])
         >>> round(float(metric.compute()), 2)  # ab, bc, bd of four
