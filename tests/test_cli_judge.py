@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from lit_align import run_folder
 from lit_align.cli import main
@@ -131,6 +133,35 @@ def test_a_model_of_unknown_type_is_one_sentence(
     assert main(command) == 1
     error = capsys.readouterr().err.strip().splitlines()
     assert "does not know models of the type `nonsense`" in error[-2] and "git+" not in "".join(error)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainer.accelerator=gpu"], "there is no GPU here that torch can use: --trainer.accelerator cpu"),
+        (["--model.base.model=broken"], "a file of weights (.safetensors) is broken or cut short ("),
+        (["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=lss"], "EarlyStopping looks at `lss`"),
+        (["--trainer.max_steps=-2"], "`max_steps` must be a non-negative integer or -1"),
+    ],
+)
+def test_what_lightning_and_safetensors_refuse_is_one_message(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if "--trainer.accelerator=gpu" in options and torch.cuda.is_available():
+        pytest.skip("a machine with a GPU")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model, "broken")
+    weights = Path("broken/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    Path("rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 4)
+    command = [
+        "fit", "--config", str(ROOT / "configs/reward_model.yaml"), "--data.train=rows.jsonl", "--data.val_fraction=0",
+        "--model.base.model", str(tiny_model), "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    assert main([*command, *options]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-2].startswith(f"error: {message}") and error[-1] == "(--debug shows where)"
 
 
 def test_a_command_for_policies_refuses_a_reward_model(capsys: pytest.CaptureFixture[str]) -> None:

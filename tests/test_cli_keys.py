@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from lit_align.cli import main
 
@@ -91,6 +93,102 @@ def test_a_loss_chosen_on_the_command_line_brings_its_own_keys(
     assert done.value.code == 0
     assert "delta: 2.0" in capsys.readouterr().out
     assert "model.loss.beta" in refused(capsys, *args, "--model.loss.beta", "2")
+
+
+def printed_trainer(capsys: pytest.CaptureFixture[str], *args: str) -> dict[str, Any]:
+    """The trainer's section of `--print_config`, its objects as (class, arguments that are not null)."""
+    with pytest.raises(SystemExit) as done:
+        main([*args, "--print_config"])
+    out = capsys.readouterr()
+    assert done.value.code == 0, out.err
+    return dict(yaml.safe_load(out.out)["trainer"])
+
+
+def named(value: Any) -> tuple[str, dict[str, Any]]:
+    return value["class_path"].rsplit(".", 1)[1], value.get("init_args", {})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/loss"],
+        ["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.init_args.monitor", "val/loss"],
+        ["--trainer.callbacks+", '{"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}'],
+    ],
+)
+def test_callbacks_are_added_and_set_one_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    callbacks = "trainer: {callbacks: [{class_path: WinRateCallback, init_args: {num_prompts: 3}}]}\n"
+    (tmp_path / "c.yaml").write_text(GOOD + callbacks)
+    more = ["--trainer.callbacks+=LearningRateMonitor", "--trainer.callbacks.logging_interval=step"]
+    trainer = printed_trainer(capsys, "fit", "--config", str(tmp_path / "c.yaml"), *words, *more)
+    (first, arguments), (second, stopping), (third, monitor) = map(named, trainer["callbacks"])
+    assert (first, second, third) == ("WinRateCallback", "EarlyStopping", "LearningRateMonitor")
+    assert (arguments["num_prompts"], stopping["monitor"], monitor["logging_interval"]) == (3, "val/loss", "step")
+
+
+def test_a_config_adds_to_the_callbacks_of_the_one_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD + "trainer: {callbacks: [LearningRateMonitor]}\n")
+    (tmp_path / "d.yaml").write_text(
+        "trainer: {callbacks+: [{class_path: EarlyStopping, init_args: {monitor: loss}}]}\n"
+    )
+    configs = ["--config", str(tmp_path / "c.yaml"), "--config", str(tmp_path / "d.yaml")]
+    trainer = printed_trainer(capsys, "fit", *configs, "--trainer.callbacks.patience=7")
+    (first, _), (second, stopping) = map(named, trainer["callbacks"])
+    assert (first, second, stopping["patience"]) == ("LearningRateMonitor", "EarlyStopping", 7)
+
+
+def test_loggers_strategies_and_profilers_take_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    start = ["fit", "--config", str(tmp_path / "c.yaml")]
+    words = [
+        "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs",
+        "--trainer.logger+=TensorBoardLogger", "--trainer.logger.save_dir=boards",
+        "--trainer.strategy=DDPStrategy", "--trainer.strategy.find_unused_parameters=true",
+        "--trainer.profiler=AdvancedProfiler", "--trainer.profiler.dump_stats=true",
+    ]  # fmt: skip
+    trainer = printed_trainer(capsys, *start, *words)
+    (first, csv), (second, boards) = map(named, trainer["logger"])
+    assert (first, csv["save_dir"], second, boards["save_dir"]) == ("CSVLogger", "logs", "TensorBoardLogger", "boards")
+    assert named(trainer["strategy"])[1]["find_unused_parameters"] is True
+    assert named(trainer["profiler"])[1]["dump_stats"] is True
+    trainer = printed_trainer(capsys, *start, "--trainer.strategy=ddp", "--trainer.profiler=simple")
+    assert (trainer["strategy"], trainer["profiler"]) == ("ddp", "simple")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--trainer.callbacks+=EarlyStoping"],
+            "unknown class `EarlyStoping` for `trainer.callbacks` in the command line: did you mean `EarlyStopping`?",
+        ),
+        (
+            ["--trainer.logger=CSVLoger"],
+            "unknown class `CSVLoger` for `trainer.logger` in the command line: did you mean `CSVLogger`?",
+        ),
+        (
+            ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitr=loss"],
+            "unknown key `trainer.callbacks.monitr` in the command line: did you mean `trainer.callbacks.monitor`?",
+        ),
+        (
+            ["--trainer.logger=CSVLogger", "--trainer.logger.save_dr=x"],
+            "unknown key `trainer.logger.save_dr` in the command line: did you mean `trainer.logger.save_dir`?",
+        ),
+        (
+            ["--trainer.callbacks.monitor=loss"],
+            "`trainer.callbacks.monitor` in the command line comes before the class that it belongs to: name that one "
+            "first, such as --trainer.callbacks=NAME --trainer.callbacks.monitor=VALUE (+=NAME adds to a list)",
+        ),
+        (["--trainer.precision=fp8"], "`trainer.precision`: expected one of 'transformer-engine',"),
+    ],
+)
+def test_wrong_names_among_callbacks_and_loggers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(GOOD)
+    assert refused(capsys, "fit", "--config", str(tmp_path / "c.yaml"), *words).startswith(f"error: {message}")
 
 
 def test_a_number_that_yaml_takes_for_text_is_a_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

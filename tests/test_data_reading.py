@@ -17,6 +17,7 @@ from lit_align.data.parse import parse_row
 from lit_align.data.reading import read_rows
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
 from tests.data_fakes import FakeSampler, LastDigit, data_module, texts, trainer, write
+from tests.tiny import tiny_tokenizer
 
 PAIR = {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}
 USER, REPLY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}
@@ -106,6 +107,35 @@ def test_folders_saved_by_datasets_and_globs_and_lists(tmp_path: Path) -> None:
         "y2.jsonl, row 1",
         "y2.jsonl, row 1",
     ]
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([PAIR])
+    saved, alone, folder = tmp_path / "saved", tmp_path / "alone", tmp_path / "folder"
+    DatasetDict({"train_prefs": rows, "test_prefs": rows}).save_to_disk(saved)
+    rows.save_to_disk(alone)
+    folder.mkdir()
+    rows.to_json(folder / "train.jsonl")
+    with pytest.raises(ValueError, match=r"saved has no split 'train' \(it has train_prefs, test_prefs\): set "):
+        load_records(str(saved))
+    with pytest.raises(ValueError, match=r"folder has no split 'trian' \(.*'train'.*\): set the data's `split`"):
+        load_records(str(folder), split="trian")
+    for source in (str(alone), str(folder / "train.jsonl")):
+        with pytest.raises(ValueError, match=r"`val_split: test` takes a split of .*, which has none: set .* `val`"):
+            AlignmentDataModule(source, val_split="test").prepare(tiny_tokenizer())
+    with pytest.raises(ValueError, match="`val_split` and `split` are both 'test_prefs'"):
+        AlignmentDataModule(str(saved), split="test_prefs", val_split="test_prefs").prepare(tiny_tokenizer())
+
+
+def test_a_name_that_is_neither_a_file_nor_on_the_hub_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(source: str, *_: Any, **__: Any) -> None:
+        raise ConnectionError(f"Couldn't reach {source!r} on the Hub")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"no data at 'rows.txt': there is no such file or folder here, and as"):
+        load_records("rows.txt")
 
 
 def test_a_missing_file_and_an_unknown_suffix_are_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from lit_align.cli import help as overview
 from lit_align.cli.errors import UsageError
 
 WRONG_USAGE = 2
+FOR_USERS = ("MisconfigurationException", "SafetensorError")  # by name: their packages are not loaded for `--help`
 INTERRUPTED = 130  # the shell's number for Ctrl-C
 
 
@@ -91,8 +92,15 @@ def _run(command: str, words: list[str]) -> None:
 
 
 def _is_message(error: Exception) -> bool:
-    """Whether an error's text is meant for users: wrong input, or raised on purpose by this package."""
-    if isinstance(error, ValueError | OSError | ImportError):
+    """Whether an error's text is meant for users: wrong input, or raised on purpose by this package or Lightning."""
+    if isinstance(error, ValueError | OSError | ImportError) or type(error).__name__ in FOR_USERS:
         return True
     frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
+    return bool(frames) and _is_on_purpose(frames[-1])
+
+
+def _is_on_purpose(frame: traceback.FrameSummary) -> bool:
+    file = Path(frame.filename)
+    if file.is_relative_to(Path(__file__).parents[1]):
+        return True
+    return "lightning" in file.parts and (frame.line or "").startswith("raise ")

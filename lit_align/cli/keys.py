@@ -96,8 +96,10 @@ def _layers(wanted: Wanted, args: Sequence[str]) -> Iterator[tuple[str, dict[str
             value = words.pop(0)
         if option in CONFIG_OPTIONS:
             yield value, _load(value)
-        elif option.lstrip("-").split("+")[0] not in wanted.options - {"model", "data", "boundary"}:
-            yield "the command line", _nested(option.lstrip("-").rstrip("+").split("."), value)
+            continue
+        keys = option.lstrip("-").split(".")
+        if keys[0].rstrip("+") in wanted.keys or option.lstrip("-") not in wanted.options:
+            yield "the command line", _nested(keys, value)
 
 
 def _load(path: str) -> dict[str, Any]:
@@ -127,7 +129,10 @@ def _value(text: str) -> Any:
 
 
 def _visit(value: Any, kind: Any, known: Any, path: tuple[str, ...], where: str) -> Any:
-    """Checks `value` against `kind`, given what is known so far; returns what is known then."""
+    """Checks `value` against `kind`, given what is known so far; returns what is known then.
+
+    Where a list is known, keys without a class are arguments of its last object.
+    """
     if isinstance(kind, Mapping):
         return _visit_keys(value, kind, known, path, where)
     if isinstance(value, list):
@@ -135,6 +140,8 @@ def _visit(value: Any, kind: Any, known: Any, path: tuple[str, ...], where: str)
         return [_visit(one, item, None, (*path, str(n)), where) for n, one in enumerate(value)]
     bases = tuple(base for base in _class_types(kind) if not dataclasses.is_dataclass(base))
     if bases and (isinstance(value, Mapping) or (isinstance(value, str) and not _is_plain(value, kind))):
+        if isinstance(known, list) and isinstance(value, Mapping) and "class_path" not in value:
+            return [*known[:-1], _visit_class(value, bases, known[-1] if known else None, path, where)]
         return _visit_class(value, bases, known, path, where)
     record = next((one for one in _alternatives(kind) if dataclasses.is_dataclass(one)), None)
     if record is not None and isinstance(value, Mapping):
@@ -156,17 +163,26 @@ def _refuse_single_value(value: Any, kind: Any, record: Any, path: tuple[str, ..
 def _visit_keys(value: Any, kinds: Mapping[str, Any], known: Any, path: tuple[str, ...], where: str) -> Any:
     merged = dict(known) if isinstance(known, Mapping) else {}
     for key, one in value.items() if isinstance(value, Mapping) else ():
-        if key not in kinds:
-            _refuse((*path, str(key)), kinds, where)
-        merged[key] = _visit(one, kinds[key], merged.get(key), (*path, key), where)
+        name = str(key).removesuffix("+")
+        if name not in kinds:
+            _refuse((*path, name), kinds, where)
+        visit = _visit if name == key else _append
+        merged[name] = visit(one, kinds[name], merged.get(name), (*path, name), where)
     return merged
+
+
+def _append(value: Any, kind: Any, known: Any, path: tuple[str, ...], where: str) -> list[Any]:
+    """The value of a key that ends in `+`, behind what is known."""
+    before = known if isinstance(known, list) else [known] if isinstance(known, Mapping) else []
+    added = _visit(value, kind, None, path, where)
+    return [*before, *(added if isinstance(added, list) else [added])]
 
 
 def _visit_class(
     value: Mapping[str, Any] | str, bases: tuple[type, ...], known: Any, path: tuple[str, ...], where: str
 ) -> Any:
     """A value of a class type: `class_path` and `init_args`, a name alone, or arguments of the class known so far."""
-    before = known if isinstance(known, Mapping) else {}
+    before = known if isinstance(known, Mapping) else {"class_path": known} if isinstance(known, str) else {}
     given = {"class_path": value} if isinstance(value, str) else value
     name = given.get("class_path", before.get("class_path"))
     if isinstance(value, str) and Path(value).is_file():
@@ -180,8 +196,17 @@ def _visit_class(
         if key == "init_args":
             arguments = _visit_keys(one, kinds, arguments, (*path, key), where)
         elif key not in CLASS_KEYS:
+            if name is None and not kinds:
+                _refuse_nameless((*path, key), where)
             arguments = _visit_keys({key: one}, kinds, arguments, path, where)
     return {"class_path": name, "init_args": arguments}
+
+
+def _refuse_nameless(path: tuple[str, ...], where: str) -> NoReturn:
+    raise UsageError(
+        f"`{_shown(path)}` in {where} comes before the class that it belongs to: name that one first, such as "
+        f"--{_shown(path[:-1])}=NAME --{_shown(path)}=VALUE (+=NAME adds to a list)"
+    )
 
 
 def _resolve(name: str, bases: tuple[type, ...], path: tuple[str, ...], where: str) -> Any:

@@ -23,9 +23,37 @@ def _no_tokenizer(found: re.Match[str]) -> str:
     )
 
 
+def _no_gpu(found: re.Match[str]) -> str:
+    return (
+        "there is no GPU here that torch can use: --trainer.accelerator cpu runs on the CPU, and auto on a GPU where "
+        "there is one. With a GPU in the machine, install the torch build for it (https://pytorch.org/get-started)"
+    )
+
+
+def _broken_weights(found: re.Match[str]) -> str:
+    return (
+        f"a file of weights (.safetensors) is broken or cut short ({found[1]}): copy or download the model again, or "
+        "take an earlier checkpoint"
+    )
+
+
+def _metric_of_callback(found: re.Match[str]) -> str:
+    return (
+        f"EarlyStopping looks at `{found[1]}`, which was not logged by then; logged were {found[2]}. The held-out "
+        "pairs' metrics come with each validation: at the end of an epoch, or by --trainer.val_check_interval (in "
+        "micro-batches) and --trainer.check_val_every_n_epoch null where fewer steps make the run"
+    )
+
+
 _PAGES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"has model type `([^`]*)` but Transformers does not recognize"), _unknown_type),
     (re.compile(r"Couldn't instantiate the backend tokenizer from one of"), _no_tokenizer),
+    (re.compile(r"No supported gpu backend found"), _no_gpu),
+    (re.compile(r"Error while deserializing header: (.*)"), _broken_weights),
+    (
+        re.compile(r"Early stopping conditioned on metric `(.*?)` which is not available.*following: (.*)"),
+        _metric_of_callback,
+    ),
 )
 
 

@@ -14,6 +14,7 @@ NOISE = re.compile(
     r"^(-? ?Does not validate|Subtypes:|Errors:|Given value|-? ?Problem with given class_path"
     r"|-? ?Expected a <class 'NoneType'>)"
 )
+OTHER_TYPE = re.compile(r"^(expected (int|float|bool|list|dict|str)$|Expected a path but)")
 KEY = re.compile(r"^-? ?Parser key \"([^\"]+)\":\s*(.*)$")
 
 
@@ -48,6 +49,16 @@ def shortened(message: str) -> str:
             keys.append(found[1])
             text = found[2].strip()
         if text and not NOISE.match(text):
-            reasons.append(re.sub(r"Expected an? <class '([\w.]+)'>", r"expected \1", text).lstrip("- "))
+            reasons.append(_reworded(text.lstrip("- ")))
     where = f"`{'.'.join(dict.fromkeys(keys))}`: " if keys else ""
-    return where + "; ".join(dict.fromkeys(reasons))
+    return where + "; ".join(dict.fromkeys(_telling(reasons)))
+
+
+def _reworded(reason: str) -> str:
+    reason = re.sub(r"Expected an? <class '([\w.]+)'>", r"expected \1", reason)
+    return re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", reason)
+
+
+def _telling(reasons: list[str]) -> list[str]:
+    """The reasons without those of types that were not meant, where another one says what is wrong."""
+    return [reason for reason in reasons if not OTHER_TYPE.match(reason)] or reasons

@@ -18,6 +18,7 @@ from lit_align.data.loader import TrainFeed, collate, held_out_loader
 from lit_align.data.loading import OnBadRow
 from lit_align.data.needs import require, require_for_callbacks, require_held_out, require_pairs
 from lit_align.data.policy_rounds import PolicyRounds
+from lit_align.data.reading import require_splits
 from lit_align.data.reference_feed import ReferenceFeed
 from lit_align.data.resume import goes_on_alike
 from lit_align.data.selection import BestWorst, PairSelector
@@ -199,6 +200,8 @@ class AlignmentDataModule(LightningDataModule):
 
     def _sources(self) -> tuple[Source, Source | None]:
         prompts_alone = self.sampler is not None and self.judge is not None
+        if self.val is self.train:
+            require_splits(self.train, self.split, self.val_split)
         train = Source(self.train, self.split, self.name, self.on_bad_row, prompts_alone)
         return train, None if self.val is None else replace(train, rows=self.val, split=self.val_split)
 

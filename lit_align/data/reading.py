@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 _TEXT = (".json", ".jsonl", ".csv")
+_SAVED = ("state.json", "dataset_dict.json")
 _JSON_CELLS = ("prompt", "chosen", "rejected")
 _SCORE_CELLS = ("chosen_score", "rejected_score", "score_chosen", "score_rejected")
 
@@ -47,12 +48,13 @@ def read_rows(source: str | list[str], split: str = "train", name: str | None = 
     Args:
         source: files (.json, .jsonl, .csv, .parquet, each also with .gz; globs such as `data/*.jsonl`), folders
             that `datasets` can load, or ids of data sets on the hub; one, or a list read in turn.
-        split: the split of a folder or a hub data set; a local file is one split.
+        split: the split of a folder or a hub data set; a local file is one split, and so is a data set that was
+            saved without splits.
         name: the configuration of a hub data set.
 
     Raises:
         FileNotFoundError: if a source looks like a file and there is none.
-        ValueError: if a file has a suffix that is not known.
+        ValueError: if a file has a suffix that is not known, or there is no such split.
     """
     for one in [source] if isinstance(source, str) else source:
         if not _is_local(one):
@@ -60,6 +62,27 @@ def read_rows(source: str | list[str], split: str = "train", name: str | None = 
             continue
         for path in _paths(one):
             yield from _from_datasets(str(path), split, name) if path.is_dir() else _read_file(path)
+
+
+def require_splits(source: str | list[str], split: str, val_split: str) -> None:
+    """Refuses held-out rows of a split where the source has no splits, or where the split is the training rows'.
+
+    Raises:
+        ValueError: in either case.
+    """
+    sources = [source] if isinstance(source, str) else source
+    if not any(map(_has_splits, sources)):
+        raise ValueError(
+            f"`val_split: {val_split}` takes a split of {', '.join(sources)}, which has none: set the data's `val` to "
+            "the held-out rows, or `val_fraction` to hold some out"
+        )
+    if val_split == split:
+        raise ValueError(f"`val_split` and `split` are both {split!r}: no row would be left to train on")
+
+
+def _has_splits(source: str) -> bool:
+    folder = Path(source).expanduser()
+    return not _is_local(source) or (folder.is_dir() and not (folder / "state.json").exists())
 
 
 def _is_local(source: str) -> bool:
@@ -230,18 +253,48 @@ def _stream_parquet(file: Path, name: str) -> Iterator[Row]:
 
 def _from_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
     """A hub data set (cached by its revision) or a folder, either saved by `datasets` or of data files (streamed)."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
     folder = Path(source).expanduser()
-    if folder.is_dir() and any((folder / marker).exists() for marker in ("state.json", "dataset_dict.json")):
-        saved = load_from_disk(str(folder))
-        rows: Iterable[Any] = saved[split] if isinstance(saved, DatasetDict) else saved
-    else:
-        rows = load_dataset(source, name, split=split, streaming=folder.is_dir())
+    saved = folder.is_dir() and any((folder / marker).exists() for marker in _SAVED)
+    rows = _saved_rows(folder, split) if saved else _loaded_rows(source, split, name, streaming=folder.is_dir())
     place = source if split == "train" else f"{source}[{split}]"
     for number, row in enumerate(rows, 1):
         where = _where(place, number)
         yield dict(row), where
+
+
+def _saved_rows(folder: Path, split: str) -> Iterable[Any]:
+    """What `save_to_disk` wrote: one data set without splits, or several under their names."""
+    from datasets import DatasetDict, load_from_disk
+
+    saved = load_from_disk(str(folder))
+    if not isinstance(saved, DatasetDict):
+        return saved
+    if split not in saved:
+        raise _no_split(str(folder), split, f"it has {', '.join(map(str, saved))}")
+    return saved[split]
+
+
+def _loaded_rows(source: str, split: str, name: str | None, streaming: bool) -> Iterable[Any]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        return load_dataset(source, name, split=split, streaming=streaming)
+    except (ConnectionError, DatasetNotFoundError) as error:
+        raise FileNotFoundError(
+            f"no data at {source!r}: there is no such file or folder here, and as a data set of the hub it cannot be "
+            f"had: {error}"
+        ) from error
+    except ValueError as error:
+        if "split" not in str(error).lower():
+            raise
+        raise _no_split(source, split, str(error)) from error
+
+
+def _no_split(source: str, split: str, what: str) -> ValueError:
+    return ValueError(
+        f"{source} has no split {split!r} ({what}): set the data's `split`, and `val_split` for the held-out rows"
+    )
 
 
 def _short(value: Any) -> str:
