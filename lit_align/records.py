@@ -7,7 +7,8 @@ tells them apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -36,14 +37,57 @@ class FinishReason(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Args:
+        role: who speaks.
+        content: the turn as text.
+        turn: the whole turn as JSON, for the chat template, where it holds more than role and text: `tool_calls`,
+            `reasoning_content`, `name`, content in parts.
+    """
 
     role: str
     content: str
+    turn: str = ""
+
+
+class Chat(tuple[Message, ...]):
+    """The turns of a prompt that brings tools or settings of its own for the chat template.
+
+    It never equals the same turns without them.
+
+    Args:
+        turns: the chat so far.
+        tools: the tools that the model may call, as JSON.
+        template_kwargs: further variables of the chat template, as JSON.
+    """
+
+    tools: str
+    template_kwargs: str
+
+    def __new__(cls, turns: Iterable[Message], tools: str = "", template_kwargs: str = "") -> Chat:
+        chat = super().__new__(cls, turns)
+        chat.tools, chat.template_kwargs = tools, template_kwargs
+        return chat
+
+    def __getnewargs__(self) -> tuple[tuple[Message, ...], str, str]:
+        return tuple(self), self.tools, self.template_kwargs
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chat) and self.__getnewargs__() == other.__getnewargs__()
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.__getnewargs__())
+
+    def __repr__(self) -> str:
+        return f"Chat({tuple(self)!r}, tools={self.tools!r}, template_kwargs={self.template_kwargs!r})"
 
 
 Prompt = tuple[Message, ...]
-"""A prompt is always a chat: plain text is one turn of the user."""
+"""A prompt is always a chat: plain text is one turn of the user; with tools or template settings it is a `Chat`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +95,13 @@ class Candidate:
     """One completion of a prompt.
 
     Args:
-        text: the completion, without template or end-of-turn token.
+        text: the completion, without template or end-of-turn token; what judges read.
         score: a judge's score, higher is better; None where nobody has scored it.
         model: the name of the model that wrote it, where known.
         finish_reason: a completion that was cut (`LENGTH`) gets no end-of-turn token in training.
         token_ids: the ids as they were sampled, end-of-turn token included; they are trained on as
             they are, since tokenising the text again may split it differently.
+        turn: the assistant's whole turn as JSON, for the chat template, where it holds more than its text.
     """
 
     text: str
@@ -64,6 +109,7 @@ class Candidate:
     model: str | None = None
     finish_reason: FinishReason = FinishReason.STOP
     token_ids: tuple[int, ...] | None = None
+    turn: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +157,50 @@ class PreferencePair:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """The prompt as plain text: a single user turn as it is, a longer chat as `role: content` lines."""
-    if len(prompt) == 1 and prompt[0].role == "user":
+    """The prompt as plain text: a single user turn as it is, a longer chat as `role: content` lines, tools first."""
+    tools = prompt.tools if isinstance(prompt, Chat) else ""
+    if len(prompt) == 1 and prompt[0].role == "user" and not tools:
         return prompt[0].content
-    return "\n".join(f"{message.role}: {message.content}" for message in prompt)
+    lines = [f"tools: {tools}"] if tools else []
+    return "\n".join([*lines, *(f"{message.role}: {message.content}" for message in prompt)])
+
+
+def is_plain(prompt: Prompt) -> bool:
+    """Whether roles and texts are all that the chat template gets."""
+    return not isinstance(prompt, Chat) and not any(message.turn for message in prompt)
+
+
+def prompt_identity(prompt: Prompt) -> str:
+    """What tells two prompts apart: the text and, where there is more than text, all that the chat template gets."""
+    if is_plain(prompt):
+        return prompt_text(prompt)
+    kwargs = prompt.template_kwargs if isinstance(prompt, Chat) else ""
+    return "\0".join([prompt_text(prompt), kwargs, *(message.turn for message in prompt)])
+
+
+def prompt_turns(prompt: Prompt) -> list[dict[str, Any]]:
+    """The turns as a chat template takes them."""
+    return [_as_turn(message.role, message.content, message.turn) for message in prompt]
+
+
+def unscored(candidate: Candidate) -> Candidate:
+    """What a judge reads of a candidate, and nothing else."""
+    return Candidate(candidate.text, turn=candidate.turn)
+
+
+def answer_turn(candidate: Candidate) -> dict[str, Any]:
+    """The assistant's turn as a chat template takes it."""
+    return _as_turn("assistant", candidate.text, candidate.turn)
+
+
+def template_arguments(prompt: Prompt) -> dict[str, Any]:
+    """What a chat template gets beside the turns: `tools` and the prompt's own settings."""
+    if not isinstance(prompt, Chat):
+        return {}
+    tools = {"tools": json.loads(prompt.tools)} if prompt.tools else {}
+    return {**tools, **(json.loads(prompt.template_kwargs) if prompt.template_kwargs else {})}
+
+
+def _as_turn(role: str, text: str, turn: str) -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads(turn) if turn else {"role": role, "content": text}
+    return whole

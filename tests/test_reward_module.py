@@ -170,7 +170,7 @@ def test_the_batch_holds_what_the_judge_reads(rows: Path, tiny_model: Path) -> N
     for pair, row in zip(data.train_pairs, pairs, strict=True):
         prompt = (Message("user", row["prompt"]),)
         for answer, ids in ((row["chosen"], pair.chosen), (row["rejected"], pair.rejected)):
-            expected = encode_answer(module.tokenizer, prompt, answer)[0]["input_ids"]
+            expected = encode_answer(module.tokenizer, prompt, Candidate(answer))[0]["input_ids"]
             assert [*pair.prompt.tolist(), *ids.tolist()] == expected
 
 
@@ -182,7 +182,7 @@ def test_an_answer_that_merges_with_the_end_of_the_prompt_is_read_as_the_judge_r
     encoded = RewardEncoder(tokenizer).encode_pair(pair)
     assert not isinstance(encoded, str)
     for answer, ids in ((pair.chosen, encoded.chosen), (pair.rejected, encoded.rejected)):
-        assert [*encoded.prompt, *ids] == encode_answer(tokenizer, prompt, answer.text)[0]["input_ids"]
+        assert [*encoded.prompt, *ids] == encode_answer(tokenizer, prompt, answer)[0]["input_ids"]
     assert tokenizer.convert_ids_to_tokens(encoded.chosen.tolist())[0] == "\n\n"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import TemplateError
 
 from lit_align.data.reading import BadRow
-from lit_align.records import Candidate, FinishReason, Origin, PreferencePair, Prompt
+from lit_align.records import Candidate, FinishReason, Origin, PreferencePair, Prompt, prompt_turns, template_arguments
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -177,9 +177,9 @@ class Encoder:
     def _written(self, prompt: Prompt) -> str:
         """The prompt as text, generation prompt included."""
         if self.tokenizer.chat_template is not None:
-            messages = [{"role": message.role, "content": message.content} for message in prompt]
+            arguments = {**template_arguments(prompt), "add_generation_prompt": True, "tokenize": False}
             try:
-                return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+                return str(self.tokenizer.apply_chat_template(prompt_turns(prompt), **arguments))
             except TemplateError as error:
                 why = f"expected a chat that the model's chat template takes, it refused: {error}"
                 raise BadRow("a prompt", "template_refused", why) from error

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.data.ranks import gather
 from lit_align.progress import note
-from lit_align.records import Candidate, CandidateSet, FinishReason, Prompt, prompt_text
+from lit_align.records import Candidate, CandidateSet, FinishReason, Prompt, prompt_identity, prompt_text
 
 
 def set_apart(prompts: Iterable[Prompt], fraction: float) -> frozenset[Prompt]:
@@ -37,8 +37,8 @@ def set_apart(prompts: Iterable[Prompt], fraction: float) -> frozenset[Prompt]:
 
 
 def prompt_key(prompt: Prompt) -> str:
-    """64 bits of a hash of the prompt's text, as 16 hexadecimal digits."""
-    return hashlib.blake2b(prompt_text(prompt).encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
+    """64 bits of a hash of the prompt, as 16 hexadecimal digits."""
+    return hashlib.blake2b(prompt_identity(prompt).encode("utf-8", "backslashreplace"), digest_size=8).hexdigest()
 
 
 class HeldOut:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lit_align.data.parse import parse_row
 from lit_align.data.reading import BadRow, read_rows
 from lit_align.progress import note
-from lit_align.records import CandidateSet, PreferencePair, Prompt, prompt_text
+from lit_align.records import CandidateSet, PreferencePair, Prompt, prompt_identity
 from lit_align.seeding import derive_seed
 
 OnBadRow = Literal["error", "skip"]
@@ -70,7 +70,7 @@ def load_records(
         split: the split of a hub data set or folder.
         name: the configuration of a hub data set.
         on_bad_row: whether a bad row is an error or a counted skip.
-        counts: `rows`, `prompt_only` and `bad_row/REASON` are counted here.
+        counts: `rows`, `prompt_only`, `bad_row/REASON`, `unused_column/NAME` and `unused_key/NAME` are counted here.
         bar: whether to show a progress bar.
         prompts_alone: whether a row may have a prompt and no completion, which makes a set without candidates; it is
             counted as `prompt_only`.
@@ -87,7 +87,7 @@ def load_records(
         try:
             if isinstance(row, BadRow):
                 raise row
-            records.append(parse_row(row, where, prompts_alone))
+            records.append(parse_row(row, where, prompts_alone, counts))
         except BadRow as error:
             log.bad(error)
     if not records:
@@ -130,8 +130,8 @@ def merge_sets(records: Iterable[Record]) -> list[CandidateSet]:
         if before is None:
             merged[one.prompt] = one
             continue
-        known = {candidate.text for candidate in before.candidates}
-        new = tuple(candidate for candidate in one.candidates if candidate.text not in known)
+        texts = {(candidate.text, candidate.turn) for candidate in before.candidates}
+        new = tuple(candidate for candidate in one.candidates if (candidate.text, candidate.turn) not in texts)
         merged[one.prompt] = replace(before, candidates=before.candidates + new)
     return list(merged.values())
 
@@ -147,7 +147,7 @@ def split_by_prompt(records: Sequence[Record], fraction: float, seed: int) -> tu
         seed: the run's seed.
     """
     prompts = sorted(
-        {r.prompt for r in records}, key=lambda p: (derive_seed(seed, "held out", prompt_text(p)), repr(p))
+        {r.prompt for r in records}, key=lambda p: (derive_seed(seed, "held out", prompt_identity(p)), repr(p))
     )
     count = max(1, round(fraction * len(prompts))) if fraction > 0 else 0
     if count and count >= len(prompts):

@@ -29,7 +29,7 @@ class PairSelector(ABC):
                 counts are added here.
         """
         judged = [c for c in scored.candidates if c.score is not None and math.isfinite(c.score)]
-        distinct = list({candidate.text: candidate for candidate in reversed(judged)}.values())[::-1]
+        distinct = list({(c.text, c.turn): c for c in reversed(judged)}.values())[::-1]
         counts["abstentions"] += len(scored.candidates) - len(judged)
         counts["duplicates"] += len(judged) - len(distinct)
         if len(distinct) < 2:

@@ -15,9 +15,10 @@ import numpy as np
 from lit_align.judges.base import ABSTAINED, Comparison, Judge, PairwiseJudge, PointwiseJudge
 from lit_align.judges.verdict_store import VerdictStore
 from lit_align.policy.cache import cache_dir
-from lit_align.records import Candidate, CandidateSet, Prompt
+from lit_align.records import Candidate, CandidateSet, Prompt, is_plain, prompt_identity, unscored
 
 _Question = TypeVar("_Question", bound=Hashable)
+_Answer = tuple[Prompt, Candidate]
 
 
 class CachedJudge(Judge):
@@ -120,22 +121,26 @@ class CachedJudge(Judge):
 
 class _CachedScores(CachedJudge, PointwiseJudge):
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        asked = [(one.prompt, candidate.text) for one in sets for candidate in one.candidates]
+        asked = [(one.prompt, unscored(candidate)) for one in sets for candidate in one.candidates]
         identity = self.identity if asked else ""
-        found = self._found(asked, lambda question: _key(identity, *question), self._ask)
-        return [[found[one.prompt, candidate.text] for candidate in one.candidates] for one in sets]
+        found = self._found(asked, lambda question: _key_of_score(identity, *question), self._ask)
+        return [[found[one.prompt, unscored(candidate)] for candidate in one.candidates] for one in sets]
 
-    def _ask(self, questions: list[tuple[Prompt, str]]) -> Iterator[tuple[tuple[Prompt, str], float]]:
-        texts: dict[Prompt, list[str]] = {}
-        for prompt, text in questions:
-            texts.setdefault(prompt, []).append(text)
-        sets = [CandidateSet(prompt, tuple(map(Candidate, some))) for prompt, some in texts.items()]
-        answers = {
-            (one.prompt, candidate.text): score
+    def _ask(self, questions: list[_Answer]) -> Iterator[tuple[_Answer, float]]:
+        answers: dict[Prompt, list[Candidate]] = {}
+        for prompt, candidate in questions:
+            answers.setdefault(prompt, []).append(candidate)
+        sets = [CandidateSet(prompt, tuple(some)) for prompt, some in answers.items()]
+        verdicts = {
+            (one.prompt, candidate): score
             for one, scores in zip(sets, self.judge.score(sets), strict=True)
             for candidate, score in zip(one.candidates, scores, strict=True)
         }
-        return iter(answers.items())
+        return iter(verdicts.items())
+
+
+def _key_of_score(identity: str, prompt: Prompt, candidate: Candidate) -> bytes:
+    return _key(identity, prompt, candidate.text, *([candidate.turn] if candidate.turn else []))
 
 
 class _CachedComparisons(CachedJudge, PairwiseJudge):
@@ -158,5 +163,6 @@ class _CachedComparisons(CachedJudge, PairwiseJudge):
 
 def _key(identity: str, prompt: Prompt, *answers: str) -> bytes:
     """16 bytes for what a verdict depends on. One answer: its score. Two: P(first wins)."""
-    said = json.dumps([identity, [[message.role, message.content] for message in prompt], answers])
-    return hashlib.blake2b(said.encode(), digest_size=16).digest()
+    beyond = [] if is_plain(prompt) else [prompt_identity(prompt)]
+    question = json.dumps([identity, [[message.role, message.content] for message in prompt], answers, *beyond])
+    return hashlib.blake2b(question.encode(), digest_size=16).digest()

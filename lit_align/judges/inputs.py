@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_align.records import Prompt, prompt_text
+from lit_align.records import Candidate, Prompt, answer_turn, prompt_text, prompt_turns, template_arguments
 
 Inputs = dict[str, list[int]]
 """The model's inputs for one answer, each a list of T numbers."""
@@ -12,7 +12,7 @@ Inputs = dict[str, list[int]]
 _KEPT = ("input_ids", "attention_mask", "token_type_ids")
 
 
-def encode_answer(tokenizer: Any, prompt: Prompt, answer: str, limit: int | None = None) -> tuple[Inputs, int]:
+def encode_answer(tokenizer: Any, prompt: Prompt, answer: Candidate, limit: int | None = None) -> tuple[Inputs, int]:
     """One answer with its prompt: through the chat template where there is one, else as a text pair.
 
     Args:
@@ -25,16 +25,15 @@ def encode_answer(tokenizer: Any, prompt: Prompt, answer: str, limit: int | None
         The model's inputs, and how many tokens there were before the cut.
     """
     if tokenizer.chat_template:
-        chat = [{"role": message.role, "content": message.content} for message in prompt]
-        chat.append({"role": "assistant", "content": answer})
-        encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True)
+        chat = [*prompt_turns(prompt), answer_turn(answer)]
+        encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, **template_arguments(prompt))
     else:
-        encoded = tokenizer(prompt_text(prompt), answer, verbose=False)
+        encoded = tokenizer(prompt_text(prompt), answer.text, verbose=False)
     tokens = len(encoded["input_ids"])
     if limit is None or tokens <= limit:
         return {name: list(encoded[name]) for name in _KEPT if name in encoded}, tokens
     if not tokenizer.chat_template:  # the tokenizer keeps the special tokens
-        encoded = tokenizer(prompt_text(prompt), answer, truncation=True, max_length=limit)
+        encoded = tokenizer(prompt_text(prompt), answer.text, truncation=True, max_length=limit)
     return {name: list(encoded[name])[-limit:] for name in _KEPT if name in encoded}, tokens
 
 

@@ -19,7 +19,7 @@ from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import locate_adapter
 from lit_align.policy.spec import PolicySpec
-from lit_align.records import CandidateSet, Prompt
+from lit_align.records import Candidate, CandidateSet, Prompt, unscored
 
 _FILL = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0}
 """The model's inputs, with what fills up a shorter row."""
@@ -81,7 +81,7 @@ class RewardModelJudge(PointwiseJudge):
             FileNotFoundError: where the model is not there.
             ValueError: where it is no reward model.
         """
-        asked = [(one.prompt, candidate.text) for one in sets for candidate in one.candidates]
+        asked = [(one.prompt, unscored(candidate)) for one in sets for candidate in one.candidates]
         distinct = {question: self._encode(*question) for question in dict.fromkeys(asked)}
         texts = list(distinct.values())
         scores = [ABSTAINED] * len(texts)
@@ -89,7 +89,7 @@ class RewardModelJudge(PointwiseJudge):
             for i, score in zip(batch, self._forward([texts[i] for i in batch]), strict=True):
                 scores[i] = score if math.isfinite(score) else ABSTAINED
         known = dict(zip(distinct, scores, strict=True))
-        return [[known[one.prompt, candidate.text] for candidate in one.candidates] for one in sets]
+        return [[known[one.prompt, unscored(candidate)] for candidate in one.candidates] for one in sets]
 
     def release(self) -> None:
         self.__dict__.pop("_model", None)
@@ -110,7 +110,7 @@ class RewardModelJudge(PointwiseJudge):
         }
         return self._model(**columns).logits[:, 0].float().tolist()
 
-    def _encode(self, prompt: Prompt, answer: str) -> Inputs:
+    def _encode(self, prompt: Prompt, answer: Candidate) -> Inputs:
         with blaming(self, prompt):  # a template may refuse a role
             inputs, tokens = encode_answer(self._tokenizer, prompt, answer, self._limit)
         if tokens > self._limit:

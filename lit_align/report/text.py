@@ -8,6 +8,7 @@ from typing import Any
 
 WIDTH = 80
 KEPT = ("rows", "pairs", "prompts", "prompts_measured", "prompts_evaluated")
+UNUSED = ("unused_column/", "unused_key/")
 STAGES = {"injection": "injection", "fine_tuning": "fine-tuning"}
 
 
@@ -76,9 +77,12 @@ def _one_line(text: str) -> str:
 def _rows(counts: Mapping[str, int]) -> str:
     """What was read and, of training and held-out rows alike, what was left out and why."""
     left: dict[str, int] = {}
+    unused: dict[str, None] = {}
     for name, count in counts.items():
         reason = name.removeprefix("val/")
-        if count and not name.startswith("on_policy/") and reason not in KEPT:
+        if reason.startswith(UNUSED):
+            unused[_unused(reason)] = None
+        elif count and not name.startswith("on_policy/") and reason not in KEPT:
             left[reason] = left.get(reason, 0) + count
     read = (
         f"Data: {counts.get('pairs', 0)} pairs from {counts.get('prompts', 0)} prompts to train on, "
@@ -86,8 +90,16 @@ def _rows(counts: Mapping[str, int]) -> str:
     )
     if measured := counts.get("val/prompts_measured"):
         read += f", {measured} prompts kept for measuring"
-    reasons = ", ".join(f"{count} {_reason(name)}" for name, count in left.items())
+    reasons = ", ".join([f"{count} {_reason(name)}" for name, count in left.items()])
+    if unused:
+        reasons += f"{' and' if reasons else 'nothing but'} what only a judge's rule would read: {', '.join(unused)}"
     return _fill(f"{read}; left out or changed: {reasons or 'nothing'}.") if counts else ""
+
+
+def _unused(name: str) -> str:
+    """A column of rows, or a key of messages, that nothing here reads."""
+    kind, _, key = name.partition("/")
+    return f"{kind.removeprefix('unused_')} `{key}`"
 
 
 def _reason(name: str) -> str:

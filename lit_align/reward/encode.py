@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.reading import BadRow
 from lit_align.judges.inputs import Inputs, encode_answer, has_segments
-from lit_align.records import Origin, PreferencePair, Prompt, prompt_text
+from lit_align.records import Candidate, Origin, PreferencePair, Prompt, prompt_text
 
 
 class RewardEncoder(Encoder):
@@ -29,7 +29,7 @@ class RewardEncoder(Encoder):
     """
 
     def encode_pair(self, pair: PreferencePair, counts: Counter[str] | None = None) -> TokenizedPair | str:
-        rows = [self._row(pair.prompt, answer.text) for answer in (pair.chosen, pair.rejected)]
+        rows = [self._row(pair.prompt, answer) for answer in (pair.chosen, pair.rejected)]
         if rows[0] == rows[1]:
             return "equal_completions"
         start = self._start_of_answers(pair.prompt, rows)
@@ -58,7 +58,7 @@ class RewardEncoder(Encoder):
     def tokenise_ahead(self, pairs: Sequence[PreferencePair]) -> None:
         """Nothing: a chat is tokenised as a whole."""
 
-    def _row(self, prompt: Prompt, answer: str) -> Inputs:
+    def _row(self, prompt: Prompt, answer: Candidate) -> Inputs:
         try:
             return encode_answer(self.tokenizer, prompt, answer)[0]
         except TemplateError as error:
