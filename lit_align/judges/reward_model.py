@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lit_align.judges.base import ABSTAINED, PointwiseJudge, blaming
 from lit_align.judges.inputs import Inputs, encode_answer
 from lit_align.judges.local import batches_by_length, config_of, identity_of, source_of, torch_device
+from lit_align.policy.adapter import load_adapter
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import locate_adapter
@@ -190,9 +191,9 @@ def _with_adapter(model: Any, adapter: str, missing: set[str]) -> Any:
     """The model under its adapter.
 
     Raises:
-        ValueError: where neither the base nor the adapter has what makes the score.
+        ValueError: where neither the base nor the adapter has what makes the score, or the adapter does not fit.
     """
-    from peft import PeftModel
+    from peft import PeftConfig
     from peft.utils import load_peft_weights
 
     name = locate_adapter(adapter)
@@ -202,4 +203,6 @@ def _with_adapter(model: Any, adapter: str, missing: set[str]) -> Any:
             f"neither the base nor the adapter {adapter!r} has the weights {lacking}, which make the score: save the "
             "adapter with its output layer (peft does so for task_type SEQ_CLS)"
         )
-    return PeftModel.from_pretrained(model, name)
+    config = PeftConfig.from_pretrained(name)
+    config.inference_mode = True
+    return load_adapter(adapter, model, config)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from lit_align.policy.adapter import saved_config
 from lit_align.policy.head import BLOCKS
-from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, load_config, saved_config
+from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, load_config
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.shared_prompt import SharedRows
 from lit_align.policy.spec import PolicySpec

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,14 +21,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.policy.adapter import load_adapter, saved_config, warn_of_other_base
 from lit_align.policy.compiled import compile_layers
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
-from lit_align.policy.source import locate_adapter, locate_model
+from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
-
-if TYPE_CHECKING:
-    from peft import PeftConfig
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -55,7 +53,10 @@ def load_model(spec: PolicySpec) -> nn.Module:
     with quiet_libraries():
         model = _load_base(spec, name, load_config(spec))
         prepare_layers(spec, model)
-        return _with_adapter(spec, model).train()  # dropout in the base is 0, so only an adapter's is on
+        adapted = _with_adapter(spec, model).train()  # dropout in the base is 0, so only an adapter's is on
+    if spec.adapter is not None:
+        warn_of_other_base(spec.adapter, spec.model, name)
+    return adapted
 
 
 def check_spec(spec: PolicySpec) -> None:
@@ -204,10 +205,7 @@ def _within(context: Context, run: Callable[..., Any], *args: Any, **kwargs: Any
 
 def _with_adapter(spec: PolicySpec, model: PreTrainedModel) -> nn.Module:
     if spec.adapter is not None:
-        from peft import PeftModel
-
-        config = saved_config(spec.adapter, model)
-        return PeftModel.from_pretrained(model, locate_adapter(spec.adapter), is_trainable=True, config=config)
+        return load_adapter(spec.adapter, model, saved_config(spec.adapter, model))
     if spec.lora is not None:
         return fresh_adapter(spec.lora, model)
     model.requires_grad_(True)
@@ -234,31 +232,3 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUS
         task_type=task_type,
     )
     return get_peft_model(model, add_in_place(config, model))
-
-
-def saved_config(adapter: str, model: PreTrainedModel) -> PeftConfig:
-    """The settings of a saved adapter that is trained on. Dropout is 0: it was SFT's, and DPO's convention is none.
-
-    Args:
-        adapter: a folder that peft saved, or a hub id.
-        model: the base.
-
-    Raises:
-        FileNotFoundError: the folder holds no adapter.
-        ValueError: the adapter does not change layers.
-    """
-    from peft import LoraConfig, PeftConfig
-
-    from lit_align.policy.lora import add_in_place
-
-    config = PeftConfig.from_pretrained(locate_adapter(adapter))
-    if config.is_prompt_learning:
-        raise ValueError(
-            f"The adapter {adapter!r} is of type {config.peft_type}, which adds virtual tokens. Only adapters that "
-            "change layers, such as LoRA, can be trained here."
-        )
-    config.inference_mode = False
-    if isinstance(config, LoraConfig):
-        config.lora_dropout = 0.0
-        add_in_place(config, model)
-    return config

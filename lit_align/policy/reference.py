@@ -16,7 +16,7 @@ from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.spec import PolicySpec
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
 POLICY_ADAPTER = "default"
 REFERENCE_ADAPTER = "reference"
@@ -107,6 +107,7 @@ class AdapterCopy(Reference):
     def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
         adapted = _adapted(policy, self)
         config = copy.deepcopy(adapted.peft_config[POLICY_ADAPTER])
+        _refuse_biases(config, spec)
         if hasattr(config, "lora_dropout"):
             config.lora_dropout = 0.0
         config.inference_mode = True
@@ -209,6 +210,17 @@ class ModelReference(Reference):
                     nn.Module.to(model, _dtype(policy))
             self.model = model
         return self.model
+
+
+def _refuse_biases(config: PeftConfig, spec: PolicySpec) -> None:
+    """Biases are the base's own: both adapters would have the same ones, and the reference would be trained along."""
+    bias = getattr(config, "bias", "none")
+    if bias != "none":
+        raise ValueError(
+            f"The adapter {spec.adapter!r} trains biases of its base (`bias: {bias}` in its adapter_config.json), of "
+            "which there can be no frozen copy beside it. Set the module's `reference` to ModelReference, a second "
+            "model in memory, or merge the adapter into its base and take fresh adapters (`lora`)."
+        )
 
 
 def default_reference(spec: PolicySpec) -> Reference:

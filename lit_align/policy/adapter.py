@@ -1,0 +1,145 @@
+"""Saved adapters: loaded whole onto the base that they were made on, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from lit_align.policy.source import locate_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+
+
+def load_adapter(adapter: str, model: PreTrainedModel, config: PeftConfig) -> PeftModel:
+    """The model under a saved adapter, with every weight of the adapter in its place.
+
+    Args:
+        adapter: a folder that peft saved, or a hub id.
+        model: the base.
+        config: the adapter's settings, such as :func:`saved_config` gives.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: the adapter's weights are not those that the base and the settings ask for.
+    """
+    from peft import get_peft_model
+
+    of_base = {id(parameter) for parameter in model.parameters()}
+    weights = _read_weights(adapter)
+    recorded = config.base_model_name_or_path  # peft puts this base's name in its place
+    adapted: PeftModel = get_peft_model(model, config)
+    problem = _fill(adapted, weights, of_base)
+    if problem is not None:
+        raise ValueError(
+            f"The adapter {adapter!r} does not fit the model {model.name_or_path!r}: {problem}. It says that it was "
+            f"made on {recorded!r}: give that model, or save the adapter anew with the version of peft that made it."
+        )
+    return adapted
+
+
+def warn_of_other_base(adapter: str, *names: str) -> None:
+    """Warns where an adapter names another base than the one that it is loaded onto, which may fit all the same.
+
+    Args:
+        adapter: a folder that peft saved, or a hub id.
+        names: of the base: as it is configured, as it was found.
+    """
+    from peft import PeftConfig
+
+    recorded = PeftConfig.from_pretrained(locate_adapter(adapter)).base_model_name_or_path
+    if recorded and _short(recorded) not in {_short(name) for name in names}:
+        rank_zero_warn(
+            f"The adapter {adapter!r} says that it was made on {recorded!r}, and here it is loaded onto {names[0]!r}: "
+            "on other weights than its own it is noise. Is it the same model under another name?"
+        )
+
+
+def saved_config(adapter: str, model: PreTrainedModel) -> PeftConfig:
+    """The settings of a saved adapter that is trained on. Dropout is 0: it was SFT's, and DPO's convention is none.
+
+    Args:
+        adapter: a folder that peft saved, or a hub id.
+        model: the base.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter.
+        ValueError: the adapter does not change layers.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    from lit_align.policy.lora import add_in_place
+
+    config = PeftConfig.from_pretrained(locate_adapter(adapter))
+    if config.is_prompt_learning:
+        raise ValueError(
+            f"The adapter {adapter!r} is of type {config.peft_type}, which adds virtual tokens. Only adapters that "
+            "change layers, such as LoRA, can be trained here."
+        )
+    config.inference_mode = False
+    if isinstance(config, LoraConfig):
+        config.lora_dropout = 0.0
+        add_in_place(config, model)
+    return config
+
+
+def _read_weights(adapter: str) -> dict[str, Tensor]:
+    from peft.utils import load_peft_weights
+
+    try:
+        return dict(load_peft_weights(locate_adapter(adapter), device="cpu"))
+    except (OSError, ValueError):
+        raise  # these say what is wrong
+    except Exception as error:
+        raise ValueError(f"The weights of the adapter {adapter!r} cannot be read: {error}") from error
+
+
+def _fill(adapted: PeftModel, weights: Mapping[str, Tensor], of_base: set[int]) -> str | None:
+    """Gives an adapter its weights.
+
+    Args:
+        adapted: the base under a fresh adapter.
+        weights: by the names that peft saves.
+        of_base: ids of the base's own parameters.
+
+    Returns:
+        What does not fit, or None.
+    """
+    from peft import set_peft_model_state_dict
+
+    try:
+        result = set_peft_model_state_dict(adapted, weights)
+    except KeyError as error:  # a module that is saved as a whole
+        return f"the weight {error.args[0]!r} is missing"
+    except RuntimeError as error:
+        return str(error).splitlines()[-1].strip().rstrip(".")
+    missing, unexpected = _missing(adapted, set(result.missing_keys), of_base), sorted(result.unexpected_keys)
+    if not missing and not unexpected:
+        return None
+    parts = [
+        f"{len(names)} weights are {what} (the first is {names[0]!r})"
+        for what, names in (("missing", missing), ("unexpected", unexpected))
+        if names
+    ]
+    return " and ".join(parts)
+
+
+def _missing(adapted: nn.Module, unfilled: set[str], of_base: set[int]) -> list[str]:
+    """Names of the adapter's parameters that no file has, under this name or another one."""
+    every = dict(adapted.named_parameters(remove_duplicate=False))
+    filled = {id(parameter) for name, parameter in every.items() if name not in unfilled}
+    own = {name: p for name, p in every.items() if p.requires_grad or id(p) not in of_base}
+    return sorted(name for name, parameter in own.items() if id(parameter) not in filled)
+
+
+def _short(name: str) -> str:
+    """The last part of a path or hub id, without what marks a copy in 4 bits."""
+    parts: Any = PurePath(name).parts
+    if "snapshots" in parts:  # in the hub's cache
+        return str(parts[parts.index("snapshots") - 1]).rpartition("--")[2].lower()
+    return str(parts[-1]).lower().removesuffix("-bnb-4bit").removesuffix("-unsloth")
