@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lit_align.batch import PairBatch
 from lit_align.host_memory import keep_freed_memory
 from lit_align.seeding import derive_seed
+from lit_align.strategies import check_strategy
 
 
 class PairModule(LightningModule):
@@ -32,6 +33,9 @@ class PairModule(LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
+
+    def setup(self, stage: str) -> None:
+        check_strategy(self.trainer.strategy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])

@@ -22,6 +22,7 @@ from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.progress import AlignmentProgressBar, note
 from lit_align.report.measurement import readable, result_record
 from lit_align.report.summary import RunSummary
+from lit_align.strategies import check_strategy
 
 DEFAULT_ROOT = "runs/default"
 MANY_EPOCHS = 100_000  # with max_steps the steps end a run; without an epoch limit Lightning miscounts its totals
@@ -49,6 +50,9 @@ class AlignmentTrainer(Trainer):
         enable_checkpointing: keeps checkpoints.
         kwargs: all other arguments of `lightning.pytorch.Trainer`.
 
+    Raises:
+        ValueError: the strategy shards the model (see :func:`lit_align.strategies.check_strategy`).
+
     Example:
         >>> trainer = AlignmentTrainer(max_steps=10, default_root_dir="/tmp/run", accelerator="cpu", logger=False)
         >>> trainer.checkpoint_callback.dirpath
@@ -72,6 +76,7 @@ class AlignmentTrainer(Trainer):
         enable_checkpointing: bool = True,
         **kwargs: Any,
     ) -> None:
+        check_strategy(kwargs.get("strategy", "auto"))
         root = default_root_dir or DEFAULT_ROOT
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         own = _own_callbacks(given, enable_checkpointing, enable_progress_bar)

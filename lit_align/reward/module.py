@@ -80,6 +80,7 @@ class RewardModule(PairModule):
             self.model = load_reward_model(self.spec)
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if any(isinstance(callback, BoundaryCallback) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
             raise ValueError("a reward model has no stage to measure: set `boundary` to null for this run")
         data: Any = getattr(self.trainer, "datamodule", None)
