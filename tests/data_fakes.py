@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +17,7 @@ from lit_align.batch import PairBatch
 from lit_align.data import AlignmentDataModule
 from lit_align.judges import PointwiseJudge
 from lit_align.records import Candidate, CandidateSet
-from lit_align.sampling import Sampler
+from lit_align.sampling import Sampler, SamplingRequest
 from lit_align.seeding import derive_seed
 from tests.tiny import tiny_tokenizer
 
@@ -25,34 +25,22 @@ TOKENIZER = tiny_tokenizer()
 
 
 class FakeSampler(Sampler):
-    """Writes digits that depend on the seed and the place; counts its calls."""
+    """Writes digits that depend on the prompt's seed; counts its calls."""
 
     def __init__(self, num_candidates: int = 3, constant: bool = False) -> None:
         super().__init__(num_candidates)
         self.constant = constant
         self.calls: list[int] = []
 
-    def sample(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        prompt_ids: Sequence[Sequence[int]],
-        *,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        seed: int,
-        num_candidates: int | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> list[tuple[Candidate, ...]]:
-        self.calls.append(len(prompt_ids))
-        answers = []
-        for index in range(len(prompt_ids)):
-            texts = [str(derive_seed(seed, index, k) % 10**6) for k in range(num_candidates or self.num_candidates)]
+    def sample(self, request: SamplingRequest) -> list[tuple[Candidate, ...]]:
+        self.calls.append(len(request.prompt_ids))
+        answers, ids_of = [], request.tokenizer
+        for seed in request.seeds:
+            texts = [str(derive_seed(seed, k) % 10**6) for k in range(request.num_candidates or self.num_candidates)]
             if self.constant:
                 texts = ["same"] * len(texts)
-            answers.append(tuple(Candidate(text, token_ids=(*tokenizer(text)["input_ids"], 2)) for text in texts))
-            if progress is not None:
-                progress(len(texts))
+            answers.append(tuple(Candidate(text, token_ids=(*ids_of(text)["input_ids"], 2)) for text in texts))
+            request.report(len(texts))
         return answers
 
 

@@ -103,9 +103,13 @@ def test_nothing_judged_is_an_error() -> None:
         measurement.result()
 
 
-def test_every_batch_of_every_measurement_has_a_seed_of_its_own(tmp_path: Path) -> None:
-    data = fit(tmp_path, BoundaryCallback(every_n_steps=3, batch_prompts=9, sequential=False), FakeData([0.5] * 7))
-    assert len(data.purposes) == 3 * 5 == len(set(data.purposes))
+def test_every_measurement_has_a_seed_of_its_own_whatever_its_batches(tmp_path: Path) -> None:
+    def purposes(batch: int) -> list[tuple[str | int, ...]]:
+        callback = BoundaryCallback(every_n_steps=3, batch_prompts=batch, sequential=False)
+        return fit(tmp_path, callback, FakeData([0.5] * 7)).purposes
+
+    assert len(purposes(9)) == 3 * 5
+    assert set(purposes(9)) == set(purposes(40)) == {("boundary", 0), ("boundary", 3), ("boundary", 6)}
 
 
 # -- one pass of the judge

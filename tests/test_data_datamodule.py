@@ -196,6 +196,19 @@ def test_sample_keeps_sets_and_takes_its_seed_from_the_purpose(train: str) -> No
     assert data.sample(data.held_out, "boundary", 7, num_candidates=2) == drawn
     assert data.sample(data.held_out, "boundary", 8, num_candidates=2) != drawn
     assert data.sample([], "boundary") == []
+    turned = data.sample(data.held_out[::-1], "boundary", 7, num_candidates=2)[::-1]
+    assert turned == drawn, "a prompt draws the same candidates wherever it stands"
+    assert len({one.candidates for one in drawn}) == len(drawn)
+
+
+def test_where_epochs_of_prompts_meet_no_prompt_comes_twice_in_a_round(train: str) -> None:
+    data = data_module(train, on_policy_share=1.0, batch_size=1, round_prompts=7)
+    rounds = []
+    for _ in range(6):
+        data.request_round()
+        next(data.train_dataloader())
+        rounds.append(data.round_stats["prompts"])
+    assert rounds == [7] * 6 and data._on.prompt_cursor > 42
 
 
 def test_held_out_prompts_never_train(train: str, tmp_path: Path) -> None:
@@ -389,5 +402,12 @@ def test_two_processes_share_a_round(train: str, tmp_path: Path) -> None:
     assert zero["stats"] == one["stats"] and zero["stats"]["prompts"] == 4 and zero["stats"]["candidates"] == 12
     assert zero["pending"] == one["pending"] and zero["pairs"] == one["pairs"]
     assert not {tuple(pair) for pair in zero["taken"]} & {tuple(pair) for pair in one["taken"]}
-    alone = data_module(train, relabel=True)
+    alone = data_module(train, relabel=True, on_policy_share=1.0, batch_size=4)
     assert [pair.chosen.tolist() for pair in alone.train_pairs] == zero["pairs"]
+    taken = [texts(next(alone.train_dataloader())) for _ in range(2)]
+    turns = [[list(pair) for pair in batch] for batch in taken]
+    assert turns == [_in_turn(zero["taken"][at : at + 2], one["taken"][at : at + 2]) for at in (0, 2)], "as one process"
+
+
+def _in_turn(zero: list[list[str]], one: list[list[str]]) -> list[list[str]]:
+    return [pair for both in zip(zero, one, strict=True) for pair in both]

@@ -315,7 +315,7 @@ def one_of_two(rank: int, folder: Path, files: tuple[str, str]) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     data = made(files, rank, 2)
     share = data.measured_on[rank::2]
-    fresh = data.sample(share, "boundary", rank)
+    fresh = data.sample(share, "boundary")
     data.set_on_policy_share(1.0)
     data.offer_round(fresh if rank else [])  # a rank may have had no prompt
     state = through_a_file(data.state_dict())

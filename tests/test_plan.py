@@ -89,7 +89,7 @@ import sys, json, time, torch, lightning
 from torch.profiler import ProfilerActivity, profile
 from lit_align.batch import Padded
 from lit_align.policy import LoraSpec, PolicySpec, shared_logps
-from lit_align.sampling import TransformersSampler
+from lit_align.sampling import SamplingRequest, TransformersSampler
 from lit_align.plan.fit import _adamw_8bit
 
 prompt, completion, pairs, sequences = map(int, sys.argv[1:5])
@@ -135,7 +135,7 @@ def sample(settings):
         def decode(self, *args, **kwargs):
             return ""
     prompts = [[7] * prompt] * (2 * sequences // candidates)  # the second batch comes where the first one was
-    sampler.sample(model, Tokenizer(), prompts, stop_ids=[], pad_id=0, seed=0)
+    sampler.sample(SamplingRequest(model, Tokenizer(), prompts, range(len(prompts)), stop_ids=[], pad_id=0))
 
 def measured(work, settings):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:

@@ -21,7 +21,7 @@ from lit_align.reward.load import load_reward_model
 from lit_align.sampling import TransformersSampler
 from tests.test_module import adamw, loader, trainer
 from tests.test_shared_prompt import COMPLETIONS, CONFIGS, PROMPT, assert_same, gradients, loss_of, make, rows
-from tests.tiny import tiny_tokenizer
+from tests.tiny import sampling_request, tiny_tokenizer
 
 LORA = LoraSpec(r=4)
 torch_compile = torch.compile
@@ -125,7 +125,7 @@ def test_what_is_not_trained_is_not_compiled(tiny_model: Path, traced: None) -> 
         shared_logps(policy, PROMPT, COMPLETIONS)
         plain_logps(policy, PROMPT, COMPLETIONS)
     sampler = TransformersSampler(num_candidates=2, max_new_tokens=3)
-    sampler.sample(policy, tiny_tokenizer(), [[5, 6, 7]], stop_ids=[2], pad_id=0, seed=0)
+    sampler.sample(sampling_request(policy, tiny_tokenizer(), [[5, 6, 7]], stop_ids=[2]))
     assert graphs() == 0
 
 

@@ -24,10 +24,11 @@ from transformers import (
 
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.records import Candidate, FinishReason
-from lit_align.sampling import TransformersSampler, generate
+from lit_align.sampling import SamplingRequest, TransformersSampler, generate
 from lit_align.sampling.decode import can_share, left_padded
 from lit_align.sampling.draw import Draw
 from lit_align.seeding import derive_seed
+from tests.tiny import sampling_request
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [15, 16]]
 STOP = 2
@@ -51,7 +52,7 @@ def draw(model: Any, folder: Path, **arguments: Any) -> list[tuple[Candidate, ..
     seed, stop_ids = arguments.pop("seed", 1), arguments.pop("stop_ids", (STOP,))
     sampler = TransformersSampler(**{"max_new_tokens": 12, **arguments})
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    return sampler.sample(model, tokenizer, PROMPTS, stop_ids=stop_ids, pad_id=0, seed=seed, **call)
+    return sampler.sample(sampling_request(model, tokenizer, PROMPTS, seed, stop_ids=stop_ids, **call))
 
 
 def ids(sampled: list[tuple[Candidate, ...]]) -> list[list[tuple[int, ...] | None]]:
@@ -167,11 +168,25 @@ def test_modes_gradients_and_random_state_are_as_before(tiny_model: Path) -> Non
     assert before and all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_prompts_candidates_follow_its_seed_and_not_its_place(tiny_model: Path) -> None:
+    model, tokenizer = load(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    sampler = TransformersSampler(num_candidates=2, max_new_tokens=6)
+
+    def sampled(prompts: list[list[int]], seeds: list[int]) -> list[tuple[Candidate, ...]]:
+        return sampler.sample(SamplingRequest(model, tokenizer, prompts, seeds, stop_ids=(), pad_id=0))
+
+    first, second = sampled([[5, 6, 7], [8, 9]], [3, 4])
+    assert sampled([[8, 9], [5, 6, 7], [8, 9]], [4, 3, 4]) == [second, first, second]
+    assert sampled([[5, 6, 7]], [9]) != [first] and first[0] != first[1]
+    with pytest.raises(ValueError, match="one seed for each of 1 prompts, got 2"):
+        sampled([[5]], [1, 2])
+
+
 def test_modes_come_back_after_an_error(tiny_model: Path) -> None:
     model = load(tiny_model).train()
     with pytest.raises(IndexError):
         TransformersSampler(max_new_tokens=2).sample(
-            model, AutoTokenizer.from_pretrained(tiny_model), [[10**6]], stop_ids=(STOP,), pad_id=0, seed=0
+            sampling_request(model, AutoTokenizer.from_pretrained(tiny_model), [[10**6]])
         )
     assert all(module.training for module in model.modules())
 
@@ -240,7 +255,7 @@ def test_candidates_are_those_of_each_row_alone(tiny_model: Path, batch_size: in
     lengths = set()
     for i, prompt in enumerate(PROMPTS):
         for j, candidate in enumerate(sampled[i]):
-            key = torch.tensor([derive_seed(seed, "draw", i, 0 if temperature == 0 else j)])
+            key = torch.tensor([derive_seed(derive_seed(seed, i), "draw", 0 if temperature == 0 else j)])
             new: list[int] = []
             while len(new) < most and not (new and new[-1] in stops):
                 with torch.no_grad():
@@ -265,13 +280,14 @@ def test_a_batch_that_is_refilled_for_long_stays_full_and_narrow(tiny_model: Pat
             columns.append(kwargs["attention_mask"].shape[1])
 
     handle = model.model.register_forward_pre_hook(look, with_kwargs=True)
-    sampled = sampler.sample(model, tokenizer, prompts, stop_ids=stops, pad_id=0, seed=7)
+    request = sampling_request(model, tokenizer, prompts, seed=7, stop_ids=stops)
+    sampled = sampler.sample(request)
     handle.remove()
     while_waiting = [rows for rows in steps[: len(steps) // 2] if rows > 2]  # prompts of one token are not counted
     assert sum(while_waiting) / len(while_waiting) > 6.5 and max(steps) == 8
     assert len(steps) > 90 and max(columns) <= 9 + 30 + 64 < len(steps), "columns that no row needs are given up"
     one_by_one = TransformersSampler(num_candidates=2, max_new_tokens=30, batch_size=1)
-    assert sampled == one_by_one.sample(model, tokenizer, prompts, stop_ids=stops, pad_id=0, seed=7)
+    assert sampled == one_by_one.sample(request)
 
 
 def tiny(kind: str) -> Any:
@@ -306,7 +322,7 @@ def test_families_are_sampled_alike(tiny_model: Path, kind: str, shared: bool) -
     prompts = [[5, 6, 7, 8, 9, 10, 11], [12] * 9, [14]] if shared else [[5, 6, 7], [12, 13, 14]]
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     sampler = TransformersSampler(num_candidates=2, temperature=0.0, max_new_tokens=8, batch_size=2)
-    sampled = sampler.sample(model, tokenizer, prompts, stop_ids=(), pad_id=0, seed=0)
+    sampled = sampler.sample(sampling_request(model, tokenizer, prompts))
     assert [one[1].token_ids for one in sampled] == [greedy_by_hand(model, prompt, 8) for prompt in prompts]
 
 
@@ -339,13 +355,13 @@ def test_out_of_memory_halves_the_batch_and_changes_no_candidate(
     model.model.register_forward_pre_hook(small_card, with_kwargs=True)
     sampler = TransformersSampler(max_new_tokens=12, batch_size=16)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    call = {"stop_ids": stops, "pad_id": 0, "seed": 1, "num_candidates": 4}
-    sampled = sampler.sample(model, tokenizer, PROMPTS, **call, progress=done.append)
+    request = sampling_request(model, tokenizer, PROMPTS, 1, stop_ids=stops, num_candidates=4, progress=done.append)
+    sampled = sampler.sample(request)
     assert sampled == plenty and sum(done) == 16
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 2 and "out of memory while sampling 16 candidates at once: 8 at once" in said[0]
     rows.clear()
-    assert sampler.sample(model, tokenizer, PROMPTS, **call) == plenty and max(rows) <= 4, "the size is kept"
+    assert sampler.sample(request) == plenty and max(rows) <= 4, "the size is kept"
     assert not capsys.readouterr().out
 
 

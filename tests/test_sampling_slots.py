@@ -8,6 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align.sampling import TransformersSampler
+from tests.tiny import sampling_request
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -21,7 +22,7 @@ def test_a_batch_that_ends_as_one_leaves_its_cache_to_shorter_prompts(tiny_model
 
     def sampled(size: int) -> list[tuple[int, ...] | None]:
         sampler = TransformersSampler(2, max_new_tokens=90, batch_size=size)
-        found = sampler.sample(model, tokenizer, prompts, stop_ids=[], pad_id=0, seed=3)
+        found = sampler.sample(sampling_request(model, tokenizer, prompts, seed=3))
         return [candidate.token_ids for one in found for candidate in one]
 
     assert sampled(batch_size) == sampled(6)

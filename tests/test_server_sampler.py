@@ -22,6 +22,7 @@ from lit_align.records import Candidate, FinishReason
 from lit_align.remote import RequestRefused, ServerError, client
 from lit_align.sampling import LoraPublisher, Sampler, ServerSampler, VLLMSampler
 from tests.fake_server import Fake, running
+from tests.tiny import sampling_request
 
 DOCS = (Path(__file__).parent.parent / "docs" / "servers.md").read_text()
 PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7]]
@@ -64,8 +65,7 @@ def sampler(server: Fake, **arguments: Any) -> ServerSampler:
 
 
 def draw(one: Sampler, policy: Any, tokenizer: Any, **arguments: Any) -> list[tuple[Candidate, ...]]:
-    call = {"stop_ids": (STOP,), "pad_id": 0, "seed": 1, **arguments}
-    return one.sample(policy, tokenizer, PROMPTS, **call)
+    return one.sample(sampling_request(policy, tokenizer, PROMPTS, **{"seed": 1, "stop_ids": (STOP,), **arguments}))
 
 
 def asked(server: Fake, route: str) -> list[dict[str, Any]]:

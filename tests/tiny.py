@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast
+
+from lit_align.sampling import SamplingRequest
+from lit_align.seeding import derive_seed
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -62,3 +67,11 @@ def save_tiny_model(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def sampling_request(
+    model: Any, tokenizer: Any, prompt_ids: Sequence[Sequence[int]], seed: int = 0, **more: Any
+) -> SamplingRequest:
+    """A request whose prompts have seeds of their own."""
+    seeds = [derive_seed(seed, place) for place in range(len(prompt_ids))]
+    return SamplingRequest(model, tokenizer, prompt_ids, **{"seeds": seeds, "stop_ids": (), "pad_id": 0, **more})

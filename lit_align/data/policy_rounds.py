@@ -10,6 +10,7 @@ from lit_align.data.judging import judge_sets
 from lit_align.data.needs import require
 from lit_align.data.rounds import COUNTED, Round, RoundMaker, Sample
 from lit_align.records import CandidateSet
+from lit_align.sampling import SamplingRequest
 from lit_align.seeding import derive_seed
 
 if TYPE_CHECKING:
@@ -44,16 +45,20 @@ class PolicyRounds:
             raise RuntimeError(
                 "sampling takes the policy from the Trainer's module: attach this data module to a Trainer"
             )
+        prompt_ids = [data.encoder.encode_prompt(one.prompt) for one in sets]
         with data.run.bar(len(sets) * (num_candidates or sampler.num_candidates), desc, " answers") as bar:
             sampled = sampler.sample(
-                module.policy,
-                data.encoder.tokenizer,
-                [data.encoder.encode_prompt(one.prompt) for one in sets],
-                stop_ids=data.encoder.stop_ids,
-                pad_id=data.encoder.pad_id,
-                seed=derive_seed(data.seed, "sample", *purpose),
-                num_candidates=num_candidates,
-                progress=bar.update,
+                SamplingRequest(
+                    model=module.policy,
+                    tokenizer=data.encoder.tokenizer,
+                    prompt_ids=prompt_ids,
+                    # By what the policy reads: not by place or rank, so that any number of processes samples alike.
+                    seeds=[derive_seed(data.seed, "sample", *purpose, "prompt", *ids) for ids in prompt_ids],
+                    stop_ids=data.encoder.stop_ids,
+                    pad_id=data.encoder.pad_id,
+                    num_candidates=num_candidates,
+                    progress=bar.update,
+                )
             )
         return [replace(one, candidates=tuple(drawn)) for one, drawn in zip(sets, sampled, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -12,6 +13,18 @@ _T = TypeVar("_T")
 def shard() -> tuple[int, int]:
     """(rank, world size) for dividing work whose results :func:`gather` brings together."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def own_share(items: Sequence[_T]) -> list[_T]:
+    """This rank's part of what all ranks have."""
+    rank, world = shard()
+    return list(items[rank::world])
+
+
+def gather_in_turn(part: Sequence[_T]) -> list[_T]:
+    """The parts of all ranks in the order that they had before :func:`own_share`. All ranks must call it."""
+    parts = gather(list(part))
+    return [parts[n % len(parts)][n // len(parts)] for n in range(sum(map(len, parts)))]
 
 
 def gather(value: _T) -> list[_T]:

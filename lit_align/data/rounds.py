@@ -11,7 +11,7 @@ from typing import Any
 
 from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.judging import encode_pairs
-from lit_align.data.ranks import gather, shard
+from lit_align.data.ranks import gather, own_share
 from lit_align.data.selection import PairSelector
 from lit_align.records import CandidateSet, Origin, PreferencePair
 from lit_align.seeding import derive_seed
@@ -30,7 +30,7 @@ class Round:
     """The pairs of a round and what it took.
 
     Args:
-        pairs: the same on every rank, in the order of ranks.
+        pairs: the same on every rank, in the order of their prompts.
         stats: the counts of :data:`COUNTED`, `index`, `step`, `yield` (pairs per judged answer), `mean_score`
             (NaN if nothing was scored), `sample_seconds`, `judge_seconds` and `reference_seconds` (of the
             slowest rank).
@@ -70,26 +70,25 @@ class RoundMaker:
             index: the number of the round, for its seeds.
             step: the optimizer step at which the candidates are sampled.
         """
-        rank, world = shard()
         started = time.perf_counter()
-        sampled = self.sample(sets[rank::world], "round", index, rank)
+        sampled = self.sample(own_share(sets), "round", index)
         between = time.perf_counter()
         scored = self.judge(sampled)
         seconds = {"sample_seconds": between - started, "judge_seconds": time.perf_counter() - between}
         counts: Counter[str] = Counter(prompts=len(scored))
-        by_prompt = [
-            self._pairs(one, derive_seed(self.seed, "round", index, rank, number), step, counts)
-            for number, one in enumerate(scored)
+        placed = [
+            (place, pair)
+            for place, judged in zip(own_share(range(len(sets))), scored, strict=True)
+            for pair in self._pairs(judged, derive_seed(self.seed, "round", index, place), step, counts)
         ]
-        paired = [rank + number * world for number, of_prompt in enumerate(by_prompt) if of_prompt]
-        pairs = [pair for of_prompt in by_prompt for pair in of_prompt]
         scores = [c.score for one in scored for c in one.candidates if c.score is not None and math.isfinite(c.score)]
         counts["candidates"] += sum(len(one.candidates) for one in scored)
-        counts["pairs"] += len(pairs)
+        counts["pairs"] += len(placed)
         between = time.perf_counter()
-        pairs = self.add_reference(pairs)
+        pairs = self.add_reference([pair for _, pair in placed])
         seconds["reference_seconds"] = time.perf_counter() - between
-        return _together(gather((pairs, counts, seconds, scores, paired)), index, step)
+        share = _Share([place for place, _ in placed], pairs, counts, seconds, scores)
+        return _together(gather(share), index, step)
 
     def _pairs(self, scored: CandidateSet, seed: int, step: int, counts: Counter[str]) -> list[TokenizedPair]:
         pairs = [_on_policy(pair, step) for pair in self.selector.select(scored, seed, counts)]
@@ -100,17 +99,25 @@ def _on_policy(pair: PreferencePair, step: int) -> PreferencePair:
     return replace(pair, origin=Origin.ON_POLICY, step_sampled=step)
 
 
-def _together(
-    parts: Sequence[tuple[list[TokenizedPair], Counter[str], dict[str, float], list[float], list[int]]],
-    index: int,
-    step: int,
-) -> Round:
-    counts = sum((part[1] for part in parts), Counter())
-    scores = [score for part in parts for score in part[3]]
+@dataclass(frozen=True)
+class _Share:
+    """What one rank made of its prompts; `places` are those of the pairs' prompts in the round."""
+
+    places: list[int]
+    pairs: list[TokenizedPair]
+    counts: Counter[str]
+    seconds: dict[str, float]
+    scores: list[float]
+
+
+def _together(shares: Sequence[_Share], index: int, step: int) -> Round:
+    counts = sum((share.counts for share in shares), Counter())
+    scores = [score for share in shares for score in share.scores]
     stats: dict[str, Any] = {"index": index, "step": step, **{key: counts[key] for key in COUNTED}}
     stats["yield"] = counts["pairs"] / counts["candidates"] if counts["candidates"] else 0.0
     stats["mean_score"] = math.fsum(scores) / len(scores) if scores else math.nan
     for key in ("sample_seconds", "judge_seconds", "reference_seconds"):
-        stats[key] = max(part[2][key] for part in parts)
-    paired = sorted(position for part in parts for position in part[4])
-    return Round([pair for part in parts for pair in part[0]], stats, paired)
+        stats[key] = max(share.seconds[key] for share in shares)
+    placed = [pair for share in shares for pair in zip(share.places, share.pairs, strict=True)]
+    placed.sort(key=lambda of_round: of_round[0])  # as one process makes them
+    return Round([pair for _, pair in placed], stats, sorted({place for place, _ in placed}))

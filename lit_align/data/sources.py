@@ -122,9 +122,13 @@ class OnPolicySource:
                 )
 
     def _sampled_round(self) -> Round:
-        positions = range(self.prompt_cursor, self.prompt_cursor + self.round_prompts)
-        made = self.make_round([self._order[position] for position in positions], self.rounds)
-        self.prompt_cursor += self.round_prompts
+        cursor = self.prompt_cursor
+        indices: dict[int, None] = {}  # each once: where an epoch meets the next, a prompt may come twice
+        while len(indices) < self.round_prompts:
+            indices[self._order[cursor]] = None
+            cursor += 1
+        made = self.make_round(list(indices), self.rounds)
+        self.prompt_cursor = cursor
         return made
 
     def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -16,12 +16,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.measure import measure_sets
-from lit_align.data.ranks import gather, shard
+from lit_align.data.ranks import gather_in_turn, own_share
 from lit_align.judges.base import Judge
 from lit_align.records import Candidate, CandidateSet, FinishReason, prompt_text
 from lit_align.seeding import derive_seed
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -107,19 +105,19 @@ class WinRateCallback(Callback):
                 "WinRateCallback found no held-out prompts: no win rate. Give the data `val` rows or a `val_fraction`."
             )
             return
-        mine = self._sample(trainer, _share(prompts), "start")
-        self._before = _in_turn(gather([_record(one) for one in mine]))
+        answered = self._sample(trainer, own_share(prompts), "start")
+        self._before = gather_in_turn([_record(one) for one in answered])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._before:
             return
         prompts = self._prompts(trainer)
         before = [_with_answer(one, record) for one, record in zip(prompts, self._before, strict=True)]
-        after = self._sample(trainer, _share(prompts), "end")
+        after = self._sample(trainer, own_share(prompts), "end")
         started = time.perf_counter()
         judge = self.judge or trainer.datamodule.judge  # type: ignore[attr-defined]
-        votes = measure_sets(after, _share(before), judge, self.confidence, device=pl_module.device)
-        self.answers = _in_turn(gather(_judged(_share(before), after, judge)))
+        votes = measure_sets(after, own_share(before), judge, self.confidence, device=pl_module.device)
+        self.answers = gather_in_turn(_judged(own_share(before), after, judge))
         self._seconds += time.perf_counter() - started
         before_mean, after_mean = _means(self.answers)
         self.result = WinRate(
@@ -137,10 +135,9 @@ class WinRateCallback(Callback):
 
     def _sample(self, trainer: Trainer, prompts: Sequence[CandidateSet], moment: str) -> list[CandidateSet]:
         started = time.perf_counter()
-        rank = shard()[0]
         with isolate_rng():
             answered = trainer.datamodule.sample(  # type: ignore[attr-defined]
-                prompts, "win_rate", moment, rank, num_candidates=1, desc=f"answers at the {moment}"
+                prompts, "win_rate", moment, num_candidates=1, desc=f"answers at the {moment}"
             )
         self._seconds += time.perf_counter() - started
         return list(answered)
@@ -151,18 +148,6 @@ class WinRateCallback(Callback):
             logger.log_metrics(values, step=trainer.global_step)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             run_folder.write_jsonl(Path(trainer.default_root_dir) / run_folder.ANSWERS, self.answers)
-
-
-def _share(items: Sequence[T]) -> list[T]:
-    """This rank's part."""
-    rank, world = shard()
-    return list(items[rank::world])
-
-
-def _in_turn(shares: Sequence[Sequence[T]]) -> list[T]:
-    """The parts of all ranks in the order they had before :func:`_share`."""
-    count = sum(len(one) for one in shares)
-    return [shares[n % len(shares)][n // len(shares)] for n in range(count)]
 
 
 def _judged(before: list[CandidateSet], after: list[CandidateSet], judge: Judge) -> list[dict[str, Any]]:

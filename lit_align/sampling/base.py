@@ -4,11 +4,50 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.records import Candidate, FinishReason
+
+
+@dataclass(frozen=True)
+class SamplingRequest:
+    """What a sampler is asked for.
+
+    Args:
+        model: the policy; its weights, gradients and train or eval modes are as before afterwards.
+        tokenizer: decodes the sampled ids into text.
+        prompt_ids: the token ids of each prompt, generation prompt included.
+        seeds: one for each prompt. A prompt's candidates depend on its own seed, not on the prompts beside it; the
+            global random state is left alone.
+        stop_ids: a candidate ends at the first of these ids (`FinishReason.STOP`).
+        pad_id: the id that fills up shorter rows.
+        num_candidates: candidates a prompt (K), at least 1; None takes the sampler's own number.
+        progress: called with the number of candidates finished since the last call.
+
+    Raises:
+        ValueError: there are more or fewer seeds than prompts.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    prompt_ids: Sequence[Sequence[int]]
+    seeds: Sequence[int]
+    stop_ids: Sequence[int]
+    pad_id: int
+    num_candidates: int | None = None
+    progress: Callable[[int], object] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.seeds) != len(self.prompt_ids):
+            raise ValueError(f"expected one seed for each of {len(self.prompt_ids)} prompts, got {len(self.seeds)}")
+
+    def report(self, finished: int) -> None:
+        """Tells `progress`, where there is one, how many candidates have been finished since the last call."""
+        if self.progress is not None:
+            self.progress(finished)
 
 
 class Sampler(ABC):
@@ -24,29 +63,8 @@ class Sampler(ABC):
         self.num_candidates = num_candidates
 
     @abstractmethod
-    def sample(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt_ids: Sequence[Sequence[int]],
-        *,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        seed: int,
-        num_candidates: int | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> list[tuple[Candidate, ...]]:
+    def sample(self, request: SamplingRequest) -> list[tuple[Candidate, ...]]:
         """Samples K candidates for each prompt.
-
-        Args:
-            model: the policy; its weights, gradients and train or eval modes are as before afterwards.
-            tokenizer: decodes the sampled ids into text.
-            prompt_ids: the token ids of each prompt, generation prompt included.
-            stop_ids: a candidate ends at the first of these ids (`FinishReason.STOP`).
-            pad_id: the id that fills up shorter rows.
-            seed: the same seed draws the same candidates; the global random state is left alone.
-            num_candidates: K for this call; None takes the sampler's own.
-            progress: called with the number of candidates finished since the last call.
 
         Returns:
             One tuple of K candidates for each prompt, in the order of the prompts.
@@ -95,9 +113,10 @@ class TokenSampler(Sampler):
         self.min_new_tokens = min_new_tokens
         self.max_new_tokens = max_new_tokens
 
-    def drawn(self, wanted: int) -> int:
-        """Candidates to draw where `wanted` are: greedy ones are all the same."""
-        return 1 if self.temperature == 0 else wanted
+    def drawn_and_copies(self, request: SamplingRequest) -> tuple[int, int]:
+        """Candidates to draw for each prompt, and how often each is returned: greedy ones are all the same."""
+        count = request.num_candidates or self.num_candidates
+        return (1, count) if self.temperature == 0 else (count, 1)
 
 
 def candidate_of_ids(ids: list[int], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Candidate:

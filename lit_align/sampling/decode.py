@@ -24,13 +24,20 @@ class Ask:
 
     Args:
         prompt: its place among the prompts.
+        candidate: its place among the prompt's candidates.
         prompt_ids: the prompt.
         key: of its random numbers, int64.
     """
 
     prompt: int
+    candidate: int
     prompt_ids: Sequence[int]
     key: int
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Which candidate of which prompt it is; equal prompts may have equal keys."""
+        return self.prompt, self.candidate
 
 
 Found = Iterator[tuple[Ask, list[int]]]

@@ -19,14 +19,13 @@ _SEEDS = 2**31  # engines take 32 or 64 bits, and add small numbers to them
 class EngineSampler(TokenSampler):
     """The distribution to draw from, in the terms of vLLM. See :class:`TokenSampler` for the arguments."""
 
-    def settings(self, drawn: int, stop_ids: Sequence[int], seed: int, prompt: int) -> dict[str, Any]:
+    def settings(self, drawn: int, stop_ids: Sequence[int], seed: int) -> dict[str, Any]:
         """vLLM's sampling parameters for one prompt; none is left to a server's or a model's own defaults.
 
         Args:
             drawn: candidates of the prompt.
             stop_ids: a candidate ends at the first of these ids, and at no other.
-            seed: of the call.
-            prompt: the prompt's place in the call.
+            seed: the prompt's.
         """
         return {
             "n": drawn,
@@ -41,7 +40,7 @@ class EngineSampler(TokenSampler):
             "max_tokens": self.max_new_tokens,
             "stop_token_ids": list(stop_ids),
             "ignore_eos": True,
-            "seed": derive_seed(seed, "engine", prompt) % _SEEDS,
+            "seed": derive_seed(seed, "engine") % _SEEDS,
         }
 
 

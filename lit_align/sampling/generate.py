@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 
 from lit_align.progress import note
 from lit_align.records import Candidate
-from lit_align.sampling.base import TokenSampler, candidate_of_ids
+from lit_align.sampling.base import SamplingRequest, TokenSampler, candidate_of_ids
 from lit_align.sampling.decode import Ask, Limits, can_share, sample_plain, sample_shared
 from lit_align.sampling.draw import Draw
 from lit_align.sampling.modes import in_eval_mode
@@ -63,51 +63,33 @@ class TransformersSampler(TokenSampler):
         self.batch_size = batch_size
         self._fits = batch_size  # less once the memory has run out
 
-    def sample(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt_ids: Sequence[Sequence[int]],
-        *,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        seed: int,
-        num_candidates: int | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> list[tuple[Candidate, ...]]:
+    def sample(self, request: SamplingRequest) -> list[tuple[Candidate, ...]]:
         """See :meth:`Sampler.sample`.
 
         Raises:
             FloatingPointError: the policy's logits are NaN or infinite.
             torch.OutOfMemoryError: a single candidate does not fit.
         """
-        wanted = num_candidates or self.num_candidates
-        drawn = self.drawn(wanted)
-        # Longest prompts first: little padding in a batch, and memory runs out at once or never.
-        order = sorted(range(len(prompt_ids)), key=lambda i: (-len(prompt_ids[i]), i))
-        asks = [Ask(i, prompt_ids[i], derive_seed(seed, "draw", i, j)) for i in order for j in range(drawn)]
-        draw = Draw(self.temperature, self.top_k, self.top_p)
-        limits = Limits(draw, tuple(stop_ids), pad_id, self.min_new_tokens, self.max_new_tokens)
-        found: dict[int, Candidate] = {}
-        with _undisturbed(model) as generator:
+        drawn, copies = self.drawn_and_copies(request)
+        asks = _asks(request, drawn)
+        draw, stop_ids = Draw(self.temperature, self.top_k, self.top_p), tuple(request.stop_ids)
+        limits = Limits(draw, stop_ids, request.pad_id, self.min_new_tokens, self.max_new_tokens)
+        candidates: dict[tuple[int, int], Candidate] = {}
+        with _undisturbed(request.model) as generator:
             for ask, ids in self._sampled(generator, asks, limits):
-                found[ask.key] = candidate_of_ids(ids, stop_ids, tokenizer)
-                if progress is not None:
-                    progress(wanted // drawn)
-        of_prompt: list[list[Candidate]] = [[] for _ in prompt_ids]
-        for ask in asks:
-            of_prompt[ask.prompt].append(found[ask.key])
-        return [tuple(candidates * (wanted // drawn)) for candidates in of_prompt]
+                candidates[ask.place] = candidate_of_ids(ids, stop_ids, request.tokenizer)
+                request.report(copies)
+        return [tuple(candidates[i, j] for j in range(drawn)) * copies for i in range(len(request.prompt_ids))]
 
     def _sampled(self, generator: Any, asks: Sequence[Ask], limits: Limits) -> Iterator[tuple[Ask, list[int]]]:
         """The candidates as they are finished; those that were under way when the memory ran out are drawn again."""
         way = sample_shared if can_share(generator) else sample_plain
-        left = {ask.key: ask for ask in asks}
+        left = {ask.place: ask for ask in asks}
         while True:
             size = max(1, min(self._fits, len(left)))
             try:
                 for ask, ids in way(generator, list(left.values()), size, limits):
-                    del left[ask.key]
+                    del left[ask.place]
                     yield ask, ids
                 return
             except torch.OutOfMemoryError:
@@ -121,6 +103,13 @@ class TransformersSampler(TokenSampler):
             gc.collect()  # only here, where the error no longer holds what was computed
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def _asks(request: SamplingRequest, drawn: int) -> list[Ask]:
+    """The candidates to draw, longest prompts first: little padding, and memory runs out at once or never."""
+    prompts = request.prompt_ids
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    return [Ask(i, j, prompts[i], derive_seed(request.seeds[i], "draw", j)) for i in order for j in range(drawn)]
 
 
 @contextmanager

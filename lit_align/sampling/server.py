@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.records import Candidate, FinishReason
 from lit_align.remote import Server, ServerError
-from lit_align.sampling.base import candidate_of_ids
+from lit_align.sampling.base import SamplingRequest, candidate_of_ids
 from lit_align.sampling.engine import EngineSampler
 from lit_align.sampling.publish import LoraPublisher, Publisher
 
@@ -67,45 +66,33 @@ class ServerSampler(EngineSampler):
         self._server = Server(base_url, api_key_env, concurrency, retries, connect_timeout, timeout)
         self._publisher = publisher if publisher is not None else LoraPublisher()
 
-    def sample(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt_ids: Sequence[Sequence[int]],
-        *,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        seed: int,
-        num_candidates: int | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> list[tuple[Candidate, ...]]:
+    def sample(self, request: SamplingRequest) -> list[tuple[Candidate, ...]]:
         """See :meth:`Sampler.sample`.
 
         Raises:
             ServerError: a prompt got no answer, or one that cannot be used.
         """
-        wanted = num_candidates or self.num_candidates
-        drawn = self.drawn(wanted)
-        name = self._publisher.publish(model, self._server)
+        drawn, copies = self.drawn_and_copies(request)
+        stop_ids, tokenizer = request.stop_ids, request.tokenizer
+        name = self._publisher.publish(request.model, self._server)
         bodies = [
             {
                 "model": name,
                 "prompt": list(ids),
                 "return_token_ids": True,
-                **self.settings(drawn, stop_ids, seed, place),
+                **self.settings(drawn, stop_ids, seed),
             }
-            for place, ids in enumerate(prompt_ids)
+            for ids, seed in zip(request.prompt_ids, request.seeds, strict=True)
         ]
-        found: list[tuple[Candidate, ...]] = [()] * len(bodies)
+        candidates: list[tuple[Candidate, ...]] = [()] * len(bodies)
         with self._server.answers("/completions", bodies) as answers:
             for place, outcome in answers:
                 if isinstance(outcome, ServerError):
                     raise outcome
                 choices = self._choices(outcome.payload, name, drawn)
-                found[place] = tuple(self._candidate(one, stop_ids, tokenizer) for one in choices) * (wanted // drawn)
-                if progress is not None:
-                    progress(wanted)
-        return found
+                candidates[place] = tuple(self._candidate(one, stop_ids, tokenizer) for one in choices) * copies
+                request.report(drawn * copies)
+        return candidates
 
     def _choices(self, payload: Mapping[str, Any], name: str, drawn: int) -> list[Mapping[str, Any]]:
         """The drawn texts in their order.

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import importlib
 import tempfile
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from lit_align.records import Candidate
-from lit_align.sampling.base import candidate_of_ids
+from lit_align.sampling.base import SamplingRequest, candidate_of_ids
 from lit_align.sampling.engine import EngineSampler, adapter_digest, save_adapter
 
 
@@ -60,18 +58,7 @@ class VLLMSampler(EngineSampler):
         self._digest: str | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def sample(
-        self,
-        model: nn.Module,
-        tokenizer: PreTrainedTokenizerBase,
-        prompt_ids: Sequence[Sequence[int]],
-        *,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        seed: int,
-        num_candidates: int | None = None,
-        progress: Callable[[int], object] | None = None,
-    ) -> list[tuple[Candidate, ...]]:
+    def sample(self, request: SamplingRequest) -> list[tuple[Candidate, ...]]:
         """See :meth:`Sampler.sample`. `progress` is called once, at the end.
 
         Raises:
@@ -79,28 +66,23 @@ class VLLMSampler(EngineSampler):
             ValueError: the policy has no adapter.
         """
         vllm = _vllm()
-        wanted = num_candidates or self.num_candidates
-        drawn = self.drawn(wanted)
-        digest = adapter_digest(model)
-        prompts = [{"prompt_token_ids": list(ids)} for ids in prompt_ids]
-        parameters = [
-            vllm.SamplingParams(**self.settings(drawn, stop_ids, seed, place)) for place in range(len(prompts))
-        ]
+        drawn, copies = self.drawn_and_copies(request)
+        stop_ids, tokenizer = request.stop_ids, request.tokenizer
+        digest = adapter_digest(request.model)
+        prompts = [{"prompt_token_ids": list(ids)} for ids in request.prompt_ids]
+        parameters = [vllm.SamplingParams(**self.settings(drawn, stop_ids, seed)) for seed in request.seeds]
         with isolate_rng():  # an engine inside this process seeds torch
-            self._wake(vllm, model)
+            self._wake(vllm, request.model)
             try:
-                self._publish(model, digest)
+                self._publish(request.model, digest)
                 outputs = self._llm.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
             finally:
                 self._llm.sleep(level=1)
-        found = [
-            tuple(candidate_of_ids(list(one.token_ids), stop_ids, tokenizer) for one in output.outputs)
-            * (wanted // drawn)
+        request.report(drawn * copies * len(prompts))
+        return [
+            tuple(candidate_of_ids(list(answer.token_ids), stop_ids, tokenizer) for answer in output.outputs) * copies
             for output in outputs
         ]
-        if progress is not None:
-            progress(wanted * len(found))
-        return found
 
     def _wake(self, vllm: Any, policy: Any) -> None:
         if self._llm is not None:
