@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import nn
 
 from lit_align.judges import RuleJudge
-from lit_align.records import Candidate, CandidateSet, Message
+from lit_align.records import Candidate, CandidateSet, Message, Prompt, prompt_text
 from lit_align.seeding import derive_seed
 
 
@@ -53,6 +53,7 @@ class FakeData(LightningDataModule):
         self.measured_on = number_sets(prompts)
         self.train_pairs: list[str] = ["a static pair"]
         self.offered: list[tuple[int, int, list[CandidateSet]]] = []
+        self.groups: dict[str, str] = {}
         self.restored = False
         self.share = -1.0
         self.shares_seen: list[float] = []
@@ -75,6 +76,9 @@ class FakeData(LightningDataModule):
             numbers = [5 * (quality + 0.5 * (draw - 0.5)) for draw in draws]
             fresh.append(replace(one, candidates=tuple(Candidate(str(number)) for number in numbers)))
         return fresh
+
+    def group_of(self, prompt: Prompt) -> str:
+        return self.groups.get(prompt_text(prompt), prompt_text(prompt))
 
     def set_on_policy_share(self, share: float) -> None:
         self.share = share

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.data import AlignmentDataModule
+from lit_align.data.alike import group_alike
 from lit_align.data.held_out import HeldOut, prompt_key, set_apart
-from lit_align.records import CandidateSet, Message, prompt_text
+from lit_align.records import CandidateSet, Message, Prompt, prompt_text
 from tests.data_fakes import (
     FakeSampler,
     LastDigit,
@@ -59,20 +62,42 @@ def measured(data: AlignmentDataModule, num_candidates: int | None = None) -> li
     return fresh
 
 
-def test_the_split_hangs_on_the_prompt_alone() -> None:
-    apart = set_apart(PROMPTS, 0.5)
-    assert 160 < len(apart) < 240
-    assert set_apart(reversed(PROMPTS), 0.5) == apart
-    assert set_apart(PROMPTS[:50], 0.5) == apart & set(PROMPTS[:50])
-    assert set_apart(PROMPTS, 0.3) < apart < set_apart(PROMPTS, 0.6)
-    assert set_apart(PROMPTS, 0.0) == frozenset() == set_apart([], 0.5)
+def apart(prompts: Iterable[Prompt], fraction: float) -> frozenset[Prompt]:
+    prompts = list(prompts)
+    return set_apart(prompts, group_alike(prompts), fraction)
+
+
+def test_the_split_hangs_on_the_prompts_alone_and_is_even_at_every_size() -> None:
+    half = apart(PROMPTS, 0.5)
+    assert len(half) == 200 and apart(reversed(PROMPTS), 0.5) == half
+    assert apart(PROMPTS, 0.3) < half < apart(PROMPTS, 0.6)
+    assert apart(PROMPTS, 0.0) == frozenset() == apart([], 0.5)
+    for size in range(2, 41):
+        assert len(apart(PROMPTS[:size], 0.5)) in (size // 2, -(-size // 2))
+        assert 0 < len(apart(PROMPTS[:size], 0.01)) <= len(apart(PROMPTS[:size], 0.99)) < size
     # the first digits of three blake2b hashes: another hash would move prompts of old runs into training
     assert [prompt_key(prompt)[0] for prompt in PROMPTS[:3]] == ["1", "f", "d"]
 
 
+def test_a_prompt_that_is_added_moves_at_most_one() -> None:
+    for size in range(2, 60):
+        before, after = apart(PROMPTS[:size], 0.5), apart(PROMPTS[: size + 1], 0.5)
+        assert len((before ^ after) - {PROMPTS[size]}) <= 1
+
+
+def test_prompts_that_are_alike_stay_together() -> None:
+    prompts = [(Message("user", f"{text} number {n}."),) for n in range(20) for text in ("Tell me of", "tell  me of")]
+    for fraction in (0.2, 0.5, 0.7):
+        numbers = Counter(prompt[0].content.split()[-1] for prompt in apart(prompts, fraction))
+        assert set(numbers.values()) == {2} and len(numbers) == round(20 * fraction)
+
+
 def test_a_pool_too_small_to_split_serves_both() -> None:
     with pytest.warns(UserWarning, match="1 held-out prompts are too few to keep those of the boundary apart"):
-        assert set_apart(PROMPTS[:1], 0.5) == frozenset()
+        assert apart(PROMPTS[:1], 0.5) == frozenset()
+    twice = [*PROMPTS[:1], (Message("user", "Prompt  0"),)]
+    with pytest.warns(UserWarning, match="2 held-out prompts that are all alike are too few"):
+        assert apart(twice, 0.5) == frozenset()
     sets = [CandidateSet(prompt, ()) for prompt in PROMPTS[:1]]
     both = HeldOut(sets, frozenset())
     both.offer(sets, 1)
@@ -257,16 +282,29 @@ def test_resume_before_and_amid_the_offered_round(files: tuple[str, str], share:
         assert resumed.counts == whole.counts and resumed.measured_on == whole.measured_on
 
 
+def without(files: tuple[str, str], folder: Path, gone: set[str]) -> AlignmentDataModule:
+    fewer = write(folder / "fewer.jsonl", [row for row in held_out_rows(24) if row["prompt"] not in gone])
+    return data_module(files[0], val=fewer, batch_size=1)
+
+
 def test_an_offer_for_prompts_that_are_gone_is_reported(files: tuple[str, str], tmp_path: Path) -> None:
     data = made(files)
     measured(data)
-    fewer = write(tmp_path / "fewer.jsonl", held_out_rows(24)[:20])
-    other = data_module(files[0], val=fewer, batch_size=1)
-    lost = len(data.measured_on) - len(other.measured_on)
-    assert lost > 0
-    with pytest.warns(UserWarning, match=f"sampled candidates for {lost} prompts that are no longer held out"):
+    other = without(files, tmp_path, {min(prompts_of(data.measured_on)), min(prompts_of(data.evaluated_on))})
+    with pytest.warns(UserWarning, match="sampled candidates for 1 prompts that are no longer held out"):
         other.load_state_dict(through_a_file(data.state_dict()))
-    assert len(other.held_out_prompts.on_offer) == len(other.measured_on)
+    assert len(other.held_out_prompts.on_offer) == len(other.measured_on) == 11
+
+
+def test_no_prompt_goes_from_the_boundary_to_the_evaluation(files: tuple[str, str], tmp_path: Path) -> None:
+    data = made(files)
+    state = through_a_file(data.state_dict())
+    other = without(files, tmp_path, set(sorted(prompts_of(data.evaluated_on))[:6]))
+    with pytest.raises(ValueError, match=r"3 held-out prompts that the checkpoint's run .* now to evaluate on"):
+        other.load_state_dict(state)
+    del state["held_out"]["pool"]
+    with pytest.raises(ValueError, match="of an earlier version, which chose the held-out prompts"):
+        made(files).load_state_dict(state)
 
 
 class Measures(pl.Callback):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lit_align.judges import RuleJudge
-from lit_align.records import Candidate, CandidateSet, Message
+from lit_align.records import Candidate, CandidateSet, Message, Prompt, prompt_text
 from lit_align.report.win_rate import WinRateCallback
 
 
@@ -26,6 +26,9 @@ class Data:
         self.judge, self.seed = RuleJudge(length), 0
         self.skill: dict[str, int] = {f"p{n}": 2 for n in range(prompts)}
         self.asked = 0
+
+    def group_of(self, prompt: Prompt) -> str:
+        return prompt_text(prompt)
 
     def sample(self, sets: list[CandidateSet], *purpose: Any, num_candidates: int, desc: str) -> list[CandidateSet]:
         assert num_candidates == 1

@@ -9,6 +9,7 @@ from typing import Protocol, cast
 
 from lightning.pytorch import Trainer
 
+from lit_align.data.alike import draw_unlike
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, Prompt
 from lit_align.seeding import derive_seed
@@ -23,6 +24,10 @@ class BoundaryData(Protocol):
     @property
     def measured_on(self) -> Sequence[CandidateSet]:
         """The held-out prompts that the boundary may use, with their static candidates."""
+        ...
+
+    def group_of(self, prompt: Prompt) -> str:
+        """The group of prompts that are alike; a measurement takes one of each."""
         ...
 
     @property
@@ -76,7 +81,7 @@ def judge_of(judge: Judge | None, data: BoundaryData) -> Judge:
 
 
 def draw(data: BoundaryData, count: int, *purpose: str | int) -> list[CandidateSet]:
-    """At most `count` of the prompts to measure on, with their static candidates, without replacement.
+    """At most `count` of the prompts to measure on, with their static candidates, without replacement, none alike.
 
     Args:
         data: the data module.
@@ -92,7 +97,7 @@ def draw(data: BoundaryData, count: int, *purpose: str | int) -> list[CandidateS
             "the boundary is measured on held-out prompts with static candidates, and the data have none: "
             "set data.val, or data.val_fraction to split some off the training prompts"
         )
-    return random.Random(derive_seed(data.seed, *purpose)).sample(pool, min(count, len(pool)))
+    return draw_unlike(pool, data.group_of, count, random.Random(derive_seed(data.seed, *purpose)))
 
 
 def require_restored(data: BoundaryData, decisions: bool) -> None:

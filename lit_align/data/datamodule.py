@@ -27,7 +27,7 @@ from lit_align.data.static import PairMaker, Source, make_static
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
 from lit_align.progress import note
-from lit_align.records import CandidateSet
+from lit_align.records import CandidateSet, Prompt
 from lit_align.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -43,7 +43,8 @@ class AlignmentDataModule(LightningDataModule):
 
     Args:
         train: training rows: files (JSON, JSONL, CSV, Parquet, also .gz; globs), folders or hub ids.
-        val: held-out rows, likewise. Training rows whose prompt is held out are dropped and counted.
+        val: held-out rows, likewise. Training rows whose prompt is held out, be it with other blanks, letter case or
+            Unicode form, are dropped and counted.
         split: the split of a hub data set.
         val_split: the split of `val`, by default `split`. Without `val`, that split of `train` is held out.
         name: the configuration of a hub data set.
@@ -60,10 +61,11 @@ class AlignmentDataModule(LightningDataModule):
         sampler: draws candidates from the policy.
         round_prompts: prompts an on-policy round (M).
         on_policy_share: share of on-policy pairs at the start, in [0, 1]; a callback may change it.
-        boundary_fraction: about the share of the held-out prompts to keep for measuring the boundary, in [0, 1), chosen
-            by a hash of the prompt. What is sampled on them for a measurement may become on-policy pairs; the other
-            prompts, those of the val pairs and the win rate, are never trained on and never measured on. 0, or no
-            sampler: all held-out prompts serve both ends, and the samples of a measurement are not used again.
+        boundary_fraction: the share of the held-out prompts to keep for measuring the boundary, in [0, 1), chosen by a
+            hash of the prompt; prompts that are alike stay together. What is sampled on them for a measurement may
+            become on-policy pairs; the other prompts, those of the val pairs and the win rate, are never trained on and
+            never measured on. 0, or no sampler: all held-out prompts serve both ends, and the samples of a measurement
+            are not used again.
         reference_cache: the folder where the reference's log-probs of static pairs are kept from run to run, at 4
             bytes a completion token and 20 a completion; "auto" is `reference` in the cache folder
             (`$LIT_ALIGN_CACHE` or `~/.cache/lit-align`). null keeps none, and the reference runs at each step.
@@ -185,8 +187,7 @@ class AlignmentDataModule(LightningDataModule):
         if self.sampler is None or not self.train_sets:
             require_pairs(self)
         if self.held_out_prompts.pool and self.run.rank == 0:
-            measured, evaluated = len(self.measured_on), len(self.evaluated_on)
-            note(f"Held-out prompts: {measured} to measure the boundary on, {evaluated} to evaluate on")
+            note(str(self.held_out_prompts))
         self._off = OffPolicySource(self.train_pairs, self.seed)
         self._on = OnPolicySource(
             len(self.train_sets), self.round_prompts, self.seed, self._rounds.fresh, self._rounds.offered
@@ -291,6 +292,10 @@ class AlignmentDataModule(LightningDataModule):
     def evaluated_on(self) -> Sequence[CandidateSet]:
         """The held-out prompts of the val pairs and the win rate, never measured on and never trained on."""
         return self.held_out_prompts.evaluated_on
+
+    def group_of(self, prompt: Prompt) -> str:
+        """The group of a held-out prompt: one of each is measured on, since prompts that are alike tell the same."""
+        return self.held_out_prompts.group_of(prompt)
 
     def offer_round(self, sets: Sequence[CandidateSet]) -> None:
         """Makes the next on-policy round of candidates that were sampled for a measurement.

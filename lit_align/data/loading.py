@@ -10,6 +10,7 @@ from typing import Literal
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from tqdm import tqdm
 
+from lit_align.data.alike import normal_form
 from lit_align.data.parse import parse_row
 from lit_align.data.reading import BadRow, read_rows
 from lit_align.progress import note
@@ -139,20 +140,31 @@ def merge_sets(records: Iterable[Record]) -> list[CandidateSet]:
 def split_by_prompt(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
     """(train, held out): a share of the prompts, with all their records, is held out.
 
-    Which prompts depends on the seed and the prompts, not on the order of the rows.
+    Which prompts depends on the seed and the prompts, not on the order of the rows. Prompts that differ in blanks,
+    case or Unicode form alone count as one (:func:`~lit_align.data.alike.normal_form`).
 
     Args:
         records: the records to split.
         fraction: share of the prompts to hold out, in [0, 1); above 0 at least one prompt.
         seed: the run's seed.
     """
-    prompts = sorted(
-        {r.prompt for r in records}, key=lambda p: (derive_seed(seed, "held out", prompt_identity(p)), repr(p))
-    )
-    count = max(1, round(fraction * len(prompts))) if fraction > 0 else 0
-    if count and count >= len(prompts):
+    forms = {prompt: normal_form(prompt) for prompt in {record.prompt for record in records}}
+    texts: dict[str, str] = {}  # the first text of each form: a prompt without variants is drawn by its own
+    for prompt, form in forms.items():
+        identity = prompt_identity(prompt)
+        texts[form] = min(texts.get(form, identity), identity)
+    ranked = sorted(texts, key=lambda form: (derive_seed(seed, "held out", texts[form]), form))
+    count = max(1, round(fraction * len(ranked))) if fraction > 0 else 0
+    if count and count >= len(ranked):
         raise ValueError(
-            f"expected val_fraction {fraction} to leave training prompts, got {len(prompts)} prompts in all"
+            f"expected val_fraction {fraction} to leave training prompts, got {len(ranked)} prompts in all"
         )
-    held_out = set(prompts[:count])
-    return [r for r in records if r.prompt not in held_out], [r for r in records if r.prompt in held_out]
+    apart = set(ranked[:count])
+    train, held_out = ([r for r in records if (forms[r.prompt] in apart) is side] for side in (False, True))
+    return train, held_out
+
+
+def without_prompts(records: Sequence[Record], held_out: Iterable[Record]) -> list[Record]:
+    """The records whose prompts are not held out: none equal to one of them but for blanks, case or Unicode form."""
+    forms = {normal_form(prompt) for prompt in {record.prompt for record in held_out}}
+    return [record for record in records if normal_form(record.prompt) not in forms]

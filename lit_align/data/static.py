@@ -8,10 +8,20 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from lit_align.data.alike import group_alike
 from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.held_out import HeldOut, set_apart
 from lit_align.data.judging import encode_records, judge_records
-from lit_align.data.loading import OnBadRow, Record, SkipLog, as_set, load_records, merge_sets, split_by_prompt
+from lit_align.data.loading import (
+    OnBadRow,
+    Record,
+    SkipLog,
+    as_set,
+    load_records,
+    merge_sets,
+    split_by_prompt,
+    without_prompts,
+)
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
 from lit_align.records import CandidateSet, Prompt
@@ -86,9 +96,10 @@ def make_static(
     records, val_records = load_parts(train, val, val_fraction, maker.seed, counts, val_counts, bar)
     pairs, sets = maker.make(records, counts)
     answered = {record.prompt for record in val_records if as_set(record).candidates}  # what can be measured on
-    apart = set_apart(answered, boundary_fraction)
+    groups = group_alike({record.prompt for record in val_records})
+    apart = set_apart(answered, groups, boundary_fraction)
     val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in apart)
-    prompts = HeldOut(held_out, apart)
+    prompts = HeldOut(held_out, apart, groups)
     if apart:
         val_counts["prompts_measured"], val_counts["prompts_evaluated"] = len(prompts.pool), len(prompts.evaluated_on)
     counts.update({f"val/{key}": count for key, count in val_counts.items()})
@@ -108,7 +119,8 @@ def load_parts(
 
     Args:
         train: the training rows.
-        val: held-out rows; training rows of the same prompts are dropped and counted as `prompt_held_out`.
+        val: held-out rows; training rows of the same prompts, blanks, case and Unicode form aside, are dropped and
+            counted as `prompt_held_out`.
         fraction: share of the training prompts to hold out where `val` is None.
         seed: the run's seed.
         counts: of the training rows.
@@ -119,8 +131,7 @@ def load_parts(
     if val is None:
         return split_by_prompt(records, fraction, seed)
     held_out = val.load(val_counts, bar)
-    prompts = {record.prompt for record in held_out}
-    kept = [record for record in records if record.prompt not in prompts]
+    kept = without_prompts(records, held_out)
     counts["prompt_held_out"] += len(records) - len(kept)
     return kept, held_out
 

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.measure import measure_sets
+from lit_align.data.alike import draw_unlike
 from lit_align.data.ranks import gather_in_turn, own_share
 from lit_align.judges.base import Judge
 from lit_align.records import Candidate, CandidateSet, FinishReason, prompt_text
@@ -127,11 +128,10 @@ class WinRateCallback(Callback):
             self._report(trainer, self.result)
 
     def _prompts(self, trainer: Trainer) -> list[CandidateSet]:
-        """The same prompts at both ends and after a resume: chosen by the run's seed alone."""
+        """The same prompts at both ends and after a resume: chosen by the run's seed alone, none like another."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        prompts = list(data.evaluated_on)
-        random.Random(derive_seed(data.seed, "win_rate", "prompts")).shuffle(prompts)
-        return prompts[: self.num_prompts]
+        rng = random.Random(derive_seed(data.seed, "win_rate", "prompts"))
+        return draw_unlike(data.evaluated_on, data.group_of, self.num_prompts, rng)
 
     def _sample(self, trainer: Trainer, prompts: Sequence[CandidateSet], moment: str) -> list[CandidateSet]:
         started = time.perf_counter()
