@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_align.interruption import StepFirst, between_steps, mid_accumulation
@@ -35,7 +38,7 @@ class AlignmentCheckpoint(ModelCheckpoint):
         mode: whether the monitored metric is to fall ("min") or to rise ("max").
         every_n_train_steps: optimizer steps between two checkpoints.
         train_time_interval: time between two checkpoints, instead of `every_n_train_steps`.
-        save_last: keeps `last.ckpt`, which `--ckpt_path last` looks for.
+        save_last: keeps `last.ckpt`; without it `--ckpt_path last` takes the newest of the others.
         save_top_k: how many checkpoints are kept beside `last.ckpt`; None means 0 without a monitor, 1 with one.
         save_weights_only: leaves out optimizer, data and boundary state; such a file cannot be resumed.
         verbose: says on the terminal when a checkpoint is written.
@@ -173,6 +176,33 @@ class AlignmentCheckpoint(ModelCheckpoint):
         if self.save_last:
             self.last_model_path = self.format_checkpoint_name(monitor_candidates, self.CHECKPOINT_NAME_LAST)
             self._save_checkpoint(trainer, self.last_model_path)
+
+
+def last_checkpoint(folders: Iterable[Path], to_resume: bool = True) -> Path | None:
+    """The checkpoint of the latest optimizer step in the folders, whatever callback wrote it under whatever name.
+
+    A file that cannot be read, such as half a copy, is left out with a warning.
+
+    Args:
+        folders: where to look, not in folders inside of them; they need not exist.
+        to_resume: leaves out files that hold weights alone.
+    """
+    paths = {path.resolve(): path for folder in folders for path in sorted(folder.glob("*.ckpt")) if path.exists()}
+    steps = {path: _saved_step(path, to_resume) for path in paths.values()}
+    readable = [path for path, step in steps.items() if step is not None]
+    return max(readable, key=lambda path: (steps[path], path.stat().st_mtime), default=None)
+
+
+def _saved_step(path: Path, to_resume: bool) -> int | None:
+    """None where the file cannot be used; -1 for a folder, which a sharded strategy writes and which is not read."""
+    if path.is_dir():
+        return -1
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return None if to_resume and "optimizer_states" not in checkpoint else int(checkpoint["global_step"])
+    except Exception as error:
+        rank_zero_warn(f"The checkpoint {path} cannot be read and is left out: {error}")
+        return None
 
 
 def _replace(part: Path, target: Path) -> None:

@@ -101,12 +101,6 @@ def put_back(root: Path, moved: Path) -> None:
         (root / PREVIOUS).rmdir()
 
 
-def last_checkpoint(folders: Iterable[Path]) -> Path | None:
-    """The newest `last*.ckpt` in the folders."""
-    found = [path for folder in folders for path in folder.glob("last*.ckpt")]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; NaN and infinities become null, which every reader understands."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,12 +13,14 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
-from lit_align.checkpoint import AlignmentCheckpoint
+from lit_align.checkpoint import AlignmentCheckpoint, last_checkpoint
 from lit_align.progress import AlignmentProgressBar, note
 from lit_align.report.measurement import readable, result_record
 from lit_align.report.summary import RunSummary
@@ -98,6 +100,7 @@ class AlignmentTrainer(Trainer):
             enable_checkpointing=enable_checkpointing,
             **kwargs,
         )
+        self._checkpoint_connector = _CheckpointPaths(self)
         self.measured: dict[str, Any] = {}
         self._in_place_of_stage: Callable[[], None] | None = None  # set while `measure` or `precompute` runs
 
@@ -139,7 +142,7 @@ class AlignmentTrainer(Trainer):
         ckpt_path: str | Path | None, weights_only: bool | None,
     ) -> None:  # fmt: skip
         if ckpt_path == "last":
-            ckpt_path = self._last_checkpoint() or ckpt_path
+            ckpt_path = self.last_checkpoint(to_resume=True) or ckpt_path
         moved = self._put_earlier_run_aside() if ckpt_path in (None, "last") else None
         try:
             super().fit(model, train, val, data, ckpt_path, weights_only)
@@ -294,15 +297,36 @@ class AlignmentTrainer(Trainer):
         if self.is_global_zero:
             note(readable(self.measured))
 
-    def _last_checkpoint(self) -> Path | None:
-        folders = {Path(c.dirpath) for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath}
-        return run_folder.last_checkpoint(folders)
+    def last_checkpoint(self, to_resume: bool = False) -> Path | None:
+        """The checkpoint of the latest step in the run folder and where the checkpoint callbacks write, if any.
+
+        Args:
+            to_resume: leaves out files that hold weights alone.
+        """
+        written = {getattr(callback, "dirpath", None) for callback in self.checkpoint_callbacks}
+        folders = {Path(folder).absolute() for folder in written if folder}
+        return last_checkpoint({*folders, Path(self.run_folder, run_folder.CHECKPOINTS).absolute()}, to_resume)
 
     def _put_earlier_run_aside(self) -> Path | None:
         # Rank 0 alone, and before the loggers choose their version numbers in this folder.
         if rank_zero_only.rank != 0 or self.fast_dev_run:  # type: ignore[attr-defined]
             return None
         return run_folder.archive(self.run_folder)
+
+
+class _CheckpointPaths(_CheckpointConnector):
+    """Lightning's, for which "last" is what :meth:`AlignmentTrainer.last_checkpoint` finds."""
+
+    def _parse_ckpt_path(self, state_fn: TrainerFn, ckpt_path: Any, **about_model: bool) -> Any:
+        trainer = cast(AlignmentTrainer, self.trainer)
+        if ckpt_path == "last" and state_fn != TrainerFn.FITTING:
+            ckpt_path = trainer.last_checkpoint()
+            if ckpt_path is None:
+                raise FileNotFoundError(
+                    f'`ckpt_path` is "last", and there is no checkpoint in {trainer.run_folder}: give the folder of '
+                    "the run (--trainer.default_root_dir), the checkpoint's own path, or no ckpt_path for the start"
+                )
+        return super()._parse_ckpt_path(state_fn, ckpt_path, **about_model)
 
 
 def _own_callbacks(given: list[Callback], checkpointing: bool, bar: bool) -> list[Callback]:

@@ -44,14 +44,6 @@ def test_put_back_undoes_archive_and_drops_what_the_failed_run_left(tmp_path: Pa
     ]  # fmt: skip
 
 
-def test_last_checkpoint_is_the_newest(tmp_path: Path) -> None:
-    assert run_folder.last_checkpoint([tmp_path, tmp_path / "missing"]) is None
-    for age, name in enumerate(("last.ckpt", "last-v1.ckpt", "step=4.ckpt")):
-        (tmp_path / name).write_text("")
-        os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    assert run_folder.last_checkpoint([tmp_path]) == tmp_path / "last.ckpt"
-
-
 class Meanwhile(Callback):
     """Does something at the first step of a fit."""
 

@@ -13,12 +13,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
-from lit_align.checkpoint import AlignmentCheckpoint
+from lit_align.checkpoint import AlignmentCheckpoint, last_checkpoint
 from lit_align.judges import Judge
 from lit_align.module import AlignmentModule
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateCallback
-from lit_align.run_folder import last_checkpoint
 
 
 class RunSummary(Callback):
