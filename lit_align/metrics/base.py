@@ -1,4 +1,4 @@
-"""The mean over prompts of a figure that each prompt has."""
+"""Metrics that average one figure per prompt over the prompts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from lit_align.records import CandidateSet
 
 
 class PromptMean(Metric):
-    """The mean over prompts of one figure a prompt. Each prompt weighs the same, however many candidates it has.
+    """The mean of a figure over prompts. Each prompt weighs the same, however many candidates it has.
 
-    A prompt without the figure (NaN) counts nowhere; `compute` gives NaN where no prompt has it. The states are sums,
-    so the ranks of a distributed run reduce to what one process would have counted.
+    A prompt without the figure (NaN) is not counted; `compute` gives NaN if no prompt has it. The states are sums,
+    so a distributed run gives the same mean as a single process.
 
     Args:
-        kwargs: of torchmetrics, such as `sync_on_compute`.
+        kwargs: arguments of `torchmetrics.Metric`, such as `sync_on_compute`.
     """
 
     full_state_update = False
@@ -36,23 +36,23 @@ class PromptMean(Metric):
         self.add_state("prompts", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def add(self, figures: Iterable[float]) -> None:
-        """Counts the figures of some prompts, NaN where a prompt has none."""
-        known = [figure for figure in figures if not isnan(figure)]
-        self.total += sum(known)
-        self.prompts += len(known)
+        """Counts one figure per prompt, NaN for a prompt without the figure."""
+        defined = [figure for figure in figures if not isnan(figure)]
+        self.total += sum(defined)
+        self.prompts += len(defined)
 
     def compute(self) -> Tensor:
-        """The mean, float64; NaN where no prompt has the figure."""
+        """The mean, float64; NaN if no prompt has the figure."""
         return self.total / self.prompts
 
 
 class CandidateMetric(PromptMean):
-    """A figure of the candidates of a prompt, averaged over prompts. A subclass gives :meth:`figure` alone."""
+    """A figure of a prompt's candidates, averaged over prompts. A subclass defines only :meth:`figure`."""
 
     @abstractmethod
-    def figure(self, one: CandidateSet) -> float:
-        """The figure of one prompt; NaN where it has none."""
+    def figure(self, candidate_set: CandidateSet) -> float:
+        """Computes the figure of one prompt; NaN if it has none."""
 
     def update(self, sets: Sequence[CandidateSet]) -> None:
-        """Counts some prompts with their candidates."""
-        self.add(self.figure(one) for one in sets)
+        """Counts prompts with their candidates."""
+        self.add(self.figure(candidate_set) for candidate_set in sets)

@@ -1,4 +1,4 @@
-"""The two characteristics of any set of candidates: all figures at once."""
+"""Diversity and quality of any candidates: all figures at once."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Characteristics(MetricCollection):
     In a distributed run each rank passes its share of the prompts and all get the same figures.
 
     Args:
-        embedder: for `embedding_spread`.
-        kwargs: of torchmetrics, for each metric, such as `sync_on_compute`.
+        embedder: gives the embeddings of `embedding_spread`; None leaves that figure out.
+        kwargs: arguments of each `torchmetrics.Metric`, such as `sync_on_compute`.
     """
 
     def __init__(self, embedder: Embedder | None = None, **kwargs: Any) -> None:
@@ -54,15 +54,15 @@ class Characteristics(MetricCollection):
         super().__init__(metrics, compute_groups=False)  # type: ignore[arg-type]
 
     def update(self, sets: Sequence[CandidateSet]) -> None:  # type: ignore[override]
-        """Counts some prompts with their candidates."""
+        """Counts prompts with their candidates."""
         super().update([])  # a rank without prompts takes part in the reduction
-        for one in sets:  # prompt by prompt, so that each text is split into words once
-            super().update([one])
+        for candidate_set in sets:  # prompt by prompt, so that each text is split into words once
+            super().update([candidate_set])
 
     def figures(self) -> dict[str, float]:
         """The figures as plain numbers; those that no prompt has are left out."""
-        found = {name: float(value) for name, value in self.compute().items()}
-        return {name: value for name, value in found.items() if not isnan(value)}
+        values = {name: float(value) for name, value in self.compute().items()}
+        return {name: value for name, value in values.items() if not isnan(value)}
 
 
 def characteristics(
@@ -70,14 +70,14 @@ def characteristics(
 ) -> dict[str, float]:
     """All figures of :class:`Characteristics` that these sets have, each averaged over prompts.
 
-    Looks at these sets alone, whatever other ranks hold: in a distributed run gather the sets first, or use
+    Only these sets count, not those of other ranks: in a distributed run gather the sets first, or use
     :class:`Characteristics`.
 
     Args:
-        sets: prompts with their candidates, with scores or without.
-        embedder: for `embedding_spread`.
-        candidates: how many candidates of each prompt to look at, see :func:`of_equal_size`. Most figures change
-            with the number of candidates, so two sides compare only at the same number. None: all.
+        sets: prompts with their candidates; scores are optional.
+        embedder: gives the embeddings of `embedding_spread`; None leaves that figure out.
+        candidates: how many candidates of each prompt to use, see :func:`of_equal_size`; None uses all. Most
+            figures change with the number of candidates, so compare two sides at the same number.
     """
     metrics = Characteristics(embedder, sync_on_compute=False)
     metrics.update(sets if candidates is None else of_equal_size(sets, candidates))
@@ -87,24 +87,24 @@ def characteristics(
 def of_equal_size(sets: Sequence[CandidateSet], count: int) -> list[CandidateSet]:
     """The sets with `count` candidates each; prompts with fewer are left out.
 
-    Which ones stay depends on the texts alone, by a hash: neither on their order, in which there may be a system,
-    nor on any random state. Equal texts stay or go one by one.
+    A hash of the texts decides which candidates stay, not their order (which may follow a pattern) or any random
+    state. Of equal texts each copy is chosen by itself.
 
     Raises:
         ValueError: `count` is below 1.
     """
     if count < 1:
         raise ValueError(f"expected at least 1 candidate a prompt, got {count}")
-    return [_some(one, count) for one in sets if len(one.candidates) >= count]
+    return [_choose(candidate_set, count) for candidate_set in sets if len(candidate_set.candidates) >= count]
 
 
-def _some(one: CandidateSet, count: int) -> CandidateSet:
-    if len(one.candidates) == count:
-        return one
-    seen: dict[str, int] = {}
+def _choose(candidate_set: CandidateSet, count: int) -> CandidateSet:
+    if len(candidate_set.candidates) == count:
+        return candidate_set
+    copies: dict[str, int] = {}
 
-    def place(candidate: Candidate) -> int:
-        copy = seen[candidate.text] = seen.get(candidate.text, 0) + 1
-        return derive_seed(0, "of_equal_size", repr(one.prompt), repr(candidate.text), copy)
+    def hash_of(candidate: Candidate) -> int:
+        copy = copies[candidate.text] = copies.get(candidate.text, 0) + 1
+        return derive_seed(0, "of_equal_size", repr(candidate_set.prompt), repr(candidate.text), copy)
 
-    return replace(one, candidates=tuple(sorted(one.candidates, key=place)[:count]))
+    return replace(candidate_set, candidates=tuple(sorted(candidate_set.candidates, key=hash_of)[:count]))

@@ -1,4 +1,4 @@
-"""How different two candidates are: what metrics average and selectors choose by."""
+"""How different two texts are. Metrics average these differences; selectors choose pairs by them."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from lit_align.metrics.functional import cosine_difference, ngram_difference
 from lit_align.metrics.words import words
 
 ROUNDING = 1e-9
-"""What a similarity, which is 1 - difference, may miss a limit by: 1 - (1 - 1/3) is not 1/3."""
+"""Tolerance when a similarity, 1 - difference, is held against a limit: 1 - (1 - 1/3) is not exactly 1/3."""
 
 
 class Difference(ABC):
-    """A difference between texts: 0 for equal ones. One of one's own overrides :meth:`matrix`."""
+    """A difference between texts, 0 for equal texts. Subclass it and define :meth:`matrix`."""
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        """:meth:`matrix`, checked.
+        """Computes :meth:`matrix` and checks it.
 
         Raises:
-            ValueError: it has another shape, or a number that is negative or not finite.
+            ValueError: the matrix has the wrong shape, or a number in it is negative or not finite.
         """
-        found = np.asarray(self.matrix(texts), dtype=np.float64)
+        matrix = np.asarray(self.matrix(texts), dtype=np.float64)
         shape = (len(texts), len(texts))
-        if found.shape != shape or not (np.isfinite(found) & (found >= 0)).all():
-            got = f"an array of {found.shape}" if found.shape != shape else f"{found.tolist()}"
+        if matrix.shape != shape or not (np.isfinite(matrix) & (matrix >= 0)).all():
+            got = f"an array of {matrix.shape}" if matrix.shape != shape else f"{matrix.tolist()}"
             raise ValueError(f"expected {type(self).__name__} to give {shape} finite numbers of at least 0, got {got}")
-        return found
+        return matrix
 
     @abstractmethod
     def matrix(self, texts: Sequence[str]) -> np.ndarray:
-        """[K, K] float64, symmetric: how different each two of the K texts are, finite and at least 0."""
+        """Computes how different each two of the K texts are: [K, K] float64, symmetric, finite, at least 0."""
 
 
 class NgramDifference(Difference):
-    """1 - the n-grams of words that two texts share over all that they have (Jaccard), in [0, 1].
+    """1 - Jaccard similarity of two texts' sets of word n-grams, in [0, 1].
 
     Args:
-        n: words an n-gram, at least 1.
+        n: words per n-gram, at least 1.
     """
 
     def __init__(self, n: int = 2) -> None:
@@ -53,7 +53,7 @@ class NgramDifference(Difference):
 
 
 class EmbeddingDifference(Difference):
-    """1 - the cosine of two texts' embeddings, in [0, 2]. Texts without words are 1 from all others, 0 from each other.
+    """1 - the cosine of two texts' embeddings, in [0, 2]. Texts without words: 1 to others, 0 to each other.
 
     Args:
         embedder: turns texts into embeddings.
@@ -63,9 +63,9 @@ class EmbeddingDifference(Difference):
         self.embedder = embedder
 
     def matrix(self, texts: Sequence[str]) -> np.ndarray:
-        known = np.array([bool(words(text)) for text in texts], dtype=bool)
-        out = (known[:, None] != known[None, :]).astype(np.float64)
-        if known.any():
-            kept = [text for text, has_words in zip(texts, known, strict=True) if has_words]
-            out[np.ix_(known, known)] = cosine_difference(self.embedder.embed(kept))
-        return out
+        has_words = np.array([bool(words(text)) for text in texts], dtype=bool)
+        matrix = (has_words[:, None] != has_words[None, :]).astype(np.float64)
+        if has_words.any():
+            embeddings = self.embedder.embed([text for text in texts if words(text)])
+            matrix[np.ix_(has_words, has_words)] = cosine_difference(embeddings)
+        return matrix

@@ -17,13 +17,13 @@ from lit_align.records import CandidateSet
 class DistinctN(CandidateMetric):
     """Distinct n-grams over all n-grams of a prompt's candidates taken together, averaged over prompts.
 
-    In (0, 1]; more is more diverse. It falls with the length and the number of the candidates: compare sets that
+    In (0, 1]; more is more diverse. It falls as candidates get longer or more numerous: compare sets that
     are alike in both. Li et al. 2016, arXiv 1510.03055. Candidates without words are left out; a prompt with fewer
-    than two left, or without any n-gram, counts nowhere.
+    than two remaining, or without any n-gram, is not counted.
 
     Args:
-        n: words an n-gram, at least 1.
-        kwargs: of torchmetrics.
+        n: words per n-gram, at least 1.
+        kwargs: arguments of `torchmetrics.Metric`.
 
     Example:
         >>> from lit_align.records import Candidate
@@ -41,8 +41,8 @@ class DistinctN(CandidateMetric):
             raise ValueError(f"expected n to be at least 1 word, got {n}")
         self.n = n
 
-    def figure(self, one: CandidateSet) -> float:
-        return distinct_n(_texts(one), self.n)
+    def figure(self, candidate_set: CandidateSet) -> float:
+        return distinct_n(_texts(candidate_set), self.n)
 
 
 class SelfBLEU(CandidateMetric):
@@ -50,11 +50,11 @@ class SelfBLEU(CandidateMetric):
 
     In [0, 1]; less is more diverse. It rises with the number of candidates. Zhu et al. 2018, arXiv 1802.01886; the
     BLEU of one candidate is sacrebleu's sentence BLEU, see :func:`~lit_align.metrics.functional.self_bleu`.
-    Candidates without words are left out; a prompt with fewer than two left counts nowhere.
+    Candidates without words are left out; a prompt with fewer than two remaining is not counted.
 
     Args:
         max_n: the longest n-grams, in words, at least 1.
-        kwargs: of torchmetrics.
+        kwargs: arguments of `torchmetrics.Metric`.
     """
 
     higher_is_better = False
@@ -65,8 +65,8 @@ class SelfBLEU(CandidateMetric):
             raise ValueError(f"expected max_n to be at least 1 word, got {max_n}")
         self.max_n = max_n
 
-    def figure(self, one: CandidateSet) -> float:
-        return self_bleu(_texts(one), self.max_n)
+    def figure(self, candidate_set: CandidateSet) -> float:
+        return self_bleu(_texts(candidate_set), self.max_n)
 
 
 class MeanDifference(CandidateMetric):
@@ -74,11 +74,11 @@ class MeanDifference(CandidateMetric):
 
     With :class:`~lit_align.metrics.EmbeddingDifference` this is the spread of the embeddings. Being a mean over
     pairs, it does not depend on how many candidates there are. Candidates without words are left out; a prompt with
-    fewer than two left counts nowhere.
+    fewer than two remaining is not counted.
 
     Args:
-        difference: of two texts; by default 1 - Jaccard of their word bigrams.
-        kwargs: of torchmetrics.
+        difference: how different two texts are; None takes 1 - Jaccard of their word bigrams.
+        kwargs: arguments of `torchmetrics.Metric`.
     """
 
     higher_is_better = True
@@ -87,21 +87,21 @@ class MeanDifference(CandidateMetric):
         super().__init__(**kwargs)
         self.difference = difference or NgramDifference()
 
-    def figure(self, one: CandidateSet) -> float:
-        texts = [text for text in _texts(one) if words(text)]
+    def figure(self, candidate_set: CandidateSet) -> float:
+        texts = [text for text in _texts(candidate_set) if words(text)]
         return mean_over_pairs(self.difference(texts)) if len(texts) > 1 else UNDEFINED
 
 
 class NearDuplicates(CandidateMetric):
     """The share of pairs of candidates of a prompt that are nearly the same, averaged over prompts.
 
-    In [0, 1]. A pair is nearly the same where 1 - difference is at least `threshold`. Exact duplicates count, two
-    texts without words among them. A prompt with one candidate counts nowhere.
+    In [0, 1]. A pair is nearly the same if 1 - difference is at least `threshold`. Exact duplicates count, also two
+    texts without words. A prompt with one candidate is not counted.
 
     Args:
-        threshold: similarity from which on two candidates are nearly the same, in (0, 1].
-        difference: of two texts; by default 1 - Jaccard of their word bigrams.
-        kwargs: of torchmetrics.
+        threshold: the smallest similarity at which two candidates are nearly the same, in (0, 1].
+        difference: how different two texts are; None takes 1 - Jaccard of their word bigrams.
+        kwargs: arguments of `torchmetrics.Metric`.
     """
 
     higher_is_better = False
@@ -113,23 +113,23 @@ class NearDuplicates(CandidateMetric):
         self.threshold = threshold
         self.difference = difference or NgramDifference()
 
-    def figure(self, one: CandidateSet) -> float:
-        similar = self.difference(_texts(one)) <= 1 - self.threshold + ROUNDING
+    def figure(self, candidate_set: CandidateSet) -> float:
+        similar = self.difference(_texts(candidate_set)) <= 1 - self.threshold + ROUNDING
         return mean_over_pairs(similar.astype(np.float64))
 
 
 class Duplicates(CandidateMetric):
     """The share of pairs of candidates of a prompt whose texts are equal to the letter, averaged over prompts.
 
-    In [0, 1]. A prompt with one candidate counts nowhere.
+    In [0, 1]. A prompt with one candidate is not counted.
     """
 
     higher_is_better = False
 
-    def figure(self, one: CandidateSet) -> float:
-        equal = [float(a.text == b.text) for a, b in combinations(one.candidates, 2)]
+    def figure(self, candidate_set: CandidateSet) -> float:
+        equal = [float(a.text == b.text) for a, b in combinations(candidate_set.candidates, 2)]
         return sum(equal) / len(equal) if equal else UNDEFINED
 
 
-def _texts(one: CandidateSet) -> list[str]:
-    return [candidate.text for candidate in one.candidates]
+def _texts(candidate_set: CandidateSet) -> list[str]:
+    return [candidate.text for candidate in candidate_set.candidates]

@@ -1,4 +1,4 @@
-"""Texts to embeddings."""
+"""Turns texts into embeddings."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from transformers import AutoModel, AutoTokenizer
 
 
 class Embedder(ABC):
-    """Turns texts into embeddings. One of one's own overrides `embed`."""
+    """Turns texts into embeddings. Subclass it and define `embed`."""
 
     @abstractmethod
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """[N, D]: an embedding for each text. Only directions count: lengths may be anything but 0."""
+        """Embeds each text: [N, D]. Only directions count; no embedding may be zero."""
 
 
 class TransformersEmbedder(Embedder):
     """An encoder of transformers, its last hidden states averaged over the tokens.
 
-    This is what most sentence-transformers models do (`sentence-transformers/all-MiniLM-L6-v2`, `thenlper/gte-small`);
-    a model that was trained to give its first token's state (`pooling: cls`) is told so. Texts beyond the model's
-    limit are cut at their end. The model loads at the first text.
+    Most sentence-transformers models work this way (`sentence-transformers/all-MiniLM-L6-v2`, `thenlper/gte-small`).
+    For a model trained to embed by its first token set `pooling: cls`. Texts beyond the model's limit are cut at
+    their end. The model is loaded with the first text.
 
     Args:
         model: hub id or local folder.
         revision: branch, tag or commit on the hub.
         pooling: "mean" over the tokens, or "cls", the first token.
-        batch_size: texts at once; batches are sorted by length.
-        max_tokens: the longest text in tokens; None takes the limit of the tokenizer or the model.
+        batch_size: texts per forward pass; texts are sorted by length first.
+        max_tokens: tokens after which a text is cut; None takes the limit of the tokenizer or the model.
         prefix: put before each text, for models that want one ("passage: ").
-        device: such as "cuda:1"; None is the current GPU where there is one.
+        device: such as "cuda:1"; None takes the current GPU, or the CPU if there is none.
     """
 
     def __init__(
@@ -56,12 +56,15 @@ class TransformersEmbedder(Embedder):
         if folder.is_dir() and not (folder / "config.json").exists():
             raise FileNotFoundError(f"expected a model folder of transformers, {folder} has no config.json")
         model = str(folder) if folder.is_dir() else model
-        self.pooling, self.batch_size, self.max_tokens, self.prefix = pooling, batch_size, max_tokens, prefix
-        self._where: dict[str, Any] = {"pretrained_model_name_or_path": model, "revision": revision or "main"}
+        self.pooling = pooling
+        self.batch_size = batch_size
+        self.max_tokens = max_tokens
+        self.prefix = prefix
+        self._source: dict[str, Any] = {"pretrained_model_name_or_path": model, "revision": revision or "main"}
         self._device = device
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """[N, D] float32."""
+        """Embeds each text: [N, D] float32."""
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         rows: list[np.ndarray | None] = [None] * len(texts)
         for start in range(0, len(order), self.batch_size):
@@ -73,7 +76,7 @@ class TransformersEmbedder(Embedder):
     @torch.no_grad()
     def _forward(self, texts: list[str]) -> np.ndarray:
         tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self._limit, return_tensors="pt")
-        tokens = tokens.to(self._at)
+        tokens = tokens.to(self._torch_device)
         states = self._model(**tokens).last_hidden_state.float()
         if self.pooling == "cls":
             return states[:, 0].cpu().numpy()
@@ -81,19 +84,19 @@ class TransformersEmbedder(Embedder):
         return ((states * mask).sum(1) / mask.sum(1)).cpu().numpy()
 
     @cached_property
-    def _at(self) -> torch.device:
+    def _torch_device(self) -> torch.device:
         return torch.device(self._device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @cached_property
     def _tokenizer(self) -> Any:
-        tokenizer = AutoTokenizer.from_pretrained(**self._where)
+        tokenizer = AutoTokenizer.from_pretrained(**self._source)
         tokenizer.padding_side = "right"  # `cls` reads the first column
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
         return tokenizer
 
     @cached_property
     def _model(self) -> Any:
-        return AutoModel.from_pretrained(**self._where).eval().requires_grad_(False).to(self._at)
+        return AutoModel.from_pretrained(**self._source).eval().requires_grad_(False).to(self._torch_device)
 
     @cached_property
     def _limit(self) -> int:

@@ -1,4 +1,4 @@
-"""Figures of the candidates of one prompt, as pure functions. NaN where a figure is not defined.
+"""Figures of the candidates of one prompt, as pure functions. NaN if a figure is not defined.
 
 Notation: a prompt has K candidates; words are those of :func:`lit_align.metrics.words.words`.
 """
@@ -17,22 +17,24 @@ UNDEFINED = math.nan
 
 
 def ngram_counts(texts: Sequence[str], n: int) -> np.ndarray:
-    """[K, U] int64: how often each of the U n-grams of words that occur anywhere occurs in each text."""
-    index: dict[tuple[str, ...], int] = {}
-    rows = [[index.setdefault(gram, len(index)) for gram in _ngrams(words(text), n)] for text in texts]
-    counts = [np.bincount(np.asarray(row, dtype=np.int64), minlength=len(index)) for row in rows]
+    """Counts in each text each of the U word n-grams that occur in any text: [K, U] int64."""
+    columns: dict[tuple[str, ...], int] = {}
+    rows: list[list[int]] = []
+    for text in texts:
+        rows.append([columns.setdefault(ngram, len(columns)) for ngram in _ngrams(words(text), n)])
+    counts = [np.bincount(np.asarray(row, dtype=np.int64), minlength=len(columns)) for row in rows]
     return np.stack(counts) if counts else np.zeros((0, 0), dtype=np.int64)
 
 
-def _ngrams(found: Sequence[str], n: int) -> zip[tuple[str, ...]]:
-    return zip(*(found[start:] for start in range(n)), strict=False)
+def _ngrams(tokens: Sequence[str], n: int) -> zip[tuple[str, ...]]:
+    return zip(*(tokens[start:] for start in range(n)), strict=False)
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams of all texts together over all their n-grams, in (0, 1] (arXiv 1510.03055).
+    """Divides the distinct n-grams of all texts together by all their n-grams: (0, 1] (arXiv 1510.03055).
 
-    The paper divides by all words; here a text that repeats nothing has 1 for each n. NaN where there are fewer than
-    two texts with words, or no n-gram at all.
+    The paper divides by all words; here a text that repeats nothing has 1 for each n. NaN if fewer than two texts
+    have words, or none has an n-gram.
     """
     texts = _with_words(texts)
     counts = ngram_counts(texts, n)
@@ -42,11 +44,11 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
 
 
 def self_bleu(texts: Sequence[str], max_n: int = 4) -> float:
-    """The mean BLEU of each text against all others as its references, in [0, 1] (arXiv 1802.01886).
+    """Averages the BLEU of each text against all others as its references: [0, 1] (arXiv 1802.01886).
 
-    Sentence BLEU as sacrebleu has it: clipped precisions of 1 to `max_n` words, an order without any match smoothed
+    Sentence BLEU as in sacrebleu: clipped precisions of 1 to `max_n` words, an order without any match smoothed
     to 1 / (2^i total) at the i-th such order, orders longer than the text left out, brevity against the reference
-    of the nearest length. NaN where there are fewer than two texts with words.
+    of the nearest length. NaN if fewer than two texts have words.
     """
     texts = _with_words(texts)
     if len(texts) < 2:
@@ -55,39 +57,40 @@ def self_bleu(texts: Sequence[str], max_n: int = 4) -> float:
     total = np.zeros_like(matched)
     for n in range(1, max_n + 1):
         counts = ngram_counts(texts, n)
-        matched[:, n - 1] = np.minimum(counts, _most_among_others(counts)).sum(1)
+        matched[:, n - 1] = np.minimum(counts, _largest_count_elsewhere(counts)).sum(1)
         total[:, n - 1] = counts.sum(1)
     lengths = [len(words(text)) for text in texts]
     return _mean([_bleu(matched[i], total[i], lengths, i) for i in range(len(texts))])
 
 
-def _most_among_others(counts: np.ndarray) -> np.ndarray:
-    """[K, U]: the largest count of each n-gram among the other texts; the second largest for the one that has most."""
+def _largest_count_elsewhere(counts: np.ndarray) -> np.ndarray:
+    """[K, U]: the largest count of each n-gram among the other texts."""
     if counts.size == 0:
         return counts
-    first = counts.argmax(0)
+    # for all texts but the one that has the largest count this is that count; for that text it is the second largest
+    largest = counts.argmax(0)
     second = np.partition(counts, -2, axis=0)[-2]
-    return np.where(np.arange(len(counts))[:, None] == first, second, counts.max(0))
+    return np.where(np.arange(len(counts))[:, None] == largest, second, counts.max(0))
 
 
-def _bleu(matched: np.ndarray, total: np.ndarray, lengths: Sequence[int], at: int) -> float:
-    """BLEU of the text `at` from its matches and totals, each [max_n]."""
+def _bleu(matched: np.ndarray, total: np.ndarray, lengths: Sequence[int], text: int) -> float:
+    """BLEU of the text with the index `text` from its matches and totals, each [max_n]."""
     orders = int((total > 0).sum())  # a text of two words has no trigrams
     if not matched.any():
         return 0.0
-    length = lengths[at]
-    others = [other for i, other in enumerate(lengths) if i != at]
+    length = lengths[text]
+    others = [other for i, other in enumerate(lengths) if i != text]
     reference = min(others, key=lambda other: (abs(other - length), other))
-    missed = 0
-    logs = 0.0
-    for hits, grams in zip(matched[:orders], total[:orders], strict=True):
-        missed += hits == 0
-        logs += math.log(hits / grams if hits else 1 / (2**missed * grams))
-    return math.exp(min(0.0, 1 - reference / length) + logs / orders)
+    unmatched_orders = 0
+    log_precisions = 0.0
+    for hits, ngrams in zip(matched[:orders], total[:orders], strict=True):
+        unmatched_orders += hits == 0
+        log_precisions += math.log(hits / ngrams if hits else 1 / (2**unmatched_orders * ngrams))
+    return math.exp(min(0.0, 1 - reference / length) + log_precisions / orders)
 
 
 def ngram_jaccard(a: str, b: str, n: int = 2) -> float:
-    """Common n-grams of words over all n-grams of both texts, each n-gram counted once, in [0, 1].
+    """Divides the word n-grams that both texts share by those that either has, each counted once: [0, 1].
 
     A text of fewer than n words is one n-gram. Two texts without words are the same: 1.
     """
@@ -95,17 +98,17 @@ def ngram_jaccard(a: str, b: str, n: int = 2) -> float:
 
 
 def ngram_difference(texts: Sequence[str], n: int = 2) -> np.ndarray:
-    """[K, K] float64: 1 - :func:`ngram_jaccard` of each two texts."""
+    """Computes 1 - :func:`ngram_jaccard` of each two texts: [K, K] float64."""
     shingles = [_shingles(text, n) for text in texts]
-    out = np.zeros((len(texts), len(texts)))
+    difference = np.zeros((len(texts), len(texts)))
     for i, j in combinations(range(len(texts)), 2):
-        out[i, j] = out[j, i] = 1 - _jaccard(shingles[i], shingles[j])
-    return out
+        difference[i, j] = difference[j, i] = 1 - _jaccard(shingles[i], shingles[j])
+    return difference
 
 
 def _shingles(text: str, n: int) -> set[tuple[str, ...]]:
-    found = words(text)
-    return set(_ngrams(found, n)) if len(found) >= n else {found}
+    tokens = words(text)
+    return set(_ngrams(tokens, n)) if len(tokens) >= n else {tokens}
 
 
 def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
@@ -114,7 +117,7 @@ def _jaccard(a: set[tuple[str, ...]], b: set[tuple[str, ...]]) -> float:
 
 
 def cosine_difference(embeddings: np.ndarray) -> np.ndarray:
-    """[K, K] float64: 1 - cosine of each two rows of [K, D], in [0, 2].
+    """Computes 1 - cosine of each two rows of [K, D]: [K, K] float64, in [0, 2].
 
     Raises:
         ValueError: an embedding is zero or not finite.
@@ -124,34 +127,33 @@ def cosine_difference(embeddings: np.ndarray) -> np.ndarray:
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         raise ValueError("expected embeddings that are finite and not zero, got one that has no direction")
     unit = rows / norms
-    out = np.clip(1 - unit @ unit.T, 0.0, 2.0)
-    np.fill_diagonal(out, 0.0)
-    return out
+    difference = np.clip(1 - unit @ unit.T, 0.0, 2.0)
+    np.fill_diagonal(difference, 0.0)
+    return difference
 
 
 def mean_over_pairs(matrix: np.ndarray) -> float:
-    """The mean of a symmetric [K, K] over the pairs of different candidates; NaN where K < 2."""
+    """Averages a symmetric [K, K] matrix over the pairs of different candidates; NaN if K < 2."""
     above = matrix[np.triu_indices(len(matrix), 1)]
     return float(above.mean()) if above.size else UNDEFINED
 
 
 def spread(values: Sequence[float | None]) -> float:
-    """The mean absolute difference of each two values, in their unit; those that are None or not finite are left out.
+    """Averages the absolute difference of each two values, without those that are None or not finite.
 
-    Its expectation does not depend on how many values there are, as that of a range would. NaN where fewer than two
-    are left.
+    Unlike a range, its expectation does not depend on the number of values. NaN if fewer than two remain.
     """
-    known = np.sort(np.asarray(finite(values), dtype=np.float64))
-    count = len(known)
+    ascending = np.sort(np.asarray(finite(values), dtype=np.float64))
+    count = len(ascending)
     if count < 2:
         return UNDEFINED
     # sum of differences of a sorted list: value i stands above i others and below count - 1 - i
     weights = 2 * np.arange(count) - (count - 1)
-    return float((weights * known).sum() / (count * (count - 1) / 2))
+    return float((weights * ascending).sum() / (count * (count - 1) / 2))
 
 
 def finite(values: Sequence[float | None]) -> list[float]:
-    """The values that are numbers: neither None nor NaN nor infinite."""
+    """Keeps the values that are numbers: neither None nor NaN nor infinite."""
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
@@ -160,7 +162,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def mean_of(values: Sequence[float | None]) -> float:
-    """The mean of the values that are numbers; NaN where there is none."""
+    """Averages the values that are numbers; NaN if there is none."""
     return _mean(finite(values))
 
 

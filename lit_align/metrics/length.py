@@ -16,9 +16,9 @@ class MeanLength(CandidateMetric):
     """The mean length of a prompt's candidates, averaged over prompts. An empty candidate has length 0.
 
     Args:
-        unit: "words", "characters" (code points) or "tokens" (of candidates that carry their token ids, as sampled
-            ones do; others are left out).
-        kwargs: of torchmetrics.
+        unit: "words", "characters" (code points) or "tokens". Only candidates with token ids, such as sampled ones,
+            have a length in tokens; others are left out.
+        kwargs: arguments of `torchmetrics.Metric`.
     """
 
     def __init__(self, unit: LengthUnit = "words", **kwargs: Any) -> None:
@@ -27,18 +27,18 @@ class MeanLength(CandidateMetric):
             raise ValueError(f"expected unit to be one of {', '.join(get_args(LengthUnit))}; got {unit!r}")
         self.unit = unit
 
-    def figure(self, one: CandidateSet) -> float:
-        return mean_of([_length(candidate, self.unit) for candidate in one.candidates])
+    def figure(self, candidate_set: CandidateSet) -> float:
+        return mean_of([_length(candidate, self.unit) for candidate in candidate_set.candidates])
 
 
 class LengthSpread(MeanLength):
     """The mean absolute difference of each two candidates' lengths in a prompt, averaged over prompts.
 
-    Takes what :class:`MeanLength` takes. A prompt with fewer than two lengths counts nowhere.
+    Takes the arguments of :class:`MeanLength`. A prompt with fewer than two lengths is not counted.
     """
 
-    def figure(self, one: CandidateSet) -> float:
-        return spread([_length(candidate, self.unit) for candidate in one.candidates])
+    def figure(self, candidate_set: CandidateSet) -> float:
+        return spread([_length(candidate, self.unit) for candidate in candidate_set.candidates])
 
 
 class EmptyShare(CandidateMetric):
@@ -46,16 +46,16 @@ class EmptyShare(CandidateMetric):
 
     higher_is_better = False
 
-    def figure(self, one: CandidateSet) -> float:
-        empty = [not words(candidate.text) for candidate in one.candidates]
+    def figure(self, candidate_set: CandidateSet) -> float:
+        empty = [not words(candidate.text) for candidate in candidate_set.candidates]
         return sum(empty) / len(empty) if empty else UNDEFINED
 
 
 class CandidateCount(CandidateMetric):
-    """Candidates a prompt."""
+    """The number of a prompt's candidates, averaged over prompts."""
 
-    def figure(self, one: CandidateSet) -> float:
-        return float(len(one.candidates))
+    def figure(self, candidate_set: CandidateSet) -> float:
+        return float(len(candidate_set.candidates))
 
 
 def _length(candidate: Candidate, unit: LengthUnit) -> float | None:

@@ -1,4 +1,4 @@
-"""The words of a text in any language, by the standard library alone."""
+"""The words of a text in any language, with nothing but the standard library."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _UNSPACED = (
 
 
 class _Spacing(dict[int, str]):
-    """What each character becomes so that `split` finds the words; filled as characters come up."""
+    """Maps each character to a replacement by which `str.split` separates words; filled on demand."""
 
     def __missing__(self, code: int) -> str:
-        self[code] = spaced = _spaced(code)
-        return spaced
+        replacement = self[code] = _space(code)
+        return replacement
 
 
-def _spaced(code: int) -> str:
+def _space(code: int) -> str:
     character = chr(code)
     kind = unicodedata.category(character)
     if 0xFE00 <= code <= 0xFE0F or kind == "Cf":  # variation selectors and joiners are not seen
@@ -53,7 +53,7 @@ _SPACING = _Spacing()
 
 @lru_cache(maxsize=256)
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text, case folded.
+    """Splits a text into its words, case folded.
 
     A word is a run of letters, marks and digits ("don't" is one). Any other visible character is a word by itself
     (punctuation, symbols), and so is each character of a script without spaces between words (Han, Kana, Thai, Lao,
