@@ -102,6 +102,28 @@ def test_a_reward_model_without_a_padding_token_is_batched_all_the_same(tmp_path
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
 
 
+ENDS_WITH_EOS = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("template", [ENDS_WITH_EOS, None])
+@pytest.mark.parametrize("config_pad", [None, 0, 2, 77, -1])
+@pytest.mark.parametrize("tokenizer_pad", [None, "<|endoftext|>", "<|im_end|>"])
+def test_whatever_pads_tokenizer_and_config_name_the_score_is_that_of_the_model_alone(
+    tmp_path: Path, tokenizer_pad: str | None, config_pad: int | None, template: str | None, batch_size: int
+) -> None:
+    folder = _save_llama(tmp_path, pad_token_id=config_pad, initializer_range=0.3)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer_pad
+    if template is not None:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    model = LlamaForSequenceClassification.from_pretrained(folder).eval()
+    expected = [directly(model, folder, one, c.text) for one in SETS for c in one.candidates]
+    scores = RewardModelJudge(str(folder), dtype="float32", batch_size=batch_size).score(SETS)
+    np.testing.assert_allclose([score for row in scores for score in row], expected, rtol=0, atol=1e-5)
+
+
 def test_a_reward_model_loses_the_start_of_a_long_text_with_a_warning(bert_reward: Path) -> None:
     long = replace(SETS[0], prompt=(Message("user", "tea " * 200 + "fact?"),))
     other = replace(long, prompt=(Message("user", "sea " * 200 + "tea " * 80 + "fact?"),))

@@ -15,9 +15,12 @@ from peft.tuners.lora.layer import Linear as LoraLinear
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn.functional import logsigmoid
 from transformers import (
+    AutoConfig,
+    AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -39,8 +42,9 @@ from lit_align.policy.lora import InPlaceLoraLinear
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
 from lit_align.reward import RewardDataModule, RewardModule, bradley_terry_loss
 from lit_align.reward.encode import RewardEncoder
-from tests.tiny import CORPUS, save_tiny_model
+from tests.tiny import CORPUS, save_tiny_model, tiny_llama_config
 
+ENDS_WITH_EOS = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
 ANSWERS = ["tea", "\nA leaf, and water.", "Well, the sea is deep and blue!", "  no", "bees like honey " * 3]
 
 
@@ -381,3 +385,30 @@ def test_a_head_with_more_outputs_makes_room_for_one(tmp_path: Path) -> None:
     module = RewardModule(PolicySpec(str(encoder)))
     with pytest.raises(Exception, match="size mismatch|mismatch"):
         module.configure_model()
+
+
+@pytest.mark.parametrize("config_pad", [None, 0, 2])
+def test_training_starts_from_the_scores_of_the_model_alone(rows: Path, tmp_path: Path, config_pad: int | None) -> None:
+    """Where the tokenizer pads with the token that ends each text, and the config with another one or none."""
+    folder = save_tiny_model(tmp_path / "model", chat_template=ENDS_WITH_EOS)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(folder)
+    config = tiny_llama_config(len(tokenizer))
+    config.update({"num_labels": 1, "pad_token_id": config_pad, "initializer_range": 0.3})
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(folder)
+    data = RewardDataModule(str(rows), batch_size=5)
+    module = RewardModule(PolicySpec(str(folder), dtype="float32"))
+    module.configure_model()
+    data.prepare(module.tokenizer)
+    batch = data.next_batch()
+    with torch.no_grad():
+        chosen, _ = module.rewards(batch)
+        for i, reward in enumerate(chosen.tolist()):
+            ids = torch.cat([batch.prompt.ids[i][batch.prompt.mask[i]], batch.chosen.ids[i][batch.chosen.mask[i]]])
+            assert reward == pytest.approx(float(model(ids[None]).logits[0, 0]), abs=1e-5)
+    module.save(tmp_path / "saved")
+    saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert AutoConfig.from_pretrained(tmp_path / "saved").pad_token_id == saved.pad_token_id
+    assert (saved.pad_token_id == saved.eos_token_id) == (config_pad == 2)

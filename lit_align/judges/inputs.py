@@ -40,3 +40,10 @@ def encode_answer(tokenizer: Any, prompt: Prompt, answer: Candidate, limit: int 
 def has_segments(tokenizer: Any) -> bool:
     """Whether prompt and answer are told apart by `token_type_ids`, as in BERT's text pairs."""
     return not tokenizer.chat_template and "token_type_ids" in tokenizer.model_input_names
+
+
+def padding_of(config: Any) -> int | None:
+    """The id that a classifier takes for padding, whatever its tokenizer says; None where its config names no token."""
+    text = config.get_text_config()
+    pad_id = getattr(text, "pad_token_id", None)
+    return pad_id if pad_id is not None and 0 <= pad_id < text.vocab_size else None

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_align.judges.base import ABSTAINED, PointwiseJudge, blaming
-from lit_align.judges.inputs import Inputs, encode_answer
+from lit_align.judges.inputs import Inputs, encode_answer, padding_of
 from lit_align.judges.local import batches_by_length, config_of, identity_of, source_of, torch_device
 from lit_align.policy.adapter import load_adapter
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
@@ -73,7 +73,7 @@ class RewardModelJudge(PointwiseJudge):
     @cached_property
     def identity(self) -> str:  # type: ignore[override]
         """Told from the model's files, so asking for it the first time reads them."""
-        return identity_of("reward_model", self.spec, max_length=self.max_length)
+        return identity_of("reward_model", self.spec, max_length=self.max_length, pads_as="config")
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
         """The model's outputs.
@@ -97,11 +97,7 @@ class RewardModelJudge(PointwiseJudge):
 
     @torch.no_grad()
     def _forward(self, texts: list[Inputs]) -> list[float]:
-        # A model with a causal body reads its score at the last token that is no padding, so the id that
-        # fills up must not be one that a text ends with.
-        pad_id = self._tokenizer.pad_token_id
-        if pad_id is None:
-            pad_id = min(set(range(len(texts) + 1)) - {text["input_ids"][-1] for text in texts})
+        pad_id = self._pad_id([text["input_ids"][-1] for text in texts])
         self._model.config.get_text_config().pad_token_id = pad_id
         width = max(len(text["input_ids"]) for text in texts)
         fill = {**_FILL, "input_ids": pad_id}
@@ -110,6 +106,14 @@ class RewardModelJudge(PointwiseJudge):
             for name in texts[0]
         }
         return self._model(**columns).logits[:, 0].float().tolist()
+
+    def _pad_id(self, last_ids: Sequence[int]) -> int:
+        """What fills up shorter rows. A causal body is read at the last token that is not its config's padding.
+
+        So that is what fills up. A config without one reads the last token, and any other id fills up.
+        """
+        pad_id = padding_of(self._config)
+        return pad_id if pad_id is not None else min(set(range(len(last_ids) + 1)) - set(last_ids))
 
     def _encode(self, prompt: Prompt, answer: Candidate) -> Inputs:
         with blaming(self, prompt):  # a template may refuse a role

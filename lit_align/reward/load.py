@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.judges.inputs import encode_answer, padding_of
 from lit_align.policy.load import (
     base_options,
     check_spec,
@@ -32,6 +33,7 @@ from lit_align.policy.nf4 import keep_trainable_on_cpu
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
+from lit_align.records import Candidate, Message
 from lit_align.seeding import derive_seed
 
 HEADS = ("score", "classifier")
@@ -41,12 +43,14 @@ _TASK = "SEQ_CLS"
 def load_reward_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     """The tokenizer. Its `model_max_length` is no more than the model's positions.
 
-    An encoder's, which has no end-of-sequence token, ends a text with its separator.
+    An encoder's, which has no end-of-sequence token, ends a text with its separator. A decoder's score is read at the
+    last token that is no padding: it pads as the model's config says, else with a token that ends no text.
     """
-    tokenizer = load_tokenizer(spec)
+    tokenizer, config = load_tokenizer(spec), _config(spec)
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.sep_token
-    positions = getattr(_config(spec).get_text_config(), "max_position_embeddings", None)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(_pad_id(tokenizer, config))
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
     return tokenizer
 
@@ -111,6 +115,16 @@ def _config(spec: PolicySpec) -> PretrainedConfig:
         )
     switch_off_dropout(config)
     return config
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
+    pad_id = padding_of(config)
+    if pad_id is not None and pad_id < len(tokenizer):
+        return pad_id
+    example = encode_answer(tokenizer, (Message("user", "a"),), Candidate("b"))[0]["input_ids"]
+    ends = {tokenizer.eos_token_id, example[-1]}
+    candidates = [tokenizer.pad_token_id, *tokenizer.all_special_ids, *range(len(ends) + 1)]
+    return next(one for one in candidates if one is not None and one not in ends)
 
 
 def _classifier(spec: PolicySpec) -> PreTrainedModel:
