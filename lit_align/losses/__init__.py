@@ -1,4 +1,4 @@
-"""Losses over preference pairs: pure functions, modules around them, and the contract for one's own.
+"""Losses over preference pairs: pure functions, modules around them, and the interface for your own loss.
 
 Notation: x prompt, w chosen, l rejected completion, y either, |y| its tokens, pi the policy, ref the reference.
 Log-probs are sums over completion tokens in nats; every function and module returns one loss per pair, [B].

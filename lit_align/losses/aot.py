@@ -9,11 +9,11 @@ from lit_align.losses.types import LossOutput, PairLogps
 
 
 def aot_loss(better: Tensor, worse: Tensor, beta: float = 0.1, label_smoothing: float = 0.0) -> Tensor:
-    """Penalises where `better` does not dominate `worse` in the first order, [B]; see :class:`AOT`.
+    """AOT's losses [B], low if `better` dominates `worse` in the first order; see :class:`AOT`.
 
     Args:
-        better: [B], to be pushed up.
-        worse: [B], to be pushed down.
+        better: [B] values to push up.
+        worse: [B] values to push down.
         beta: > 0.
         label_smoothing: in [0, 0.5).
 
@@ -31,7 +31,7 @@ def aot_loss(better: Tensor, worse: Tensor, beta: float = 0.1, label_smoothing: 
 
 
 class _SortedLoss(LogRatioLoss):
-    """What the two forms share: a sort over the micro-batch."""
+    """Base of both forms of AOT: a loss over the sorted values of a micro-batch."""
 
     per_pair = False
 
@@ -47,18 +47,18 @@ class _SortedLoss(LogRatioLoss):
 class AOT(_SortedLoss):
     """Alignment via optimal transport, paired (Melnyk et al. 2024, arXiv 2406.05882).
 
-    The margins log pi(w)/pi(l) of the policy shall dominate those of the reference in the first order: sorted
-    apart over the micro-batch, -log sigmoid(beta * (i-th smallest of the policy - i-th smallest of the reference)).
+    The margins log pi(w)/pi(l) of the policy should dominate those of the reference in the first order: with both
+    sorted over the micro-batch, -log sigmoid(beta * (i-th smallest of the policy - i-th smallest of the reference)).
 
     The sort sees one micro-batch of one device: gradient accumulation and more devices do not widen it, and with
-    a batch size of 1 this is DPO. Take micro-batches as large as memory allows.
+    a batch size of 1 this is DPO. Use micro-batches as large as memory allows.
 
     Args:
         beta: scale of the margins, > 0.
-        label_smoothing: as DPO's, in [0, 0.5); the paper has none.
+        label_smoothing: assumed probability that a pair's label is flipped, in [0, 0.5); the paper has none.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     def forward(self, pairs: PairLogps) -> LossOutput:
@@ -72,16 +72,16 @@ class AOT(_SortedLoss):
 class AOTUnpaired(_SortedLoss):
     """Alignment via optimal transport, unpaired (Melnyk et al. 2024, arXiv 2406.05882).
 
-    The log-ratios log pi/ref of the chosen completions shall dominate those of the rejected ones in the first
-    order: sorted apart over the micro-batch, -log sigmoid(beta * (i-th smallest chosen - i-th smallest rejected)).
-    Which rejected completion belongs to which chosen one plays no part.
+    The log-ratios log pi/ref of the chosen completions should dominate those of the rejected ones in the first
+    order: with both sorted over the micro-batch, -log sigmoid(beta * (i-th smallest chosen - i-th smallest rejected)).
+    It does not matter which rejected completion belongs to which chosen one.
 
     The sort sees one micro-batch of one device, as in :class:`AOT`; with a batch size of 1 this is DPO.
 
     Args:
         beta: scale of the log-ratios, > 0.
-        label_smoothing: as DPO's, in [0, 0.5); the paper has none.
+        label_smoothing: assumed probability that a pair's label is flipped, in [0, 0.5); the paper has none.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """

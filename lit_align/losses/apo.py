@@ -13,7 +13,7 @@ def apo_zero_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float = 
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0.
 
     Example:
@@ -46,7 +46,7 @@ class APOZero(LogRatioLoss):
         beta: scale of the log-ratios, > 0.
 
     Raises:
-        ValueError: where beta is not positive.
+        ValueError: if beta is not positive.
     """
 
     def __init__(self, beta: float = 0.1) -> None:
@@ -67,7 +67,7 @@ class APODown(LogRatioLoss):
         beta: scale of the log-ratios, > 0.
 
     Raises:
-        ValueError: where beta is not positive.
+        ValueError: if beta is not positive.
     """
 
     def __init__(self, beta: float = 0.1) -> None:

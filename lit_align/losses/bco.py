@@ -1,4 +1,4 @@
-"""BCO: a binary classifier whose logit is the reward."""
+"""BCO: a binary classifier with the reward as its logit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def bco_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float = 0.1, 
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0.
         shift: subtracted from every reward.
 
@@ -34,17 +34,17 @@ class BCO(LogRatioLoss):
     -log sigmoid(r_w - d) - log sigmoid(-(r_l - d)) with r = beta * log pi/ref and the reward shift d, the mean
     reward of chosen and rejected completions.
 
-    d is the mean over all training batches before the current one, over all ranks, and 0 before the first: so a
-    pair's loss does not depend on its micro-batch. It is a buffer, kept in the checkpoint, moved by training
-    batches alone, and set back to 0 when the reference is refreshed, for the rewards then start anew. Every
-    rank must call the loss equally often in training.
+    d is the mean over all training batches before the current one, over all ranks, and 0 before the first, so a
+    pair's loss does not depend on its micro-batch. It is a buffer, saved in the checkpoint. Only training batches
+    change it, and a refresh of the reference sets it back to 0, as all rewards are 0 again then. In training every
+    rank must call the loss equally often.
 
     Args:
         beta: scale of the log-ratios, > 0.
-        reward_shift: whether rewards are shifted by their running mean, as in the paper; without, d = 0.
+        reward_shift: True shifts rewards by their running mean, as in the paper; False takes d = 0.
 
     Raises:
-        ValueError: where beta is not positive.
+        ValueError: if beta is not positive.
     """
 
     reward_mean: Tensor

@@ -16,17 +16,17 @@ from lit_align.losses.types import LossOutput, PairLogps, PreferenceLoss
 
 
 class WeightedSum(PreferenceLoss):
-    """A weighted sum of losses. It needs what any of them needs.
+    """A weighted sum of losses. Its `needs_*` attributes are True if those of any of the losses are.
 
-    The rewards are those of the first loss. Each loss is logged before weighting as `loss/NAME`, NAME its class, a
-    number behind it from the second of the same class on.
+    The rewards are those of the first loss. Each loss is logged before weighting as `loss/NAME` with the name of its
+    class; a second loss of the same class as `loss/NAME_2`, and so on.
 
     Args:
-        losses: at least one.
-        weights: one per loss, >= 0; None weights each with 1.
+        losses: the losses to sum, at least one.
+        weights: one weight per loss, >= 0; None gives each the weight 1.
 
     Raises:
-        ValueError: where there is no loss, or the weights do not fit.
+        ValueError: if `losses` is empty, or there is not one weight >= 0 per loss.
     """
 
     def __init__(self, losses: list[PreferenceLoss], weights: list[float] | None = None) -> None:
@@ -71,7 +71,7 @@ class RPO(WeightedSum):
         alpha: weight of the likelihood, >= 0. The paper takes 1.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     def __init__(self, beta: float = 0.1, alpha: float = 1.0) -> None:
@@ -80,7 +80,7 @@ class RPO(WeightedSum):
 
 
 def _names(losses: Sequence[PreferenceLoss]) -> list[tuple[str, str]]:
-    """Of each loss its class's name and a suffix that tells it from those of the same class before it."""
+    """The name of each loss's class, and a suffix that numbers losses of the same class from the second on."""
     names = [type(loss).__name__ for loss in losses]
     counts = [names[:i].count(name) for i, name in enumerate(names)]
     return [(name, f"_{count + 1}" if count else "") for name, count in zip(names, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""DiscoPOP: the log-ratio modulated loss that a language model found."""
+"""DiscoPOP: the log-ratio modulated loss that a language model discovered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def discopop_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float = 
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0.
         tau: in (0, 1].
 
@@ -24,7 +24,7 @@ def discopop_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float = 
     """
     logits = beta * (chosen_ratios - rejected_ratios)
     # Eq. 5 of arXiv 2406.08414: (1 - m) * -log sigmoid(z) + m * exp(-z), m = sigmoid(z / tau);
-    # m * exp(-z) is one exponential, or it would be 0 * inf for z far below 0
+    # m * exp(-z) is one exponential, since for z far below 0 the product would be 0 * inf
     logistic = -torch.sigmoid(-logits / tau) * F.logsigmoid(logits)
     return logistic + torch.exp(F.logsigmoid(logits / tau) - logits)
 
@@ -41,7 +41,7 @@ class DiscoPOP(LogRatioLoss):
             exponentially. The paper takes 0.05.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     def __init__(self, beta: float = 0.05, tau: float = 0.05) -> None:

@@ -1,4 +1,4 @@
-"""DPO and its nearest kin: noisy labels, log-ratios per token."""
+"""DPO and two variants: for noisy labels, and with log-ratios per token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def dpo_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float = 0.1, 
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0.
         label_smoothing: in [0, 0.5).
 
@@ -36,24 +36,24 @@ def robust_dpo_loss(
         >>> robust_dpo_loss(torch.zeros(1), torch.zeros(1))
         tensor([0.6931])
     """
-    kept = dpo_loss(chosen_ratios, rejected_ratios, beta)
+    unflipped = dpo_loss(chosen_ratios, rejected_ratios, beta)
     flipped = dpo_loss(rejected_ratios, chosen_ratios, beta)
     # [(1 - e) L(w, l) - e L(l, w)] / (1 - 2 e), arXiv 2403.00409
-    return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+    return ((1 - label_smoothing) * unflipped - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 
 class DPO(LogRatioLoss):
     """Direct preference optimisation (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
 
     -log sigmoid(beta * [log pi(w)/ref(w) - log pi(l)/ref(l)]). With `label_smoothing` e it is the conservative
-    DPO of Mitchell 2023: (1 - e) times this plus e times the same with w and l swapped.
+    DPO of Mitchell 2023: (1 - e) times this loss plus e times the loss with w and l swapped.
 
     Args:
         beta: strength of the pull towards the reference, > 0.
         label_smoothing: assumed probability that a pair's label is flipped, in [0, 0.5).
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.0) -> None:
@@ -76,7 +76,7 @@ class RobustDPO(LogRatioLoss):
         label_smoothing: probability e that a pair's label is flipped, in [0, 0.5).
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 0.1) -> None:
@@ -100,7 +100,7 @@ class LengthNormalizedDPO(DPO):
         label_smoothing: assumed probability that a pair's label is flipped, in [0, 0.5).
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     def __init__(self, beta: float = 5.0, label_smoothing: float = 0.0) -> None:

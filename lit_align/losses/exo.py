@@ -18,7 +18,7 @@ def exo_loss(
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0.
         label_smoothing: in (0, 0.5).
 
@@ -38,14 +38,14 @@ class EXO(LogRatioLoss):
     """Efficient exact optimisation from preferences (Ji et al. 2024, arXiv 2402.00856, eq. 16 with two completions).
 
     KL(p || q) with p = (sigmoid(z), sigmoid(-z)), z = beta * [log pi(w)/ref(w) - log pi(l)/ref(l)], and the label
-    q = (1 - e, e). Mode-seeking, where DPO is the forward KL.
+    q = (1 - e, e). It is mode-seeking; DPO minimises the forward KL.
 
     Args:
         beta: scale of the log-ratios, > 0 (beta_pi in the paper).
         label_smoothing: e, in (0, 0.5); 0 would make the KL infinite. The paper takes 1e-3.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     def __init__(self, beta: float = 0.1, label_smoothing: float = 1e-3) -> None:

@@ -13,15 +13,15 @@ from lit_align.losses.base import LogRatioLoss, check, smoothed_sigmoid_loss
 from lit_align.losses.types import PairLogps
 
 MAX_EXPONENT = 40.0
-"""Nats above which exp(x) goes on as its tangent: finite in float32, and still with a gradient."""
+"""Exponent, in nats, above which exp is continued as its tangent: finite in float32, and with a gradient."""
 
 
 class Divergence(ABC):
-    """An f-divergence, by the derivative f' of its generator (table 1 of arXiv 2309.16240)."""
+    """An f-divergence, defined by the derivative f' of its generator (table 1 of arXiv 2309.16240)."""
 
     @abstractmethod
     def derivative(self, log_ratios: Tensor) -> Tensor:
-        """f'(t) for t = exp(log_ratios), [B], shifted so that f'(1) = 0: the shift cancels in a pair."""
+        """Computes f'(t) for t = exp(log_ratios), [B], shifted so that f'(1) = 0; the shift cancels in a pair."""
 
 
 class ReverseKL(Divergence):
@@ -49,10 +49,10 @@ class AlphaDivergence(Divergence):
     """f'(t) = (1 - t^-alpha) / alpha: between reverse KL (alpha to 0) and forward KL (alpha to 1).
 
     Args:
-        alpha: in (0, 1). Others count it the other way round: 1 - alpha.
+        alpha: in (0, 1). Some implementations define alpha as 1 minus this one.
 
     Raises:
-        ValueError: where alpha is out of its range.
+        ValueError: if alpha is out of its range.
     """
 
     def __init__(self, alpha: float = 0.5) -> None:
@@ -64,8 +64,8 @@ class AlphaDivergence(Divergence):
 
 
 def _exp(exponents: Tensor) -> Tensor:
-    low = exponents.clamp(max=MAX_EXPONENT)
-    return torch.exp(low) * (1 + exponents - low)
+    clamped = exponents.clamp(max=MAX_EXPONENT)
+    return torch.exp(clamped) * (1 + exponents - clamped)
 
 
 def f_dpo_loss(chosen_scores: Tensor, rejected_scores: Tensor, beta: float = 0.1) -> Tensor:
@@ -73,7 +73,7 @@ def f_dpo_loss(chosen_scores: Tensor, rejected_scores: Tensor, beta: float = 0.1
 
     Args:
         chosen_scores: [B] f'(pi / ref) of the chosen completions.
-        rejected_scores: [B] likewise.
+        rejected_scores: [B] f'(pi / ref) of the rejected completions.
         beta: > 0.
 
     Example:
@@ -86,8 +86,8 @@ def f_dpo_loss(chosen_scores: Tensor, rejected_scores: Tensor, beta: float = 0.1
 class FDPO(LogRatioLoss):
     """f-DPO (Wang et al. 2023, arXiv 2309.16240): DPO with another divergence than the reverse KL.
 
-    -log sigmoid(beta * [f'(pi(w)/ref(w)) - f'(pi(l)/ref(l))]). Where f' holds an exponential (forward KL, alpha),
-    it goes on as its tangent above exp(40), so that loss and gradient stay finite.
+    -log sigmoid(beta * [f'(pi(w)/ref(w)) - f'(pi(l)/ref(l))]). If f' contains an exponential (forward KL,
+    alpha), it is continued as its tangent above exp(40), so that loss and gradient stay finite.
 
     Args:
         divergence: :class:`ReverseKL`, :class:`ForwardKL`, :class:`JensenShannon`, :class:`AlphaDivergence`, or a
@@ -95,7 +95,7 @@ class FDPO(LogRatioLoss):
         beta: strength of the pull towards the reference, > 0.
 
     Raises:
-        ValueError: where beta is not positive.
+        ValueError: if beta is not positive.
     """
 
     def __init__(self, divergence: Divergence, beta: float = 0.1) -> None:

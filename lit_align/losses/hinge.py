@@ -15,7 +15,7 @@ def rso_hinge_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float =
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0; 1 / beta is the margin in nats.
 
     Example:
@@ -35,9 +35,9 @@ def slic_hf_loss(
     """SLiC-HF's losses [B]; see :class:`SLiCHF`.
 
     Args:
-        policy_chosen_logps: [B].
-        policy_rejected_logps: [B].
-        policy_target_logps: [B], log-probs of the regulariser's target.
+        policy_chosen_logps: [B] log pi(chosen | prompt), in nats.
+        policy_rejected_logps: [B] log pi(rejected | prompt), in nats.
+        policy_target_logps: [B] log pi(target | prompt) of the regulariser's target, in nats.
         delta: margin in nats between the two completions, > 0.
         lambda_: weight of the regulariser, >= 0.
 
@@ -58,7 +58,7 @@ class RSOHinge(LogRatioLoss):
         beta: scale of the log-ratios, > 0 (gamma in the paper); 1 / beta is the margin in nats.
 
     Raises:
-        ValueError: where beta is not positive.
+        ValueError: if beta is not positive.
     """
 
     def __init__(self, beta: float = 0.1) -> None:
@@ -71,17 +71,17 @@ class RSOHinge(LogRatioLoss):
 class SLiCHF(PreferenceLoss):
     """SLiC-HF as published (Zhao et al. 2023, arXiv 2305.10425): calibration without a reference model.
 
-    max(0, delta - log pi(w) + log pi(l)) - lambda * log pi(target). The rewards are the policy's log-probs
-    themselves: the hinge compares nothing else.
+    max(0, delta - log pi(w) + log pi(l)) - lambda * log pi(target). The rewards are the policy's log-probs,
+    which the hinge compares.
 
     Args:
         delta: margin in nats between chosen and rejected, > 0.
         lambda_: weight of the regulariser, >= 0. It multiplies a sum over tokens, as in the paper.
-        target: what the regulariser keeps likely: the chosen completion, or the `target` of each row
-            (such as the SFT target).
+        target: the text that the regulariser keeps likely: the `chosen` completion, or for `row` the `target` of
+            each row, such as the SFT target.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     needs_reference = False
@@ -96,7 +96,8 @@ class SLiCHF(PreferenceLoss):
         self.needs_target = target == "row"
 
     def forward(self, pairs: PairLogps) -> LossOutput:
-        chosen, rejected = pairs.policy_chosen_logps, pairs.policy_rejected_logps
+        chosen = pairs.policy_chosen_logps
+        rejected = pairs.policy_rejected_logps
         target, _ = target_logps(pairs, self.needs_target)
         losses = slic_hf_loss(chosen, rejected, target, self.delta, self.lambda_)
         regulariser = (-self.lambda_ * target).detach()

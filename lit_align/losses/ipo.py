@@ -13,7 +13,7 @@ def ipo_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float = 0.1) 
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0.
 
     Example:
@@ -36,7 +36,7 @@ class IPO(LogRatioLoss):
             implementations do, and report that the paper's experiments did.
 
     Raises:
-        ValueError: where beta is not positive.
+        ValueError: if beta is not positive.
     """
 
     def __init__(self, beta: float = 0.1, length_normalize: bool = False) -> None:

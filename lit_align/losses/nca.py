@@ -13,7 +13,7 @@ def nca_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float = 0.01)
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0.
 
     Example:
@@ -21,7 +21,8 @@ def nca_loss(chosen_ratios: Tensor, rejected_ratios: Tensor, beta: float = 0.01)
         >>> nca_loss(torch.zeros(1), torch.zeros(1))  # 2 ln 2
         tensor([1.3863])
     """
-    chosen, rejected = beta * chosen_ratios, beta * rejected_ratios
+    chosen = beta * chosen_ratios
+    rejected = beta * rejected_ratios
     # NCA for preference pairs, arXiv 2402.05369: the label is 1 for w and 0 for l, K = 2
     return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
 
@@ -33,10 +34,10 @@ class NCA(LogRatioLoss):
     reward, not only on their difference, so that the chosen completion does not lose likelihood.
 
     Args:
-        beta: scale of the log-ratios, > 0. The paper takes 0.01.
+        beta: scale of the log-ratios, > 0. The paper uses 0.01.
 
     Raises:
-        ValueError: where beta is not positive.
+        ValueError: if beta is not positive.
     """
 
     def __init__(self, beta: float = 0.01) -> None:

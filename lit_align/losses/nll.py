@@ -19,7 +19,7 @@ def nll_loss(logps: Tensor, lengths: Tensor, normalize: Normalize = "completion"
     Args:
         logps: [B] sums over tokens, in nats.
         lengths: [B] tokens.
-        normalize: what each sum is divided by.
+        normalize: the divisor of each sum, see :class:`NLL`.
 
     Example:
         >>> import torch
@@ -36,10 +36,10 @@ def nll_loss(logps: Tensor, lengths: Tensor, normalize: Normalize = "completion"
 
 
 def target_logps(pairs: PairLogps, from_row: bool) -> tuple[Tensor, Tensor]:
-    """Log-probs and lengths, each [B], of the chosen completions or of the rows' own targets.
+    """Returns log-probs and lengths, each [B], of the chosen completions, or with `from_row` of the rows' targets.
 
     Raises:
-        ValueError: where the rows' targets are asked for and there are none.
+        ValueError: if `from_row` is set and the rows have no targets.
     """
     if not from_row:
         return pairs.policy_chosen_logps, pairs.chosen_lengths
@@ -52,23 +52,24 @@ def target_logps(pairs: PairLogps, from_row: bool) -> tuple[Tensor, Tensor]:
 
 
 def check_normalize(name: str, value: str) -> None:
+    """Raises a ValueError unless `value` is one of :data:`Normalize`."""
     check(name, value, value in ("completion", "sum", "batch"), '"completion", "sum" or "batch"')
 
 
 class NLL(PreferenceLoss):
     """Negative log-likelihood of the chosen completion: the term that RPO and others add to a preference loss.
 
-    The rewards are the policy's log-probs. Alone it is supervised fine-tuning on the chosen completions; as a
-    term, put it into a :class:`WeightedSum`.
+    The rewards are the policy's log-probs. By itself it is supervised fine-tuning on the chosen completions; to add
+    it to another loss use :class:`WeightedSum`.
 
     Args:
         normalize: `completion` divides each sum by its own length (Pang et al. 2024, arXiv 2404.19733);
             `sum` does not divide; `batch` averages over all tokens of the micro-batch, so that long
-            completions count more (a pair's loss then depends on its neighbours).
-        target: whose likelihood: the chosen completion, or the `target` of each row.
+            completions count more and a pair's loss depends on the other pairs.
+        target: the text that is kept likely: the `chosen` completion, or for `row` the `target` of each row.
 
     Raises:
-        ValueError: where an argument is none of its choices.
+        ValueError: if an argument is not one of its choices.
     """
 
     needs_reference = False

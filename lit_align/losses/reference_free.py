@@ -16,7 +16,7 @@ def simpo_loss(chosen_means: Tensor, rejected_means: Tensor, beta: float = 2.0, 
 
     Args:
         chosen_means: [B] log pi(y|x) / |y| of the chosen completions, in nats per token.
-        rejected_means: [B] likewise.
+        rejected_means: [B] log pi(y|x) / |y| of the rejected completions, in nats per token.
         beta: > 0.
         gamma: >= 0.
 
@@ -31,8 +31,8 @@ def cpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, beta: f
     """The preference term of CPO, [B]; see :class:`CPO`.
 
     Args:
-        policy_chosen_logps: [B] sums over tokens, in nats.
-        policy_rejected_logps: [B] likewise.
+        policy_chosen_logps: [B] log pi(chosen | prompt), in nats.
+        policy_rejected_logps: [B] log pi(rejected | prompt), in nats.
         beta: > 0.
 
     Example:
@@ -47,7 +47,7 @@ def orpo_loss(chosen_means: Tensor, rejected_means: Tensor) -> Tensor:
 
     Args:
         chosen_means: [B] log pi(y|x) / |y| of the chosen completions, in nats per token.
-        rejected_means: [B] likewise.
+        rejected_means: [B] log pi(y|x) / |y| of the rejected completions, in nats per token.
 
     Example:
         >>> orpo_loss(torch.tensor([0.75]).log(), torch.tensor([0.5]).log())  # odds 3 and 1
@@ -57,7 +57,7 @@ def orpo_loss(chosen_means: Tensor, rejected_means: Tensor) -> Tensor:
 
 
 def _log_odds(logps: Tensor) -> Tensor:
-    """log [p / (1 - p)], kept finite where p rounds to 1."""
+    """log [p / (1 - p)], finite even if p rounds to 1."""
     below_one = logps.clamp(max=-torch.finfo(logps.dtype).eps)
     return below_one - torch.log(-torch.expm1(below_one))
 
@@ -73,7 +73,7 @@ class SimPO(PreferenceLoss):
         gamma: margin between the rewards, >= 0. The paper takes 0.3 to 1.6, about half of beta.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     needs_reference = False
@@ -100,11 +100,11 @@ class CPO(PreferenceLoss):
     Args:
         beta: scale of the log-probs, > 0.
         alpha: weight of the likelihood, >= 0. The paper takes 1.
-        normalize: of the likelihood, as in :class:`NLL`: a sum over tokens in the paper; `batch` is what its
-            authors' code and others compute.
+        normalize: the divisor of the likelihood, as in :class:`NLL`: `sum` as in the paper; the authors' code and
+            other implementations use `batch`.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     needs_reference = False
@@ -120,7 +120,8 @@ class CPO(PreferenceLoss):
         self.per_pair = normalize != "batch"
 
     def forward(self, pairs: PairLogps) -> LossOutput:
-        chosen, rejected = pairs.policy_chosen_logps, pairs.policy_rejected_logps
+        chosen = pairs.policy_chosen_logps
+        rejected = pairs.policy_rejected_logps
         prefer = cpo_loss(chosen, rejected, self.beta)
         nll = nll_loss(chosen, pairs.chosen_lengths, self.normalize)
         metrics = {"cpo/prefer": prefer.detach(), "cpo/nll": nll.detach()}
@@ -132,17 +133,17 @@ class ORPO(PreferenceLoss):
     """Odds ratio preference optimisation (Hong et al. 2024, arXiv 2403.07691, eqs. 6 and 7).
 
     -log pi(w) / |w| - lambda * log sigmoid(log [odds(w) / odds(l)]) with odds(y) = p / (1 - p) and
-    p = exp(log pi(y) / |y|). The rewards are log pi(y) / |y|: the odds grow with nothing else.
+    p = exp(log pi(y) / |y|). The rewards are log pi(y) / |y|, with which the odds grow.
 
     The likelihood is that of the completion. Other implementations average it over the micro-batch
-    (`normalize: batch`) and count the prompt's tokens too, which this one does not.
+    (`normalize: batch`) and also count the prompt's tokens; this one never does.
 
     Args:
         lambda_: weight of the odds ratio, > 0. The paper takes 0.1 to 0.25.
-        normalize: of the likelihood, as in :class:`NLL`.
+        normalize: the divisor of the likelihood, as in :class:`NLL`.
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range.
+        ValueError: if a hyper-parameter is out of its range.
     """
 
     needs_reference = False

@@ -1,4 +1,4 @@
-"""SPPO: log-ratios regressed on the probability of winning."""
+"""SPPO: regresses log-ratios on the probability of winning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def sppo_loss(
 
     Args:
         chosen_ratios: [B] log [pi / ref] of the chosen completions, in nats.
-        rejected_ratios: [B] likewise.
+        rejected_ratios: [B] log [pi / ref] of the rejected completions, in nats.
         beta: > 0.
         chosen_wins: the probability that the chosen completion beats the rejected one, [B] or one for all.
 
@@ -38,14 +38,14 @@ class SPPO(LogRatioLoss):
 
     (log pi(w)/ref(w) - 1 / (2 beta))^2 + (log pi(l)/ref(l) + 1 / (2 beta))^2: eq. 4.7 with P = 1 for the chosen
     and 0 for the rejected completion. In the paper the reference is the policy of the iteration before and the
-    completions are its own: take on-policy pairs and refresh the reference with each round.
+    completions are its own: use on-policy pairs and refresh the reference with each round.
 
     Args:
-        beta: > 0, 1 / eta in the paper, which takes 1e-3. The loss starts at 1 / (2 beta^2): the learning rate or
-            gradient clipping has to suit.
+        beta: > 0, 1 / eta in the paper, which takes 1e-3. The loss starts at 1 / (2 beta^2), so
+            choose the learning rate or gradient clipping to fit.
 
     Raises:
-        ValueError: where beta is not positive.
+        ValueError: if beta is not positive.
     """
 
     def __init__(self, beta: float = 1e-3) -> None:
@@ -59,18 +59,18 @@ class SoftSPPO(SPPO):
     """Self-play preference optimisation with the judge's probability (Wu et al. 2024, arXiv 2405.00675, eq. 4.7).
 
     (log pi(w)/ref(w) - (P - 1/2) / beta)^2 + (log pi(l)/ref(l) + (P - 1/2) / beta)^2 with P the probability that
-    the chosen completion beats the rejected one, from the pair's `margin` (chosen minus rejected score). The
-    paper's P of a completion is its mean probability to beat K samples; a pair alone knows its difference only.
+    the chosen completion beats the rejected one, from the pair's `margin` (chosen minus rejected score). In the
+    paper P is a completion's mean probability of beating K samples; a single pair has only its own difference.
 
     Args:
         beta: > 0, 1 / eta in the paper, which takes 1e-3.
-        margin: what a margin is: `logit`, P = sigmoid(margin), for scores of a Bradley-Terry reward model;
-            `probability`, P = (1 + margin) / 2, for scores that are mean probabilities to win, as pairwise
-            judges give: the margin then is in [-1, 1].
+        margin: how P follows from the margin: `logit`, P = sigmoid(margin), for scores of a Bradley-Terry reward
+            model; `probability`, P = (1 + margin) / 2, for scores that are mean probabilities of winning, as those
+            of pairwise judges, whose margins are in [-1, 1].
 
     Raises:
-        ValueError: where a hyper-parameter is out of its range, or, when called, a pair has no margin or one
-            that is no difference of probabilities.
+        ValueError: if a hyper-parameter is out of its range, or, when called, a pair has no margin or, with
+            `probability`, one outside [-1, 1].
     """
 
     def __init__(self, beta: float = 1e-3, margin: Literal["logit", "probability"] = "logit") -> None:
@@ -90,7 +90,7 @@ class SoftSPPO(SPPO):
         if pairs.margin is None or bool(pairs.margin.isnan().any()):
             raise ValueError(
                 "SoftSPPO needs the judge's scores of every pair, but a pair came without: give the rows scores or "
-                "relabel them with a judge, or take SPPO, for which the chosen completion wins for sure."
+                "relabel them with a judge, or use SPPO, which takes the chosen completion to win for sure."
             )
         margin = pairs.margin.detach()
         if self.margin == "logit":

@@ -1,4 +1,4 @@
-"""The contract between the forward pass and a loss."""
+"""The interface between the forward pass and a loss."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class PairTokens:
     The chosen and the rejected completions may be padded to different widths C.
 
     Args:
-        policy_chosen_logps: [B, C] under the policy; their sum over C is the one of :class:`PairLogps`.
-        policy_rejected_logps: [B, C] likewise.
-        chosen_mask: [B, C] bool, True where a token is real; real tokens come first.
-        rejected_mask: [B, C] likewise.
-        reference_chosen_logps: [B, C] under the reference; None where the loss needs no reference.
-        reference_rejected_logps: [B, C] likewise.
+        policy_chosen_logps: [B, C] of the chosen completions under the policy; summed over C they are those of
+            :class:`PairLogps`.
+        policy_rejected_logps: [B, C] of the rejected completions under the policy.
+        chosen_mask: [B, C] bool, True for real tokens, which come first, and False for padding.
+        rejected_mask: [B, C] the same for the rejected completions.
+        reference_chosen_logps: [B, C] of the chosen completions under the reference; None if the loss needs none.
+        reference_rejected_logps: [B, C] of the rejected completions under the reference; None if the loss needs none.
     """
 
     policy_chosen_logps: Tensor
@@ -37,18 +38,18 @@ class PairLogps:
 
     Args:
         policy_chosen_logps: [B] log pi(chosen | prompt) under the policy.
-        policy_rejected_logps: [B] the same of the rejected completions.
-        reference_chosen_logps: [B] under the reference; None where the loss needs no reference.
-        reference_rejected_logps: [B] likewise.
-        chosen_lengths: [B] int64, completion tokens in each chosen sum.
-        rejected_lengths: [B] int64, likewise.
-        policy_target_logps: [B] under the policy, of a row's own regulariser target.
-        target_lengths: [B] int64, likewise.
-        margin: [B] chosen minus rejected score of the judge; NaN where unknown.
+        policy_rejected_logps: [B] log pi(rejected | prompt) under the policy.
+        reference_chosen_logps: [B] of the chosen completions under the reference; None if the loss needs none.
+        reference_rejected_logps: [B] of the rejected completions under the reference; None if the loss needs none.
+        chosen_lengths: [B] int64, tokens of the chosen completions.
+        rejected_lengths: [B] int64, tokens of the rejected completions.
+        policy_target_logps: [B] of each row's `target`, which a regulariser keeps likely, under the policy.
+        target_lengths: [B] int64, tokens of the targets.
+        margin: [B] the judge's score of the chosen minus that of the rejected completion; NaN if there is none.
         tokens: the same log-probs token by token, for a loss with `needs_token_logps`.
-        policy_chosen_collisions: [B] sum over the completion tokens of log sum_v pi(v | ...)^2, the
+        policy_chosen_collisions: [B] sum over the tokens of the chosen completions of log sum_v pi(v | ...)^2, the
             log-probability that two draws of the policy agree; detached. For a loss with `needs_collisions`.
-        policy_rejected_collisions: [B] likewise.
+        policy_rejected_collisions: [B] the same sum over the tokens of the rejected completions.
     """
 
     policy_chosen_logps: Tensor
@@ -65,10 +66,10 @@ class PairLogps:
     policy_rejected_collisions: Tensor | None = None
 
     def references(self) -> tuple[Tensor, Tensor]:
-        """The reference's log-probs of the chosen and the rejected completions, each [B], detached.
+        """Returns the reference's log-probs of the chosen and the rejected completions, each [B], detached.
 
         Raises:
-            ValueError: where they were not computed.
+            ValueError: if the pairs came without them.
         """
         if self.reference_chosen_logps is None or self.reference_rejected_logps is None:
             raise ValueError(
@@ -78,13 +79,13 @@ class PairLogps:
         return self.reference_chosen_logps.detach(), self.reference_rejected_logps.detach()
 
     def log_ratios(self, per_token: bool = False) -> tuple[Tensor, Tensor]:
-        """log [pi(y|x) / ref(y|x)] of the chosen and the rejected completions, each [B].
+        """Computes log [pi(y|x) / ref(y|x)] of the chosen and the rejected completions, each [B].
 
         Args:
             per_token: divide each by its completion's length.
 
         Raises:
-            ValueError: where the reference's log-probs were not computed.
+            ValueError: if the pairs came without the reference's log-probs.
         """
         reference_chosen, reference_rejected = self.references()
         chosen = self.policy_chosen_logps - reference_chosen
@@ -94,19 +95,19 @@ class PairLogps:
         return chosen, rejected
 
     def policy_means(self) -> tuple[Tensor, Tensor]:
-        """log pi(y|x) / |y| of the chosen and the rejected completions, each [B]."""
+        """Computes log pi(y|x) / |y| of the chosen and the rejected completions, each [B]."""
         return self.policy_chosen_logps / self.chosen_lengths, self.policy_rejected_logps / self.rejected_lengths
 
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a loss returns: one value per pair, never reduced.
+    """The output of a loss: one value per pair, never reduced.
 
     Args:
         losses: [B], with gradients.
         chosen_rewards: [B] the implicit reward of the chosen completion, detached.
-        rejected_rewards: [B] the same of the rejected one, detached.
-        metrics: more values to log, by name, each [B] and detached.
+        rejected_rewards: [B] the implicit reward of the rejected completion, detached.
+        metrics: further values to log, by name, each [B] and detached.
     """
 
     losses: Tensor
@@ -118,19 +119,20 @@ class LossOutput:
 class PreferenceLoss(nn.Module, ABC):
     """A loss over preference pairs. Subclass it in a file of your own and name it by `class_path`.
 
-    What the forward pass must compute for it, as attributes of the class or of an instance:
+    Attributes of the class or the instance say what the forward pass must compute for it:
 
     - `needs_reference`: reference log-probs (default True);
     - `needs_token_logps`: log-probs of single tokens, `PairLogps.tokens` (default False);
     - `needs_target`: log-probs of each row's own `target` (default False);
-    - `needs_collisions`: `PairLogps.policy_chosen_collisions` and its twin (default False).
+    - `needs_collisions`: `PairLogps.policy_chosen_collisions` and
+      `policy_rejected_collisions` (default False).
 
-    What the loss promises:
+    One attribute says what holds for its values:
 
-    - `per_pair`: a pair's loss does not depend on the other pairs of the micro-batch (default True). Where
-      it is False, another micro-batch size gives another loss, whatever the accumulation.
+    - `per_pair`: a pair's loss does not depend on the other pairs of the micro-batch (default True). If it is
+      False, another micro-batch size gives another loss, even with the same number of pairs per step.
 
-    Buffers and parameters of a loss are its state: they belong in the checkpoint.
+    Buffers and parameters of a loss are its state and are saved in the checkpoint.
 
     Example:
         >>> import torch
@@ -158,4 +160,4 @@ class PreferenceLoss(nn.Module, ABC):
         return super().__call__(pairs)
 
     def reference_changed(self) -> None:
-        """Forgets what was learnt about the old reference. Called after the reference was refreshed."""
+        """Resets state that depends on the reference. Called after each refresh of the reference."""

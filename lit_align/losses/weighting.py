@@ -1,4 +1,4 @@
-"""Weightings of another loss: LD-DPO's of tokens, WPO's of pairs."""
+"""Weightings of another loss: LD-DPO weights tokens, WPO weights pairs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lit_align.losses.types import LossOutput, PairLogps, PreferenceLoss
 
 
 def length_desensitized_sum(logps: Tensor, mask: Tensor, shared_lengths: Tensor, alpha: float) -> Tensor:
-    """Sums token log-probs, those beyond the shared length weighted by alpha; [B]. See :class:`LDDPO`.
+    """Sums token log-probs, with those beyond the shared length weighted by alpha: [B]; see :class:`LDDPO`.
 
     Args:
         logps: [B, C], 0 at padding, real tokens first.
         mask: [B, C] bool.
-        shared_lengths: [B] tokens that count in full.
+        shared_lengths: [B] number of tokens that count in full.
         alpha: in [0, 1].
 
     Example:
@@ -31,12 +31,12 @@ def length_desensitized_sum(logps: Tensor, mask: Tensor, shared_lengths: Tensor,
 
 
 def wpo_weights(logps: Tensor, lengths: Tensor, collisions: Tensor | float = 0.0) -> Tensor:
-    """WPO's weight of each completion, [B], detached; see :class:`WPO`.
+    """WPO's weights of the completions, [B], detached; see :class:`WPO`.
 
     Args:
         logps: [B] log pi(y|x), sums over tokens, in nats.
         lengths: [B] tokens.
-        collisions: [B] sums over tokens of log sum_v pi(v | ...)^2; 0 for weights without alignment.
+        collisions: [B] sums over tokens of log sum_v pi(v | ...)^2; 0 gives the weights without alignment.
 
     Example:
         >>> wpo_weights(torch.tensor([0.25]).log(), torch.tensor([2]))  # sqrt(0.25)
@@ -49,18 +49,18 @@ class LDDPO(PreferenceLoss):
     """LD-DPO's weighting of tokens in any loss, DPO by default (Liu et al. 2024, arXiv 2409.06411).
 
     With l the length of the shorter completion of a pair, log p(y) becomes the sum of the first l tokens' log-probs
-    plus alpha times the sum of the others', under the policy and the reference alike: what only a longer completion
-    has counts less. Lengths, where a loss divides by them, stay those of the whole completions.
+    plus alpha times the sum of the others', under both the policy and the reference, so that the surplus of the longer
+    completion counts less. A loss that divides by lengths still divides by those of the whole completions.
 
     Args:
         alpha: weight of the tokens beyond the shared length, in [0, 1]; 1 changes nothing. The best value
             depends on the model.
-        loss: what is computed from these sums; None takes `DPO()`. To use both weightings put this one into
-            :class:`WPO`, not the other way round: WPO's weights are of whole completions.
+        loss: the loss computed from these sums; None takes `DPO()`. To use both weightings put this one into
+            :class:`WPO`, not the other way round: WPO weights whole completions.
 
     Raises:
-        ValueError: where alpha is out of its range, the loss is weighted by WPO inside, or, when called, the
-            pairs came without log-probs of single tokens.
+        ValueError: if alpha is out of its range, `loss` contains WPO, or, when called, the pairs came
+            without log-probs of single tokens.
     """
 
     needs_token_logps = True
@@ -94,7 +94,8 @@ class LDDPO(PreferenceLoss):
         def rejected(logps: Tensor) -> Tensor:
             return length_desensitized_sum(logps, tokens.rejected_mask, shared, self.alpha)
 
-        reference_chosen, reference_rejected = tokens.reference_chosen_logps, tokens.reference_rejected_logps
+        reference_chosen = tokens.reference_chosen_logps
+        reference_rejected = tokens.reference_rejected_logps
         weighted = replace(
             pairs,
             policy_chosen_logps=chosen(tokens.policy_chosen_logps),
@@ -111,25 +112,25 @@ class LDDPO(PreferenceLoss):
 class WPO(PreferenceLoss):
     """WPO's weighting of pairs in any loss, DPO by default (Zhou et al. 2024, arXiv 2406.11827, eq. 2).
 
-    The loss times w(chosen) * w(rejected), without gradient: pairs that the policy itself would write count more.
+    The loss times w(chosen) * w(rejected), without gradient: pairs that the policy would write itself count more.
     w(y) = exp(mean over tokens of log [pi(y_t) / sum_v pi(v)^2]) with the paper's sampled alignment, by which a
     completion sampled from the policy has a weight about 1; without alignment w(y) = exp(mean of log pi(y_t)).
     The rewards are those of the loss inside.
 
     Args:
-        loss: what is weighted; None takes `DPO()`. It must be a loss of each pair for itself.
-        alignment: `sampled`, the paper's choice, or `none`, which needs nothing but log-probs.
+        loss: the loss to weight; None takes `DPO()`. Its `per_pair` must be True.
+        alignment: `sampled`, the paper's choice, or `none`, which needs only log-probs.
 
     Raises:
-        ValueError: where the loss mixes pairs, `alignment` is neither, or, when called, the pairs came without
-            what the alignment needs.
+        ValueError: if the loss mixes pairs, `alignment` is neither of the two, or, when called, the pairs came
+            without the collisions that `sampled` needs.
     """
 
     def __init__(self, loss: PreferenceLoss | None = None, alignment: Literal["sampled", "none"] = "sampled") -> None:
         super().__init__()
         check("alignment", alignment, alignment in ("sampled", "none"), '"sampled" or "none"')
         self.loss = loss if loss is not None else DPO()
-        check("loss", type(self.loss).__name__, self.loss.per_pair, "a loss of each pair for itself")
+        check("loss", type(self.loss).__name__, self.loss.per_pair, "a loss that does not mix pairs (`per_pair`)")
         self.needs_reference = self.loss.needs_reference
         self.needs_target = self.loss.needs_target
         self.needs_token_logps = self.loss.needs_token_logps
