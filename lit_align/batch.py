@@ -71,6 +71,8 @@ class PairBatch(_OnDevice):
         rejected: the same of the rejected ones.
         on_policy: [B] bool, True where the pair was sampled from the policy.
         margin: [B] float32, chosen minus rejected score; NaN where unknown.
+        counted: [B] bool, False at a pair that only fills up a rank's share of the held-out ones and is in no mean;
+            None where all count.
         target: tokens of SLiC-HF's regulariser targets, where the data have them.
         reference_chosen_logps: [B] float32, where they were computed ahead.
         reference_rejected_logps: [B] float32, likewise.
@@ -90,6 +92,7 @@ class PairBatch(_OnDevice):
         reference_rejected_logps: Tensor | None = None,
         reference_chosen_token_logps: Tensor | None = None,
         reference_rejected_token_logps: Tensor | None = None,
+        counted: Tensor | None = None,
     ) -> None:
         self.prompt = prompt
         self.chosen = chosen
@@ -101,6 +104,11 @@ class PairBatch(_OnDevice):
         self.reference_rejected_logps = reference_rejected_logps
         self.reference_chosen_token_logps = reference_chosen_token_logps
         self.reference_rejected_token_logps = reference_rejected_token_logps
+        self.counted = counted
+
+    def only_counted(self, values: Tensor) -> Tensor:
+        """[B, ...] values without those of pairs that do not count."""
+        return values if self.counted is None else values[self.counted]
 
     def __len__(self) -> int:
         return len(self.prompt.ids)

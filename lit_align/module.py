@@ -165,51 +165,22 @@ class AlignmentModule(PairModule):
             self._start_checked = True
             if self.global_step == 0:
                 self._check_start(pairs, batch)
-        self._log_output("", pairs, output, len(batch))
-        self.log("on_policy_share", batch.on_policy.float().mean(), batch_size=len(batch))
+        self.log_training(batch, {**_values(pairs, output), "on_policy_share": batch.on_policy})
         return output.losses.mean()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         with self._explained():
             super().backward(loss, *args, **kwargs)
 
-    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._evaluate("val/", batch)
-
-    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._evaluate("test/", batch)
-
-    def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, list[float]]:
-        """The implicit rewards of each pair: `chosen_rewards`, `rejected_rewards` and `margins`, each [B]."""
-        output = self.loss(self._pairs(batch, self._evaluated_logps))
-        chosen, rejected = output.chosen_rewards, output.rejected_rewards
-        return {
-            "chosen_rewards": chosen.tolist(),
-            "rejected_rewards": rejected.tolist(),
-            "margins": (chosen - rejected).tolist(),
-        }
-
-    def _evaluate(self, prefix: str, batch: PairBatch) -> None:
+    def evaluate_pairs(self, batch: PairBatch) -> dict[str, Tensor]:
+        """See :meth:`PairModule.evaluate_pairs`."""
         pairs = self._pairs(batch, self._evaluated_logps)
-        self._log_output(prefix, pairs, self.loss(pairs), len(batch))
+        return _values(pairs, self.loss(pairs))
 
-    def _log_output(self, prefix: str, pairs: PairLogps, output: LossOutput, batch_size: int) -> None:
-        chosen, rejected = output.chosen_rewards, output.rejected_rewards
-        shown = {
-            "loss": output.losses.detach(),
-            "rewards/accuracies": (chosen > rejected).float(),
-            "rewards/margins": chosen - rejected,
-        }
-        kept = {
-            "rewards/chosen": chosen,
-            "rewards/rejected": rejected,
-            "logps/chosen": pairs.policy_chosen_logps.detach(),
-            "logps/rejected": pairs.policy_rejected_logps.detach(),
-            **output.metrics,
-        }
-        for values, on_bar in ((shown, True), (kept, False)):
-            means = {prefix + name: value.float().mean() for name, value in values.items()}
-            self.log_dict(means, prog_bar=on_bar, batch_size=batch_size, sync_dist=bool(prefix))
+    def rewards(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """The implicit rewards of the chosen and of the rejected completions, each [B]."""
+        output = self.loss(self._pairs(batch, self._evaluated_logps))
+        return output.chosen_rewards, output.rejected_rewards
 
     # ------------------------------------------------------------------ step 0
 
@@ -268,3 +239,18 @@ class AlignmentModule(PairModule):
     def _device_of_run(self) -> torch.device:
         """The Trainer's, which the module may not have been moved to yet."""
         return self.device if self._trainer is None else self._trainer.strategy.root_device
+
+
+def _values(pairs: PairLogps, output: LossOutput) -> dict[str, Tensor]:
+    """What is logged of a step, [B] by name."""
+    chosen, rejected = output.chosen_rewards, output.rejected_rewards
+    return {
+        "loss": output.losses,
+        "rewards/accuracies": chosen > rejected,
+        "rewards/margins": chosen - rejected,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "logps/chosen": pairs.policy_chosen_logps,
+        "logps/rejected": pairs.policy_rejected_logps,
+        **output.metrics,
+    }

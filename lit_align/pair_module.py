@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_align.batch import PairBatch
 from lit_align.host_memory import keep_freed_memory
+from lit_align.interruption import mid_accumulation
+from lit_align.pair_means import PairMeans
 from lit_align.seeding import derive_seed
 from lit_align.strategies import check_strategy
 
+ON_BAR = ("loss", "rewards/accuracies", "rewards/margins")
+
 
 class PairModule(LightningModule):
-    """Optimizer and scheduler, counted randomness, and checkpoints that hold what is trained alone.
+    """Optimizer and scheduler, counted randomness, checkpoints that hold what is trained alone, and metrics that are
+    means over pairs: those of an optimizer step, or of all held-out ones, of all ranks.
 
     Args:
         optimizer: a class and its arguments, called with the trainable parameters.
@@ -33,6 +39,7 @@ class PairModule(LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
+        self._of_step, self._of_held_out = PairMeans(), PairMeans()
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
@@ -59,6 +66,66 @@ class PairModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         position = getattr(data, "delivered", self.trainer.fit_loop.total_batch_idx)
         torch.manual_seed(derive_seed(getattr(data, "seed", 0), "train", self.global_rank, position))
+
+    # ------------------------------------------------------------------ what is logged
+
+    @abstractmethod
+    def evaluate_pairs(self, batch: PairBatch) -> dict[str, Tensor]:
+        """What is logged of held-out pairs, [B] by name; `loss` is among them."""
+
+    @abstractmethod
+    def rewards(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """The rewards of the chosen and of the rejected completions, each [B]."""
+
+    def on_train_start(self) -> None:
+        self._of_step = PairMeans()
+
+    def log_training(self, batch: PairBatch, values: Mapping[str, Tensor]) -> None:
+        """Logs the means over the pairs of the optimizer step, with the last of its micro-batches.
+
+        Args:
+            batch: the micro-batch.
+            values: [B] by name, the same names in each micro-batch.
+        """
+        self._of_step.add(values, batch.counted)
+        if not mid_accumulation(self.trainer):
+            self._log_means("", self._of_step)
+
+    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self._of_held_out.add(self.evaluate_pairs(batch), batch.counted)
+
+    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
+        self._of_held_out.add(self.evaluate_pairs(batch), batch.counted)
+
+    def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, list[float]]:
+        """The rewards of each pair: `chosen_rewards`, `rejected_rewards` and `margins`, each [B]."""
+        chosen, rejected = (batch.only_counted(reward) for reward in self.rewards(batch))
+        return {
+            "chosen_rewards": chosen.tolist(),
+            "rejected_rewards": rejected.tolist(),
+            "margins": (chosen - rejected).tolist(),
+        }
+
+    def on_validation_epoch_start(self) -> None:
+        self._of_held_out = PairMeans()
+
+    def on_test_epoch_start(self) -> None:
+        self._of_held_out = PairMeans()
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_means("val/", self._of_held_out)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_means("test/", self._of_held_out)
+
+    def _log_means(self, prefix: str, gathered: PairMeans) -> None:
+        """`sync_dist` changes nothing, since all ranks log the same, but Lightning warns of an epoch's without it."""
+        means = gathered.take(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
+        for on_bar in (True, False):
+            logged = {prefix + name: mean for name, mean in means.items() if (name in ON_BAR) == on_bar}
+            self.log_dict(logged, prog_bar=on_bar, sync_dist=bool(prefix), batch_size=1)
+
+    # ------------------------------------------------------------------ checkpoints
 
     def saved_names(self) -> set[str]:
         """Names of the weights that a checkpoint holds: those that are trained, of the loaded model."""

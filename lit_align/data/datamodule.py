@@ -222,7 +222,7 @@ class AlignmentDataModule(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader[PairBatch]]:
         """The held-out pairs in the order of the data; none: no loader.
 
-        Under DDP every rank gets as many pairs, for which the first few may come twice.
+        Under DDP every rank gets as many; the last may get one that does not count (:class:`PairBatch`).
         """
         if not self.val_pairs:
             return []

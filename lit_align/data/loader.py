@@ -55,11 +55,20 @@ def held_out_loader(
     world: int,
     collate_pairs: Callable[[Sequence[TokenizedPair]], PairBatch],
 ) -> DataLoader[PairBatch]:
-    """All pairs in their order. Every rank gets as many, for which the first few may come twice."""
-    sampler: DistributedSampler[TokenizedPair] | None = None
-    if world > 1:
-        sampler = DistributedSampler(pairs, world, rank, shuffle=False)  # type: ignore[arg-type]
-    return DataLoader(pairs, batch_size=batch_size, sampler=sampler, collate_fn=collate_pairs)  # type: ignore[arg-type]
+    """All pairs in their order, rank r's from the r-th on.
+
+    Ranks must take as many steps, so that every rank gets as many: the last ones may get a pair that does not count.
+    """
+    filling = -len(pairs) % world
+    items = [(pair, True) for pair in pairs] + [(pairs[0], False)] * filling
+    sampler = DistributedSampler(items, world, rank, shuffle=False) if world > 1 else None  # type: ignore[var-annotated,arg-type]
+
+    def collate_items(some: Sequence[tuple[TokenizedPair, bool]]) -> PairBatch:
+        batch = collate_pairs([pair for pair, _ in some])
+        batch.counted = torch.tensor([counted for _, counted in some])
+        return batch
+
+    return DataLoader(items, batch_size=batch_size, sampler=sampler, collate_fn=collate_items)  # type: ignore[arg-type]
 
 
 def collate(

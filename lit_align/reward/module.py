@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_align import run_folder
 from lit_align.batch import PairBatch
 from lit_align.boundary.callback import BoundaryCallback
-from lit_align.data.ranks import gather
+from lit_align.data.ranks import gather_in_turn
 from lit_align.judges.inputs import has_segments
 from lit_align.judges.quality import quality_of
 from lit_align.judges.quality_record import JudgeQuality, Share
@@ -108,23 +107,14 @@ class RewardModule(PairModule):
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         chosen, rejected = self.rewards(batch)
         losses = self._losses(chosen, rejected, batch)
-        self._log("", losses, chosen, rejected)
+        self.log_training(batch, _values(losses, chosen, rejected))
         return losses.mean()
 
-    def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._evaluate("val/", batch)
-
-    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._evaluate("test/", batch)
-
-    def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, list[float]]:
-        """The rewards of each pair: `chosen_rewards`, `rejected_rewards` and `margins`, each [B]."""
+    def evaluate_pairs(self, batch: PairBatch) -> dict[str, Tensor]:
+        """See :meth:`PairModule.evaluate_pairs`."""
         chosen, rejected = self.rewards(batch)
-        return {
-            "chosen_rewards": chosen.tolist(),
-            "rejected_rewards": rejected.tolist(),
-            "margins": (chosen - rejected).tolist(),
-        }
+        self._verdicts += _verdicts(batch, chosen - rejected)
+        return _values(self._losses(chosen, rejected, batch), chosen, rejected)
 
     def _losses(self, chosen: Tensor, rejected: Tensor, batch: PairBatch) -> Tensor:
         if self.margin_weight == 0:
@@ -136,42 +126,22 @@ class RewardModule(PairModule):
             )
         return bradley_terry_loss(chosen, rejected, self.margin_weight * batch.margin, self.centring)
 
-    def _evaluate(self, prefix: str, batch: PairBatch) -> None:
-        chosen, rejected = self.rewards(batch)
-        self._log(prefix, self._losses(chosen, rejected, batch), chosen, rejected)
-        wins = (chosen - rejected).sigmoid().tolist()
-        lengths = batch.chosen.lengths.tolist(), batch.rejected.lengths.tolist()
-        prompts = [ids[mask].cpu().numpy().tobytes() for ids, mask in zip(*vars(batch.prompt).values(), strict=True)]
-        self._verdicts += zip(wins, *lengths, prompts, strict=True)
-
-    def _log(self, prefix: str, losses: Tensor, chosen: Tensor, rejected: Tensor) -> None:
-        difference = (chosen - rejected).detach()
-        shown = {
-            "loss": losses.detach(),
-            "rewards/accuracies": 0.5 * ((difference > 0).float() + (difference >= 0).float()),
-            "rewards/margins": difference,
-        }
-        kept = {
-            "rewards/chosen": chosen.detach(),
-            "rewards/rejected": rejected.detach(),
-            "rewards/mean": (chosen + rejected).detach() / 2,
-        }
-        for values, on_bar in ((shown, True), (kept, False)):
-            means = {prefix + name: value.mean() for name, value in values.items()}
-            self.log_dict(means, prog_bar=on_bar, batch_size=len(chosen), sync_dist=bool(prefix))
-
     # ------------------------------------------------------------------ quality
 
     def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
         self._verdicts = []
 
     def on_test_epoch_start(self) -> None:
+        super().on_test_epoch_start()
         self._verdicts = []
 
     def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
         self._measure("val/")
 
     def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
         self._measure("test/")
 
     def on_validation_end(self) -> None:
@@ -182,10 +152,7 @@ class RewardModule(PairModule):
         self._show()
 
     def _measure(self, prefix: str) -> None:
-        ranks = gather(self._verdicts)  # rank r has every world-th pair, from r on; the last ones may come twice
-        verdicts = [one for at in zip_longest(*ranks) for one in at if one is not None]
-        if self.trainer.world_size > 1:
-            verdicts = verdicts[: len(getattr(getattr(self.trainer, "datamodule", None), "val_pairs", verdicts))]
+        verdicts = gather_in_turn(self._verdicts)
         if self.trainer.sanity_checking or not verdicts:
             return
         wins, chosen, rejected, prompts = zip(*verdicts, strict=True)
@@ -232,3 +199,27 @@ class RewardModule(PairModule):
             run_folder.write_json(root / run_folder.REWARD_QUALITY, record)
         self._show()
         note(f"The reward model is in {folder}: RewardModelJudge takes it as its `model`.")
+
+
+def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """What is logged of a step, [B] by name; a tie is half right."""
+    difference = chosen - rejected
+    return {
+        "loss": losses,
+        "rewards/accuracies": 0.5 * ((difference > 0).float() + (difference >= 0).float()),
+        "rewards/margins": difference,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/mean": (chosen + rejected) / 2,
+    }
+
+
+def _verdicts(batch: PairBatch, differences: Tensor) -> list[Verdict]:
+    """Those of the pairs that count."""
+    wins, chosen, rejected = (
+        batch.only_counted(value).tolist()
+        for value in (differences.sigmoid(), batch.chosen.lengths, batch.rejected.lengths)
+    )
+    ids, mask = batch.only_counted(batch.prompt.ids).cpu(), batch.only_counted(batch.prompt.mask).cpu()
+    prompts = [row[real].numpy().tobytes() for row, real in zip(ids, mask, strict=True)]
+    return list(zip(wins, chosen, rejected, prompts, strict=True))
