@@ -1,4 +1,4 @@
-"""Lightning's Trainer with the defaults of an alignment run, and `measure`, `precompute` and `plan`."""
+"""Lightning's Trainer with the defaults of an alignment run, and `measure`, `precompute`, `plan` and `preview`."""
 
 from __future__ import annotations
 
@@ -257,6 +257,31 @@ class AlignmentTrainer(Trainer):
             if output is not None:
                 run_folder.write_json(Path(output), planned.record)
         return planned.record
+
+    def preview(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule,
+        rows: int = 3,
+        row: int | None = None,
+        held_out: bool = False,
+        judge: bool | None = None,
+    ) -> None:
+        """Shows rows as the model gets them, beside the chat template's own rendering. No model is loaded.
+
+        Args:
+            model: the alignment module.
+            datamodule: the alignment data module.
+            rows: how many rows, from the front of the data.
+            row: the number of one row to show in place of them, from 1.
+            held_out: rows of the held-out data in place of the training data.
+            judge: score candidates with the data's judge; null does where that loads no model and asks no server.
+        """
+        from lit_align.preview import preview_run
+
+        for line in preview_run(model, cast(Any, datamodule), rows, row, held_out, judge):
+            if self.is_global_zero:
+                note(line)
 
     def _run_in_place(
         self,

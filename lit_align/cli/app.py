@@ -1,4 +1,4 @@
-"""The part of the command line that needs a model: Lightning's subcommands, `measure`, `precompute` and `plan`."""
+"""The part of the command line that needs a model: Lightning's subcommands and lit-align's own."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class AlignmentCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         own = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "measure": own, "precompute": own, "plan": own}
+        return {**LightningCLI.subcommands(), "measure": own, "precompute": own, "plan": own, "preview": own}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(

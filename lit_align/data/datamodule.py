@@ -180,7 +180,7 @@ class AlignmentDataModule(LightningDataModule):
         )  # fmt: skip
         boundary_fraction = self.boundary_fraction if self.sampler is not None else 0.0
         static = make_static(
-            *self._sources(), self.val_fraction, boundary_fraction, maker, self.counts, self.run.shows_bars
+            *self.sources(), self.val_fraction, boundary_fraction, maker, self.counts, self.run.shows_bars
         )
         self.train_pairs, self.train_sets = static.pairs, static.sets
         self.val_pairs, self.held_out, self.held_out_prompts = static.val_pairs, static.held_out, static.prompts
@@ -199,7 +199,12 @@ class AlignmentDataModule(LightningDataModule):
         if self._pending_state is not None:
             self.load_state_dict(self._pending_state)
 
-    def _sources(self) -> tuple[Source, Source | None]:
+    def sources(self) -> tuple[Source, Source | None]:
+        """Where the training and the held-out rows come from; None where the latter are a share of the former.
+
+        Raises:
+            ValueError: where `val_split` takes a split that there is not, or the training rows' own.
+        """
         prompts_alone = self.sampler is not None and self.judge is not None
         if self.val is self.train:
             require_splits(self.train, self.split, self.val_split)

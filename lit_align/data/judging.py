@@ -58,7 +58,7 @@ def judge_records(
     Raises:
         ValueError: if there is something to score and no judge.
     """
-    indices = [i for i, one in enumerate(records) if as_set(one).candidates and (relabel or _lacks_scores(one, judge))]
+    indices = [i for i, record in enumerate(records) if needs_judge(record, judge, relabel)]
     if not indices:
         return list(records)
     if judge is None:
@@ -70,6 +70,11 @@ def judge_records(
     for index, answer in zip(indices, scored, strict=True):
         judged[index] = answer
     return judged
+
+
+def needs_judge(record: Record, judge: Judge | None, relabel: bool) -> bool:
+    """Whether a record is scored before pairs are made of it."""
+    return bool(as_set(record).candidates) and (relabel or _lacks_scores(record, judge))
 
 
 def _lacks_scores(record: Record, judge: Judge | None) -> bool:
@@ -124,20 +129,37 @@ def encode_records(
         encoder.tokenise_ahead([pair for of_record in made for pair in of_record])
         for record, of_record in zip(some, made, strict=True):
             try:
-                if needs_target:
-                    _require_target(record)
-                if encoder.fits(record.prompt):
-                    kept.append(record)
-                    pairs += encode_pairs(of_record, encoder, counts)
-                else:  # counted once a row, also where the row makes several pairs or none
-                    counts["prompt_too_long"] += 1
+                tokenised = encode_record(record, of_record, encoder, counts, needs_target)
             except BadRow as error:
-                log.bad(BadRow(record.where, error.reason, error.why))
+                log.bad(error)
+                continue
+            if tokenised is not None:
+                kept.append(record)
+                pairs += tokenised
         if progress is not None:
             progress(len(some))
     encoder.tokenise_ahead([])
     counts["pairs"] += len(pairs)
     return pairs, kept
+
+
+def encode_record(
+    record: Record, pairs: Sequence[PreferencePair], encoder: Encoder, counts: Counter[str], needs_target: bool
+) -> list[TokenizedPair] | None:
+    """The tokenised pairs of one record; None where its prompt is too long.
+
+    Raises:
+        BadRow: the record lacks a target that the loss asks for, or the chat template refuses its prompt.
+    """
+    try:
+        if needs_target:
+            _require_target(record)
+        if encoder.fits(record.prompt):
+            return encode_pairs(pairs, encoder, counts)
+    except BadRow as error:
+        raise BadRow(record.where, error.reason, error.why) from error
+    counts["prompt_too_long"] += 1  # once a row, also where the row makes several pairs or none
+    return None
 
 
 def _require_target(record: Record) -> None:

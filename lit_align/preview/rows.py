@@ -1,0 +1,166 @@
+"""Rows of the data as a run gets them, with what becomes of each; no model is loaded."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from lit_align.data import AlignmentDataModule
+from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.held_out import set_apart
+from lit_align.data.judging import encode_record, judge_records, needs_judge, pairs_of
+from lit_align.data.loading import Record, as_set
+from lit_align.data.parse import parse_row
+from lit_align.data.reading import BadRow, read_rows
+from lit_align.data.static import Source, load_parts
+from lit_align.judges import Judge, RecordedScores, RuleJudge
+from lit_align.records import Candidate, PreferencePair, Prompt
+from lit_align.seeding import derive_seed
+
+FREE_JUDGES = (RuleJudge, RecordedScores)
+"""Judges that load no model and ask no server."""
+
+
+@dataclass(frozen=True)
+class PreviewPair:
+    """Two answers of a row and what becomes of them.
+
+    Args:
+        pair: the answers; of candidates that were not scored, the order means nothing.
+        tokens: what is trained on, or would be but for its length; None where there is nothing to show.
+        cut: tokens cut off the prompt's left end.
+        dropped: the name of the reason for which the pair is not trained on; empty where it is.
+    """
+
+    pair: PreferencePair
+    tokens: TokenizedPair | None
+    cut: int = 0
+    dropped: str = ""
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """A row and what becomes of it.
+
+    Args:
+        where: file and row.
+        record: the row as it was understood; None where it was not.
+        left_out: why the row gives no pair, in words; empty where it does.
+        pairs: its pairs.
+        scored: whether the pairs are those of the selector, chosen before rejected.
+        counts: what was counted on the way, such as ties and columns that nothing reads.
+    """
+
+    where: str
+    record: Record | None = None
+    left_out: str = ""
+    pairs: list[PreviewPair] = field(default_factory=list)
+    scored: bool = True
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+class RowReader:
+    """Reads rows of the training or the held-out data and does with them what a run does.
+
+    Args:
+        data: of the run, before `setup`.
+        encoder: the run's.
+        needs_target: whether the loss asks for each row's own target.
+        ask_judge: whether the data's judge scores candidates; None: where it loads no model and asks no server.
+    """
+
+    def __init__(
+        self, data: AlignmentDataModule, encoder: Encoder, needs_target: bool, ask_judge: bool | None = None
+    ) -> None:
+        self.data, self.encoder, self.needs_target = data, encoder, needs_target
+        self._ask_judge = is_free(data.judge) if ask_judge is None else ask_judge
+        self._measured: frozenset[Prompt] = frozenset()
+        self._unlimited = copy.copy(encoder)
+        self._unlimited.max_prompt_tokens = self._unlimited.max_completion_tokens = None
+
+    def rows(self, held_out: bool, first: int, count: int) -> Iterator[PreviewRow]:
+        """Rows in the order of the data.
+
+        Args:
+            held_out: those of the held-out data.
+            first: the first row, from 1.
+            count: rows at most.
+
+        Raises:
+            BadRow: where a fit would stop at a row.
+        """
+        train, val = self.data.sources()
+        seed, fraction = self.data.seed, self.data.val_fraction
+        parts = load_parts(train, val, fraction, seed, Counter(), Counter(), self.data.run.shows_bars)
+        self._measured = self._set_apart(parts[1]) if held_out else frozenset()
+        own, other = ({record.where: (i, record) for i, record in enumerate(part)} for part in parts)
+        source = train
+        if held_out:
+            own, other, source = other, own, val or train
+        split_off = held_out and val is None  # of the file's rows, the held-out ones alone
+        rows = (one for one in read_rows(source.rows, source.split, source.name) if not split_off or one[1] in own)
+        for row, where in islice(rows, first - 1, first - 1 + count):
+            if where in own:
+                index, record = own[where]
+                yield self._row(record, index, source)
+            elif where in other or not isinstance(row, BadRow):
+                yield self._left_out(row, where, source)
+            else:
+                yield PreviewRow(where, left_out=row.why)
+
+    def _set_apart(self, held_out: list[Record]) -> frozenset[Prompt]:
+        """The held-out prompts of the boundary."""
+        answered = {record.prompt for record in held_out if as_set(record).candidates}
+        return set_apart(answered, self.data.boundary_fraction if self.data.sampler is not None else 0.0)
+
+    def _left_out(self, row: object, where: str, source: Source) -> PreviewRow:
+        assert isinstance(row, dict)
+        try:
+            record = parse_row(row, where, source.prompts_alone)
+        except BadRow as error:
+            return PreviewRow(where, left_out=error.why)
+        return PreviewRow(where, record, "its prompt is held out, so it is not trained on")
+
+    def _row(self, record: Record, index: int, source: Source) -> PreviewRow:
+        counts: Counter[str] = Counter()
+        parse_row(record.row, record.where, source.prompts_alone, counts)  # for what it counts
+        if record.prompt in self._measured:
+            return PreviewRow(record.where, record, "its prompt is kept to measure the stage on, and gives no pair")
+        if not as_set(record).candidates:
+            return PreviewRow(record.where, record, counts=counts)
+        unscored = needs_judge(record, self.data.judge, self.data.relabel)
+        if unscored and not self._ask_judge:
+            pairs = [self._pair(record, pair) for pair in _neighbours(record)]
+            return PreviewRow(record.where, record, pairs=pairs, scored=False, counts=counts)
+        (judged,) = judge_records([record], self.data.judge, self.data.relabel)
+        selected = pairs_of(judged, self.data.selector, derive_seed(self.data.seed, "select", index), counts)
+        return PreviewRow(record.where, judged, pairs=[self._pair(judged, pair) for pair in selected], counts=counts)
+
+    def _pair(self, record: Record, pair: PreferencePair) -> PreviewPair:
+        counts: Counter[str] = Counter()
+        tokenised = encode_record(record, [pair], self.encoder, counts, self.needs_target)
+        whole = self._unlimited.encode_pair(pair)
+        if tokenised:
+            cut = 0 if isinstance(whole, str) else len(whole.prompt) - len(tokenised[0].prompt)
+            return PreviewPair(pair, tokenised[0], cut)
+        return PreviewPair(pair, None if isinstance(whole, str) else whole, dropped=next(iter(counts)))
+
+
+def is_free(judge: Judge | None) -> bool:
+    """Whether a judge can be asked without loading a model or asking a server."""
+    if judge is None or not judge.parts:
+        return isinstance(judge, FREE_JUDGES)
+    return all(map(is_free, judge.parts))
+
+
+def _neighbours(record: Record) -> list[PreferencePair]:
+    """The candidates two by two, to tokenise them; of an odd number the last one is beside the first."""
+    answers: list[Candidate] = list(as_set(record).candidates)
+    seconds = [*answers[1::2], *answers[:1]] if len(answers) % 2 else answers[1::2]
+    return [
+        PreferencePair(record.prompt, first, second, row=record.row, where=record.where)
+        for first, second in zip(answers[::2], seconds, strict=True)
+    ]

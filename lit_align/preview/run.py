@@ -1,0 +1,74 @@
+"""The preview of a configured run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from textwrap import fill
+from typing import Any
+
+from lit_align.data import AlignmentDataModule
+from lit_align.data.encoder import Encoder
+from lit_align.preview.rendering import named_tokens
+from lit_align.preview.rows import RowReader
+from lit_align.preview.show import RowText
+from lit_align.preview.terminal import Terminal
+
+
+def preview_run(
+    module: Any,
+    data: AlignmentDataModule,
+    rows: int = 3,
+    row: int | None = None,
+    held_out: bool = False,
+    ask_judge: bool | None = None,
+    terminal: Terminal | None = None,
+) -> Iterator[str]:
+    """Lines that show rows as the model of a run gets them. Its tokenizer is loaded, its weights are not.
+
+    Args:
+        module: of the run, before `configure_model`.
+        data: of the run, before `setup`.
+        rows: how many, from the front.
+        row: this one alone, from 1; None means `rows`.
+        held_out: of the held-out data.
+        ask_judge: see :class:`~lit_align.preview.rows.RowReader`.
+        terminal: where they are printed; None means standard output.
+
+    Raises:
+        ValueError: where a number is below 1, or there is no such row.
+    """
+    for name, number in (("rows", rows), ("row", row)):
+        if number is not None and number < 1:
+            raise ValueError(f"expected `{name}` to be at least 1, got {number}")
+    encoder = data.make_encoder(module.tokenizer)
+    samples = hasattr(module, "policy")
+    needs_target = bool(getattr(getattr(module, "loss", None), "needs_target", False))
+    reader = RowReader(data, encoder, needs_target, ask_judge)
+    use = "held out" if held_out else "trained on"
+    text = RowText(terminal or Terminal.of(sys.stdout), encoder, *_names(data), samples, use)
+    shown = list(reader.rows(held_out, row or 1, rows if row is None else 1))
+    if not shown:
+        raise ValueError(f"there is no {'held-out ' if held_out else ''}row {row or 1}")
+    for line in _header(module.spec.model, encoder, samples):
+        yield fill(line, text.terminal.width)
+    yield from text.legend()
+    for one in shown:
+        yield ""
+        yield from text.lines(one)
+
+
+def _names(data: AlignmentDataModule) -> tuple[str, str | None]:
+    return type(data.selector).__name__, None if data.judge is None else data.judge.identity
+
+
+def _header(model: str, encoder: Encoder, samples: bool) -> Iterator[str]:
+    tokenizer = encoder.tokenizer
+    template = "with a chat template" if tokenizer.chat_template is not None else "without a chat template"
+    yield f"Tokenizer of {model}: {len(tokenizer):,} tokens, {template}."
+    prompts, answers = encoder.max_prompt_tokens or "any number of", encoder.max_completion_tokens or "any number of"
+    cut = "drop their pair" if encoder.too_long == "drop" else "are cut from the left"
+    yield f"Limits: {prompts} tokens of a prompt (longer ones {cut}), {answers} tokens of an answer."
+    if samples:
+        stops = ", ".join(named_tokens(tokenizer, encoder.stop_ids))
+        yield f"Sampled answers are appended to each prompt as it is shown, and stop at {stops}."
