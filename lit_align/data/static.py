@@ -95,15 +95,25 @@ def make_static(
     val_counts: Counter[str] = Counter()
     records, val_records = load_parts(train, val, val_fraction, maker.seed, counts, val_counts, bar)
     pairs, sets = maker.make(records, counts)
-    answered = {record.prompt for record in val_records if as_set(record).candidates}  # what can be measured on
-    groups = group_alike({record.prompt for record in val_records})
-    apart = set_apart(answered, groups, boundary_fraction)
+    apart, groups = boundary_prompts(val_records, boundary_fraction)
     val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in apart)
     prompts = HeldOut(held_out, apart, groups)
     if apart:
         val_counts["prompts_measured"], val_counts["prompts_evaluated"] = len(prompts.pool), len(prompts.evaluated_on)
     counts.update({f"val/{key}": count for key, count in val_counts.items()})
     return Static(pairs, sets, val_pairs, held_out, prompts)
+
+
+def boundary_prompts(held_out: list[Record], fraction: float) -> tuple[frozenset[Prompt], dict[Prompt, str]]:
+    """The held-out prompts that are kept for the boundary, and the group of each held-out prompt.
+
+    Args:
+        held_out: the held-out records.
+        fraction: the share of them to keep, see :func:`~lit_align.data.held_out.set_apart`.
+    """
+    answered = {record.prompt for record in held_out if as_set(record).candidates}  # what can be measured on
+    groups = group_alike({record.prompt for record in held_out})
+    return set_apart(answered, groups, fraction), groups
 
 
 def load_parts(

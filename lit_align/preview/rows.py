@@ -10,12 +10,11 @@ from itertools import islice
 
 from lit_align.data import AlignmentDataModule
 from lit_align.data.encoder import Encoder, TokenizedPair
-from lit_align.data.held_out import set_apart
 from lit_align.data.judging import encode_record, judge_records, needs_judge, pairs_of
 from lit_align.data.loading import Record, as_set
 from lit_align.data.parse import parse_row
 from lit_align.data.reading import BadRow, read_rows
-from lit_align.data.static import Source, load_parts
+from lit_align.data.static import Source, boundary_prompts, load_parts
 from lit_align.judges import Judge, RecordedScores, RuleJudge
 from lit_align.records import Candidate, PreferencePair, Prompt
 from lit_align.seeding import derive_seed
@@ -95,7 +94,8 @@ class RowReader:
         train, val = self.data.sources()
         seed, fraction = self.data.seed, self.data.val_fraction
         parts = load_parts(train, val, fraction, seed, Counter(), Counter(), self.data.run.shows_bars)
-        self._measured = self._set_apart(parts[1]) if held_out else frozenset()
+        if held_out and self.data.sampler is not None:
+            self._measured, _ = boundary_prompts(parts[1], self.data.boundary_fraction)
         own, other = ({record.where: (i, record) for i, record in enumerate(part)} for part in parts)
         source = train
         if held_out:
@@ -110,11 +110,6 @@ class RowReader:
                 yield self._left_out(row, where, source)
             else:
                 yield PreviewRow(where, left_out=row.why)
-
-    def _set_apart(self, held_out: list[Record]) -> frozenset[Prompt]:
-        """The held-out prompts of the boundary."""
-        answered = {record.prompt for record in held_out if as_set(record).candidates}
-        return set_apart(answered, self.data.boundary_fraction if self.data.sampler is not None else 0.0)
 
     def _left_out(self, row: object, where: str, source: Source) -> PreviewRow:
         assert isinstance(row, dict)
