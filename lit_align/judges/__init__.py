@@ -1,4 +1,4 @@
-"""Judges: who wins? Rules, recorded scores, reward models, PairRM, chat models, and what is made of them."""
+"""Judges decide which answer wins: rules, recorded scores, reward models, PairRM, chat models, combinations."""
 
 from lit_align.judges.base import Comparison, Judge, PairwiseJudge, PointwiseJudge
 from lit_align.judges.cache import CachedJudge

@@ -1,4 +1,4 @@
-"""What every judge does: score candidates, and say who wins across two sets of the same prompt."""
+"""The interface of judges: they score the candidates of a prompt and compare two sets of candidates."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
 from lit_align.records import CandidateSet, Prompt, prompt_text
 
 ABSTAINED = math.nan
-"""A judge that cannot say gives this, never a score of its own invention."""
+"""The verdict of a judge that cannot decide. It must never invent a score instead."""
 
 _BLAME = "raised by"
 
 
 class Judge(ABC):
-    """A preference model that stands for the truth.
+    """A preference model: its verdicts decide which answers are better.
 
     Attributes:
-        identity: names the judge and changes with everything that its verdicts depend on, for logs and caches.
-        cacheable: whether a verdict depends on nothing but `identity`, the prompt and the texts that are judged
-            (not on the row, the other candidates or code that may change), so that it can be kept.
-        parts: the judges that it is made of.
+        identity: names the judge in logs and caches; it changes with everything that the verdicts depend on.
+        cacheable: whether a verdict depends only on `identity`, the prompt and the judged texts (not on the row, the
+            other candidates or code that may change), so that it can be stored.
+        parts: the judges that this judge is made of.
     """
 
     identity: str
@@ -37,8 +38,8 @@ class Judge(ABC):
         """Scores the candidates of each set against each other.
 
         Returns:
-            One list for each set, one finite score for each candidate, higher is better; NaN where
-            the judge abstained. Scores of one prompt compare; scores of two prompts need not.
+            One list per set with one finite score per candidate, higher is better; NaN if the judge abstained.
+            Scores are comparable within a prompt, not necessarily between prompts.
         """
 
     @abstractmethod
@@ -50,28 +51,28 @@ class Judge(ABC):
             off: N sets of the same prompts in the same order, with K_off candidates each.
 
         Returns:
-            N arrays [K_on, K_off] float64: the probability that the on-policy candidate wins, 0.5 at a
-            tie, NaN where the judge abstained.
+            N arrays [K_on, K_off] float64: the probability that the on-policy candidate wins, 0.5 for a tie, NaN if
+            the judge abstained.
         """
 
     def votes_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
         """Compares the candidates of each set with each other.
 
         Returns:
-            N arrays [K, K] float64: the probability that the row's candidate beats the column's, NaN where the
-            judge abstained. The diagonal says nothing.
+            N arrays [K, K] float64: the probability that the row's candidate beats the column's, NaN if the judge
+            abstained. The diagonal has no meaning.
         """
         return self.cross_votes(sets, sets)
 
     def report(self) -> str | None:
-        """What this process asked for so far and what it took, in a line or more; None where there is nothing to tell.
+        """Sums up this process's requests so far and their cost, in one or more lines; None if there were none.
 
         A run shows it once, at its end.
         """
-        return "\n".join(told for part in self.parts if (told := part.report())) or None
+        return "\n".join(report for part in self.parts if (report := part.report())) or None
 
     def release(self) -> None:
-        """Gives back the memory that models take, until they are asked again."""
+        """Frees the memory of models; the next request loads them again."""
         for part in self.parts:
             part.release()
 
@@ -82,13 +83,13 @@ class PointwiseJudge(Judge):
     def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
         """See :meth:`Judge.cross_votes`. Both sides of a prompt are scored together, as one set."""
         scores = self.score(side_by_side(on, off))
-        counts = [len(one.candidates) for one in on]
+        counts = [len(candidate_set.candidates) for candidate_set in on]
         return [votes_from_scores(s[:n], s[n:]) for s, n in zip(scores, counts, strict=True)]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two completions of a prompt, in the order in which the judge is to see them."""
+    """Two completions of a prompt, in the order in which the judge sees them."""
 
     prompt: Prompt
     first: str
@@ -96,109 +97,111 @@ class Comparison:
 
 
 class PairwiseJudge(Judge):
-    """A judge that compares two completions; a subclass gives `compare` alone, and `compare_each` where it can.
+    """A judge that compares two completions. A subclass defines :meth:`compare`, or also :meth:`compare_each`.
 
-    Judges of this kind favour a position, so each pair is shown in both orders. Equal comparisons are asked for
-    once. What is made of the answers is :meth:`votes` and :meth:`ranking`.
+    Such judges tend to favour a position, so each pair is shown in both orders; equal comparisons are made once.
+    :meth:`votes` and :meth:`ranking` turn the verdicts into votes and scores.
     """
 
-    cacheable = True  # it sees a prompt and two texts, nothing else
+    cacheable = True  # a verdict depends on a prompt and two texts, nothing else
 
     @abstractmethod
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
-        """P(first wins) in [0, 1] for each comparison; NaN where the judge abstained."""
+        """Returns P(first wins) in [0, 1] for each comparison; NaN if the judge abstained."""
 
     def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, float]]:
-        """What `compare` says, one by one as it becomes known: the place in `comparisons` and P(first wins).
+        """Yields each verdict as soon as it is there: the index in `comparisons` and P(first wins).
 
-        A judge that is asked one thing at a time gives each answer here as it comes: what it said before a failure
-        can then be kept.
+        By default all verdicts come at once, from :meth:`compare`. A judge that makes one comparison at a time
+        overrides this method and yields each verdict at once, so that those before a failure can be kept.
 
         Raises:
-            ValueError: `compare` answers with another count, or with what is no probability.
+            ValueError: `compare` returns the wrong number of verdicts, or one that is not a probability.
         """
         verdicts = list(self.compare(comparisons))
         self._require_one_for_each(len(verdicts), len(comparisons))
-        for verdict in verdicts:  # before any of them is taken
+        for verdict in verdicts:  # before any of them is used
             self._require_probability(verdict)
         yield from enumerate(verdicts)
 
     def votes(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-        """P(a wins): the mean of both orders.
+        """Computes P(a wins) as the mean of both orders.
 
         Args:
-            forward: any shape, P(a wins) where a came first.
-            backward: the same shape, P(b wins) where b came first.
+            forward: P(a wins) if a is shown first, of any shape.
+            backward: P(b wins) if b is shown first, of the same shape.
         """
         return 0.5 + (forward - backward) / 2
 
     def ranking(self, forward: np.ndarray) -> list[float]:
-        """The scores of a set's candidates: the mean probability of beating the others, 0.5 for a lone one.
+        """Scores a set's candidates: the mean probability of beating the others, 0.5 for a single candidate.
 
         Args:
-            forward: [K, K], P(row wins) where the row's candidate came first; the diagonal says nothing.
+            forward: [K, K], P(row wins) if the row's candidate is shown first; the diagonal has no meaning.
         """
         return mean_of_opponents(self.votes(forward, forward.T), alone=0.5)
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        """What :meth:`ranking` makes of all comparisons within a set."""
-        return [self.ranking(forward) for forward, _ in self._asked([(s, s) for s in sets], within=True)]
+        """Compares the candidates of each set with each other and scores them by :meth:`ranking`."""
+        return [self.ranking(forward) for forward, _ in self._compare_within(sets)]
 
     def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
         require_same_prompts(on, off)
-        return [self.votes(*both) for both in self._asked(list(zip(on, off, strict=True)), within=False)]
+        return [self.votes(*orders) for orders in self._compare_sets(list(zip(on, off, strict=True)))]
 
     def votes_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
-        return [self.votes(*both) for both in self._asked([(s, s) for s in sets], within=True)]
+        return [self.votes(*orders) for orders in self._compare_within(sets)]
 
-    def _asked(
-        self, pairs: Sequence[tuple[CandidateSet, CandidateSet]], within: bool
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """P(a wins), a first, and P(b wins), b first, each [K_a, K_b], for each pair of sets.
+    def _compare_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
+        return self._compare_sets([(candidate_set, candidate_set) for candidate_set in sets], skip_diagonal=True)
 
-        One call of `compare_each` for all of them. Within one set the diagonal is not asked for.
+    def _compare_sets(
+        self, pairs: Sequence[tuple[CandidateSet, CandidateSet]], skip_diagonal: bool = False
+    ) -> list[np.ndarray]:
+        """Compares each candidate of a with each of b in both orders, for all pairs (a, b) of sets at once.
+
+        Returns:
+            An array [2, K_a, K_b] for each pair: P(a wins) if a is shown first, and P(b wins) if b is shown first.
         """
-        cells = [
-            (n, i, j)
-            for n, (a, b) in enumerate(pairs)
-            for i in range(len(a.candidates))
-            for j in range(len(b.candidates))
-            if not within or i != j
-        ]
-        questions = []
-        for n, i, j in cells:
-            a, b = pairs[n]
-            first, second = a.candidates[i].text, b.candidates[j].text
-            questions.append((Comparison(a.prompt, first, second), Comparison(a.prompt, second, first)))
-        answers = dict(self.verdicts(list(dict.fromkeys(question for both in questions for question in both))))
-        shapes = [(len(a.candidates), len(b.candidates)) for a, b in pairs]
-        blocks = [(np.full(shape, ABSTAINED), np.full(shape, ABSTAINED)) for shape in shapes]
-        for (n, i, j), (forward, backward) in zip(cells, questions, strict=True):
-            blocks[n][0][i, j], blocks[n][1][i, j] = answers[forward], answers[backward]
+        questions: dict[tuple[int, int, int], tuple[Comparison, Comparison]] = {}
+        for n, (a, b) in enumerate(pairs):
+            for i, j in np.ndindex(len(a.candidates), len(b.candidates)):
+                if skip_diagonal and i == j:
+                    continue
+                text_a = a.candidates[i].text
+                text_b = b.candidates[j].text
+                questions[n, i, j] = (Comparison(a.prompt, text_a, text_b), Comparison(a.prompt, text_b, text_a))
+        distinct = list(dict.fromkeys(chain.from_iterable(questions.values())))
+        verdicts = dict(self.verdicts(distinct))
+        blocks = [np.full((2, len(a.candidates), len(b.candidates)), ABSTAINED) for a, b in pairs]
+        for (n, i, j), (forward, backward) in questions.items():
+            blocks[n][:, i, j] = verdicts[forward], verdicts[backward]
         return blocks
 
     def verdicts(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[Comparison, float]]:
-        """What `compare_each` gives to distinct comparisons, as it comes.
+        """Yields each of the distinct comparisons with its verdict, as soon as the judge gives it.
 
         Raises:
-            ValueError: not every comparison gets one answer, or one gets what is no probability.
+            ValueError: a comparison gets no verdict or two, or one that is not a probability.
         """
         if not comparisons:
             return
-        open_ones = set(range(len(comparisons)))
+        # compare_each may answer in any order. Each verdict is checked and passed on at once, so that a caller can
+        # keep what came before a failure; only at the end does it show whether every comparison was answered.
+        unanswered = set(range(len(comparisons)))
         with blaming(self, comparisons[0].prompt, len({c.prompt for c in comparisons})):
-            for place, verdict in self.compare_each(comparisons):
+            for index, verdict in self.compare_each(comparisons):
                 self._require_probability(verdict)
-                if place not in open_ones:
-                    raise ValueError(f"{self.identity} answered comparison {place} twice, or was not asked for it")
-                open_ones.remove(place)
-                yield comparisons[place], verdict
-            self._require_one_for_each(len(comparisons) - len(open_ones), len(comparisons))
+                if index not in unanswered:
+                    raise ValueError(f"{self.identity} answered comparison {index} twice, or was not asked for it")
+                unanswered.remove(index)
+                yield comparisons[index], verdict
+            self._require_one_for_each(len(comparisons) - len(unanswered), len(comparisons))
 
-    def _require_one_for_each(self, answered: int, asked: int) -> None:
-        if answered != asked:
+    def _require_one_for_each(self, answers: int, comparisons: int) -> None:
+        if answers != comparisons:
             raise ValueError(
-                f"{self.identity} was asked for {asked} comparisons and answered {answered}; "
+                f"{self.identity} was asked for {comparisons} comparisons and answered {answers}; "
                 "it must give one probability for each comparison, NaN for an abstention"
             )
 
@@ -210,52 +213,54 @@ class PairwiseJudge(Judge):
 
 
 def votes_from_scores(on: Sequence[float], off: Sequence[float]) -> np.ndarray:
-    """[K_on, K_off] float64 votes: 1 where the on-policy score is higher, 0.5 at a tie, NaN where one is NaN."""
-    a, b = np.asarray(on, dtype=np.float64)[:, None], np.asarray(off, dtype=np.float64)[None, :]
+    """Turns scores into votes [K_on, K_off] float64: 1 if the on-policy score is higher, 0.5 for a tie, NaN for NaN."""
+    a = np.asarray(on, dtype=np.float64)[:, None]
+    b = np.asarray(off, dtype=np.float64)[None, :]
     votes = 0.5 * ((a > b).astype(np.float64) + (a >= b))
     votes[np.isnan(a) | np.isnan(b)] = ABSTAINED
     return votes
 
 
 def graded_votes(on: Sequence[float], off: Sequence[float]) -> np.ndarray:
-    """[K_on, K_off] float64 in [0, 1]: the margins in units of the range of all these scores.
+    """Turns scores into graded votes [K_on, K_off] float64 in [0, 1]: margins relative to the range of all scores.
 
-    0.5 + (on - off) / (2 * range), so that 1 is the best on-policy candidate against the worst off-policy one where
-    these are the ends of the range, and the judge's scale does not matter. All equal: 0.5. NaN where a score is NaN.
-    Where a score is infinite there is no range, and they are the votes of :func:`votes_from_scores`.
+    0.5 + (on - off) / (2 * range), so the judge's scale does not matter: if the best score is on-policy and the worst
+    off-policy, their vote is 1. Equal scores give 0.5, NaN gives NaN. An infinite score leaves no range; the votes
+    are those of :func:`votes_from_scores` then.
     """
-    a, b = np.asarray(on, dtype=np.float64)[:, None], np.asarray(off, dtype=np.float64)[None, :]
-    known = np.concatenate([a.ravel(), b.ravel()])
-    known = known[~np.isnan(known)]
-    if np.isinf(known).any() or not known.size:
+    a = np.asarray(on, dtype=np.float64)[:, None]
+    b = np.asarray(off, dtype=np.float64)[None, :]
+    scores = np.concatenate([a.ravel(), b.ravel()])
+    scores = scores[~np.isnan(scores)]
+    if np.isinf(scores).any() or not scores.size:
         return votes_from_scores(on, off)
-    span = known.max() - known.min()
+    span = scores.max() - scores.min()
     return np.where(np.isnan(a - b), ABSTAINED, 0.5 + (a - b) / (2 * span) if span else 0.5)
 
 
 def mean_of_opponents(block: np.ndarray, alone: float) -> list[float]:
-    """The mean of each row's cells off the diagonal that hold a verdict.
+    """Averages each row's votes off the diagonal, without abstentions.
 
     Args:
-        block: [K, K]; NaN where the judge abstained. The diagonal says nothing.
-        alone: what a candidate without opponents gets.
+        block: [K, K], NaN if the judge abstained; the diagonal has no meaning.
+        alone: the result for a candidate without opponents.
 
     Returns:
-        K numbers, NaN for a candidate none of whose comparisons has a verdict.
+        K numbers; NaN for a candidate if the judge abstained from all its comparisons.
     """
     if len(block) == 1:
         return [alone]
-    known = ~np.isnan(block) & ~np.eye(len(block), dtype=bool)
-    counts = known.sum(1)
-    sums = np.where(known, block, 0.0).sum(1)
+    counted = ~np.isnan(block) & ~np.eye(len(block), dtype=bool)
+    counts = counted.sum(1)
+    sums = np.where(counted, block, 0.0).sum(1)
     return [float(s / c) if c else ABSTAINED for s, c in zip(sums, counts, strict=True)]
 
 
 @contextmanager
 def blaming(judge: Judge, prompt: Prompt, prompts: int = 1) -> Iterator[None]:
-    """Adds to an error raised in the block which judge it was and what it judged; the error stays what it is.
+    """Adds a note to an error raised in the block that names the judge and the prompt. The error stays the same.
 
-    Of a judge inside a judge the inner one is named.
+    If a judge contains another, the note names the inner one.
     """
     try:
         yield
@@ -268,18 +273,18 @@ def blaming(judge: Judge, prompt: Prompt, prompts: int = 1) -> Iterator[None]:
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """What `error.add_note` does, which needs Python 3.11."""
+    """Adds a note to an error, as `error.add_note` does from Python 3.11 on."""
     setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010
 
 
 def side_by_side(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[CandidateSet]:
-    """One set for each prompt: its on-policy candidates, then its off-policy ones, with the static row."""
+    """Joins both sets of each prompt, on-policy candidates first, with the row of the off-policy set."""
     require_same_prompts(on, off)
     return [replace(b, candidates=a.candidates + b.candidates) for a, b in zip(on, off, strict=True)]
 
 
 def require_same_prompts(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> None:
-    """Raises ValueError where two sets that stand beside each other are not of one prompt."""
+    """Raises ValueError unless each two sets at the same index have the same prompt."""
     if len(on) != len(off):
         raise ValueError(f"cross_votes needs as many on-policy as off-policy sets, got {len(on)} and {len(off)}")
     for a, b in zip(on, off, strict=True):

@@ -1,4 +1,4 @@
-"""A judge made of several, so that length, format or a second opinion can be held in check."""
+"""A judge made of several judges, for a second opinion or for vetoes by length or format."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from lit_align.judges.base import (
 )
 from lit_align.records import CandidateSet
 
+_Scores = list[np.ndarray]  # for each set the scores [K] of its candidates
+
 
 @dataclass
 class JudgePart:
-    """A judge and what it has to say in a :class:`CombinedJudge`.
+    """A judge and its influence in a :class:`CombinedJudge`.
 
     Args:
         judge: any judge.
-        weight: of its votes in the mean, at least 0; with 0 it only vetoes.
-        scale: of a judge that scores: P(a wins) = sigmoid((score of a - score of b) / scale), so a difference of
-            `scale` counts as 73 %. For a reward model trained as Bradley-Terry, 1. None: the higher score wins, 1
-            or 0, however small the difference.
-        veto_below: of a judge that scores: an answer whose score is below loses, whatever the others say.
+        weight: weight of its votes in the mean, at least 0; with 0 it only vetoes.
+        scale: only for a judge that scores: P(a wins) = sigmoid((score of a - score of b) / scale), so a difference
+            of `scale` counts as 73 %. Use 1 for a reward model trained as Bradley-Terry. None lets the higher score
+            win with probability 1, however small the difference.
+        veto_below: only for a judge that scores: an answer with a lower score loses, whatever the other judges say.
     """
 
     judge: Judge
@@ -40,20 +42,20 @@ class JudgePart:
 
 
 class CombinedJudge(Judge):
-    """The weighted mean of several judges' votes, under the vetoes of some.
+    """The weighted mean of several judges' votes; some judges may also veto answers.
 
-    Scores of different judges have no common unit, but P(a wins) has: each part gives its probability (see
-    :class:`JudgePart`) and the mean, weighted by `weight`, is the combined one. Two answers of a prompt suffice for
-    that, no spread has to be estimated, and no part can outvote the others by a large number. With hard votes (no
-    `scale`, and a judge that is sure) the heavier of two judges always decides.
+    Scores of different judges have no common unit, but probabilities have: each part gives P(a wins) (see
+    :class:`JudgePart`), and the verdict is their mean, weighted by `weight`. Two answers are enough for that, no
+    spread has to be estimated, and no part can outvote the others by a large score. If all votes are 0 or 1 (no
+    `scale`, or a judge that is sure), the heavier of two judges always decides.
 
-    An answer that any part vetoes loses against each that none vetoes; two vetoed ones tie. A comparison that no
-    veto decides is an abstention if any part abstained in it: the others alone are another judge. `score` is the
-    mean probability of beating the others of the set, as of any judge that compares; a vetoed answer scores below
-    each that is not.
+    An answer that any part vetoes loses to each answer without a veto; two vetoed answers tie. If no veto decides a
+    comparison and any part abstains from it, the verdict is an abstention, as the remaining parts would be a
+    different judge. `score` is the mean probability of beating the other answers of the set, as for any judge that
+    compares; vetoed answers score below all others.
 
     Args:
-        parts: the judges, each with its weight, scale and veto.
+        parts: the judges with their weights, scales and vetoes.
 
     Raises:
         ValueError: no weight is above 0; a weight is negative or a scale not above 0; a part that compares has a
@@ -72,63 +74,76 @@ class CombinedJudge(Judge):
     @property
     def identity(self) -> str:  # type: ignore[override]
         """Names all parts with their settings."""
-        parts = [[p.judge.identity, p.weight / self._total, p.scale, p.veto_below] for p in self._parts]
-        return f"combined:{json.dumps(parts)}"
+        settings = [[p.judge.identity, p.weight / self._total, p.scale, p.veto_below] for p in self._parts]
+        return f"combined:{json.dumps(settings)}"
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        """The mean probability of beating the others of the set, 0.5 for a lone one."""
+        """Scores by the mean probability of beating the other candidates of the set, 0.5 for a single candidate."""
         return [mean_of_opponents(votes, alone=0.5) for votes in self.votes_within(sets)]
 
     def votes_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
         """See :meth:`Judge.votes_within`."""
-        sizes = [len(one.candidates) for one in sets]
-        scores = [_scores(part, sets) for part in self._parts]
-        votes = [
-            part.judge.votes_within(sets) if of_part is None else [_votes(part, s, s) for s in of_part]
-            for part, of_part in zip(self._parts, scores, strict=True)
+        scores = [_score(part, sets) for part in self._parts]
+        votes = [_vote_within(part, sets, s) for part, s in zip(self._parts, scores, strict=True)]
+        vetoes = self._vetoes(scores, sets)
+        return [
+            self._combine(set_votes, vetoed, vetoed)
+            for set_votes, vetoed in zip(zip(*votes, strict=True), vetoes, strict=True)
         ]
-        vetoes = self._vetoes(scores, sizes)
-        return [self._combined([v[n] for v in votes], vetoes[n], vetoes[n]) for n in range(len(sets))]
 
     def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
         """See :meth:`Judge.cross_votes`."""
         joint = side_by_side(on, off)
-        split = [len(one.candidates) for one in on]
-        scores = [_scores(part, joint) for part in self._parts]
-        votes = [
-            part.judge.cross_votes(on, off)
-            if of_part is None
-            else [_votes(part, s[:k], s[k:]) for s, k in zip(of_part, split, strict=True)]
-            for part, of_part in zip(self._parts, scores, strict=True)
+        scores = [_score(part, joint) for part in self._parts]
+        votes = [_vote_across(part, on, off, s) for part, s in zip(self._parts, scores, strict=True)]
+        vetoes = self._vetoes(scores, joint)
+        counts = [len(candidate_set.candidates) for candidate_set in on]
+        return [
+            self._combine(set_votes, vetoed[:k], vetoed[k:])
+            for set_votes, vetoed, k in zip(zip(*votes, strict=True), vetoes, counts, strict=True)
         ]
-        vetoes = self._vetoes(scores, [len(one.candidates) for one in joint])
-        return [self._combined([v[n] for v in votes], vetoes[n][:k], vetoes[n][k:]) for n, k in enumerate(split)]
 
-    def _vetoes(self, scores: Sequence[list[np.ndarray] | None], sizes: Sequence[int]) -> list[np.ndarray]:
-        """For each set [K]: 1 where a part vetoes, 0 where none does, NaN where none does but one abstained."""
-        vetoes = [np.zeros(size) for size in sizes]
-        for part, of_part in zip(self._parts, scores, strict=True):
-            if part.veto_below is None or of_part is None:
+    def _vetoes(self, scores: Sequence[_Scores | None], sets: Sequence[CandidateSet]) -> list[np.ndarray]:
+        """For each set [K]: 1 if a part vetoes the candidate; else NaN if a part with a veto abstains, else 0."""
+        vetoes = [np.zeros(len(candidate_set.candidates)) for candidate_set in sets]
+        for part, part_scores in zip(self._parts, scores, strict=True):
+            if part.veto_below is None or part_scores is None:
                 continue
-            for n, one in enumerate(of_part):
-                mine = np.where(np.isnan(one), ABSTAINED, one < part.veto_below)
-                vetoes[n] = np.where((vetoes[n] == 1) | (mine == 1), 1.0, vetoes[n] + mine)
+            for n, set_scores in enumerate(part_scores):
+                vetoed = np.where(np.isnan(set_scores), ABSTAINED, set_scores < part.veto_below)
+                vetoes[n] = np.where((vetoes[n] == 1) | (vetoed == 1), 1.0, vetoes[n] + vetoed)
         return vetoes
 
-    def _combined(self, votes: Sequence[np.ndarray], a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """P(a wins) [K_a, K_b] from each part's votes and from what is vetoed on each side."""
+    def _combine(self, votes: Sequence[np.ndarray], vetoed_a: np.ndarray, vetoed_b: np.ndarray) -> np.ndarray:
+        """P(a wins) [K_a, K_b] from each part's votes and the vetoes of both sides."""
         weighted = [part.weight * (v - 0.5) for part, v in zip(self._parts, votes, strict=True) if part.weight > 0]
         mean = 0.5 + np.sum(weighted, axis=0) / self._total  # so that ties stay ties to the last bit
-        left, right = np.broadcast_arrays(a[:, None], b[None, :])
-        decided = 0.5 + (right - left) / 2  # 1 where b alone is vetoed, 0 where a alone is, 0.5 where both are
-        return np.where(np.isnan(decided), ABSTAINED, np.where(left + right > 0, decided, mean))
+        a, b = np.broadcast_arrays(vetoed_a[:, None], vetoed_b[None, :])
+        by_veto = 0.5 + (b - a) / 2  # 1 if only b is vetoed, 0 if only a is, 0.5 if both are
+        return np.where(np.isnan(by_veto), ABSTAINED, np.where(a + b > 0, by_veto, mean))
 
 
-def _scores(part: JudgePart, sets: Sequence[CandidateSet]) -> list[np.ndarray] | None:
-    """The scores of a part that scores; None of one that compares."""
+def _score(part: JudgePart, sets: Sequence[CandidateSet]) -> _Scores | None:
+    """The scores of a part that scores; None for a part that compares."""
     if not isinstance(part.judge, PointwiseJudge):
         return None
     return [np.asarray(scores, dtype=np.float64) for scores in part.judge.score(sets)]
+
+
+def _vote_within(part: JudgePart, sets: Sequence[CandidateSet], scores: _Scores | None) -> list[np.ndarray]:
+    if scores is None:
+        return part.judge.votes_within(sets)
+    return [_votes(part, s, s) for s in scores]
+
+
+def _vote_across(
+    part: JudgePart, on: Sequence[CandidateSet], off: Sequence[CandidateSet], scores: _Scores | None
+) -> list[np.ndarray]:
+    """The votes between two sets; `scores` are of both together, the on-policy candidates first."""
+    if scores is None:
+        return part.judge.cross_votes(on, off)
+    counts = [len(candidate_set.candidates) for candidate_set in on]
+    return [_votes(part, s[:k], s[k:]) for s, k in zip(scores, counts, strict=True)]
 
 
 def _votes(part: JudgePart, a: np.ndarray, b: np.ndarray) -> np.ndarray:

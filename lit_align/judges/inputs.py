@@ -1,4 +1,4 @@
-"""How a sequence classifier reads an answer: the same for the judge that scores with it and the run that trains it."""
+"""How a sequence classifier reads an answer, both when it is trained and when it judges."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from lit_align.records import Candidate, Prompt, answer_turn, prompt_text, promp
 Inputs = dict[str, list[int]]
 """The model's inputs for one answer, each a list of T numbers."""
 
-_KEPT = ("input_ids", "attention_mask", "token_type_ids")
+_INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def encode_answer(tokenizer: Any, prompt: Prompt, answer: Candidate, limit: int | None = None) -> tuple[Inputs, int]:
-    """One answer with its prompt: through the chat template where there is one, else as a text pair.
+    """Encodes an answer with its prompt: through the chat template, or as a text pair if there is none.
 
     Args:
-        tokenizer: of the classifier; with `truncation_side="left"` where a pair may be cut.
+        tokenizer: that of the classifier; with `truncation_side="left"` if a pair may be cut.
         prompt: the chat so far.
-        answer: the assistant's turn.
-        limit: tokens at most; a longer text loses its start. None cuts nothing.
+        answer: the candidate that is the assistant's turn.
+        limit: the most tokens; a longer text is cut at its start. None cuts nothing.
 
     Returns:
-        The model's inputs, and how many tokens there were before the cut.
+        The model's inputs, and the number of tokens before the cut.
     """
     if tokenizer.chat_template:
         chat = [*prompt_turns(prompt), answer_turn(answer)]
@@ -31,19 +31,19 @@ def encode_answer(tokenizer: Any, prompt: Prompt, answer: Candidate, limit: int 
         encoded = tokenizer(prompt_text(prompt), answer.text, verbose=False)
     tokens = len(encoded["input_ids"])
     if limit is None or tokens <= limit:
-        return {name: list(encoded[name]) for name in _KEPT if name in encoded}, tokens
+        return {name: list(encoded[name]) for name in _INPUT_NAMES if name in encoded}, tokens
     if not tokenizer.chat_template:  # the tokenizer keeps the special tokens
         encoded = tokenizer(prompt_text(prompt), answer.text, truncation=True, max_length=limit)
-    return {name: list(encoded[name])[-limit:] for name in _KEPT if name in encoded}, tokens
+    return {name: list(encoded[name])[-limit:] for name in _INPUT_NAMES if name in encoded}, tokens
 
 
 def has_segments(tokenizer: Any) -> bool:
-    """Whether prompt and answer are told apart by `token_type_ids`, as in BERT's text pairs."""
+    """Whether `token_type_ids` mark prompt and answer, as in BERT's text pairs."""
     return not tokenizer.chat_template and "token_type_ids" in tokenizer.model_input_names
 
 
 def padding_of(config: Any) -> int | None:
-    """The id that a classifier takes for padding, whatever its tokenizer says; None where its config names no token."""
+    """The padding id in a classifier's config, whatever its tokenizer says; None if the config has no valid one."""
     text = config.get_text_config()
     pad_id = getattr(text, "pad_token_id", None)
     return pad_id if pad_id is not None and 0 <= pad_id < text.vocab_size else None

@@ -1,10 +1,9 @@
-"""What the judges that run a model of transformers have in common."""
+"""Shared parts of the judges that run a transformers model: identity, config, device."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +20,18 @@ _SENTENCEPIECE = ("*.model",)
 
 
 def identity_of(kind: str, spec: PolicySpec, **settings: Any) -> str:
-    """`kind:model#digest`, where the digest is of all that a verdict depends on.
+    """Builds the identity `kind:model#digest` from a digest of all that a verdict depends on.
 
-    That is: the content of a folder's weights and tokenizer or a hub id's commit, the adapter's, dtype,
-    quantisation and the judge's own settings. The path of a folder is not in it.
+    The digest covers the contents of a folder's weights and tokenizer, or the commit of a hub id, the same of the
+    adapter, the dtype, the quantisation and the judge's settings. It does not cover the path of a folder.
 
     Args:
-        kind: of the judge.
-        spec: which model, and how it is loaded; its config must be on this machine or reachable.
-        settings: the judge's own, plain JSON values.
+        kind: the judge's name in the identity.
+        spec: which model, and how to load it; its config must be on this machine or reachable.
+        settings: the judge's settings, plain JSON values.
 
     Raises:
-        FileNotFoundError: where the model is not there.
+        FileNotFoundError: the model cannot be found.
     """
     name = locate_model(spec.model)
     _fetch(name, "config.json", spec.revision)
@@ -44,25 +43,26 @@ def identity_of(kind: str, spec: PolicySpec, **settings: Any) -> str:
 
 
 def _fetch(name: str, file: str, revision: str | None) -> None:
-    """Makes sure that a hub model's file, which tells its commit, is in the hub's cache."""
+    """Makes sure that a file of a hub model is in the hub's cache, where it tells the commit."""
     if not is_local(name):
         cached_file(name, file, revision=revision or "main")
 
 
 def _tokenizer_files(name: str) -> str | None:
-    """One hash of a folder's tokenizer; None for a hub id, whose commit says it."""
-    if not Path(name).is_dir():
+    """Hashes the tokenizer files of a folder; None for a hub id, whose commit covers them."""
+    folder = Path(name)
+    if not folder.is_dir():
         return None
-    paths = sorted({path for pattern in (*_TOKENIZER, *_SENTENCEPIECE) for path in Path(name).glob(pattern)})
+    paths = {path for pattern in (*_TOKENIZER, *_SENTENCEPIECE) for path in folder.glob(pattern)}
     digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
+    for path in sorted(paths):
         content = path.read_bytes()
         digest.update(f"{path.name}:{len(content)}:".encode() + content)
     return digest.hexdigest()
 
 
 def source_of(spec: PolicySpec) -> dict[str, Any]:
-    """The arguments of `from_pretrained` that say where a model is."""
+    """The arguments of `from_pretrained` that locate a model."""
     return {
         "pretrained_model_name_or_path": locate_model(spec.model),
         "revision": spec.revision or "main",
@@ -71,10 +71,10 @@ def source_of(spec: PolicySpec) -> dict[str, Any]:
 
 
 def config_of(spec: PolicySpec) -> Any:
-    """The model's config.
+    """Loads the model's config.
 
     Raises:
-        FileNotFoundError: where it can neither be found nor fetched.
+        FileNotFoundError: it can be neither found nor fetched.
     """
     try:
         return AutoConfig.from_pretrained(**source_of(spec))
@@ -86,12 +86,5 @@ def config_of(spec: PolicySpec) -> Any:
 
 
 def torch_device(device: str | None) -> torch.device:
-    """The device of that name; None is the current GPU where there is one."""
+    """The device of that name; None takes the current GPU, or the CPU if there is none."""
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of texts of like length, the longest first: what does not fit fails at once."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

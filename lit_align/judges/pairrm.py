@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lit_align.by_length import batches_by_length
 from lit_align.judges.base import Comparison, PairwiseJudge, mean_of_opponents
-from lit_align.judges.local import batches_by_length, config_of, identity_of, source_of, torch_device
+from lit_align.judges.local import config_of, identity_of, source_of, torch_device
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.spec import PolicySpec
 from lit_align.records import prompt_text
@@ -34,30 +35,29 @@ class PairRM(PairwiseJudge):
     """Compares two answers with PairRM, which reads prompt and both answers at once.
 
     Its logit is that of a Bradley-Terry model (it was trained with -log sigmoid(logit)), so `compare` gives
-    sigmoid(logit), which keeps the published rule that the first answer wins where the logit is above 0. The logit
-    depends on which answer comes first: both orders are asked. `cross_votes` gives the mean probability of both,
-    which is above 0.5 exactly where the mean logit of both orders is above 0; whoever counts votes counts these.
-    `score` ranks the K candidates of a prompt by their mean logit of both orders against the others (0 for a lone
-    one).
+    sigmoid(logit), which keeps the published rule that the first answer wins if the logit is above 0. As the logit
+    depends on which answer comes first, both orders are compared. `cross_votes` gives the mean probability of both
+    orders, which is above 0.5 exactly if their mean logit is above 0. `score` ranks the K candidates of a prompt by
+    their mean logit against the others in both orders, 0 for a single candidate.
 
-    A long chat is given as `role: content` lines. A marker that occurs inside a text is broken with a space, so
-    that no answer can pass for another.
+    A chat of several turns is given as `role: content` lines. A marker inside a text is broken with a space, so that
+    no answer can pose as another.
 
     Args:
         model: hub id or local folder of weights in the layout of llm-blender/PairRM-hf.
         revision: branch, tag or commit on the hub.
-        dtype: of the encoder's weights; "auto" is that of the file. The head computes in float32.
-        batch_size: comparisons in one forward pass; batches are sorted by length.
-        source_max_length: tokens of the prompt; the end of a longer one is cut away.
-        max_length: tokens of prompt and both answers; each answer gets half of what the prompt leaves, and the end
-            of a longer one is cut away. The first cut is warned of; `cuts` counts them all.
-        device: such as "cuda:1"; None is the current GPU where there is one.
+        dtype: dtype of the encoder's weights; "auto" takes that of the file. The head computes in float32.
+        batch_size: comparisons per forward pass; comparisons are sorted by length first.
+        source_max_length: the most tokens of the prompt; a longer one is cut at its end.
+        max_length: the most tokens of prompt and both answers; each answer may take half of what the prompt leaves,
+            and a longer one is cut at its end. A warning reports the first cut; `cuts` counts all.
+        device: such as "cuda:1"; None takes the current GPU, or the CPU if there is none.
 
     Attributes:
-        cuts: how often a prompt ("prompt") and an answer ("answer") was cut.
+        cuts: how many prompts ("prompt") and answers ("answer") were cut.
 
     Raises:
-        ValueError: the limits leave no room for answers.
+        ValueError: the limits leave no room for the answers.
     """
 
     def __init__(
@@ -79,33 +79,34 @@ class PairRM(PairwiseJudge):
             )
         self.spec = PolicySpec(model, revision, dtype)
         self.batch_size = batch_size
-        self.source_max_length, self.max_length = source_max_length, max_length
+        self.source_max_length = source_max_length
+        self.max_length = max_length
         self.cuts: Counter[str] = Counter()
         self._device = device
 
     @cached_property
     def identity(self) -> str:  # type: ignore[override]
-        """Told from the model's files, so asking for it the first time reads them."""
+        """Names the model by a digest of its files, which are read when it is first asked for."""
         return identity_of("pairrm", self.spec, lengths=[self.source_max_length, self.max_length])
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
-        """sigmoid(logit) of each comparison, in the order in which the answers are given.
+        """Computes sigmoid(logit) of each comparison, with the answers in the given order.
 
         Raises:
-            FileNotFoundError: where the model is not there.
-            ValueError: where its files have another layout.
+            FileNotFoundError: the model cannot be found.
+            ValueError: its files have another layout.
         """
         parts: dict[tuple[str, str, int], list[int]] = {}
-        encoded = [self._encode(one, parts) for one in comparisons]
+        encoded = [self._encode(comparison, parts) for comparison in comparisons]
         logits = torch.full((len(encoded),), torch.nan, dtype=torch.float64)
-        for batch in batches_by_length([len(one.ids) for one in encoded], self.batch_size):
+        for batch in batches_by_length([len(inputs.ids) for inputs in encoded], self.batch_size):
             logits[batch] = self._logits([encoded[i] for i in batch])
         return logits.sigmoid().tolist()
 
     def ranking(self, forward: np.ndarray) -> list[float]:
-        """The mean logits, told from the probabilities; beyond 34, where float64 ends, they are equal."""
-        both = np.clip(forward, 1e-15, 1 - 1e-15)
-        logits = np.log(both) - np.log1p(-both)
+        """Ranks by mean logits, recovered from the probabilities; logits beyond 34, where float64 ends, are equal."""
+        probabilities = np.clip(forward, 1e-15, 1 - 1e-15)
+        logits = np.log(probabilities) - np.log1p(-probabilities)
         return mean_of_opponents((logits - logits.T) / 2, alone=0.0)
 
     def release(self) -> None:
@@ -113,20 +114,21 @@ class PairRM(PairwiseJudge):
 
     @torch.no_grad()
     def _logits(self, batch: list[_Encoded]) -> torch.Tensor:
-        width = max(len(one.ids) for one in batch)
+        width = max(len(inputs.ids) for inputs in batch)
         pad_id = self._tokenizer.pad_token_id or 0  # masked, so any id does
-        ids = torch.tensor([one.ids + [pad_id] * (width - len(one.ids)) for one in batch], device=self._at)
-        lengths = torch.tensor([[len(one.ids)] for one in batch], device=self._at)
-        mask = (torch.arange(width, device=self._at) < lengths).long()
-        markers = torch.tensor([one.markers for one in batch], device=self._at)
+        rows = [inputs.ids + [pad_id] * (width - len(inputs.ids)) for inputs in batch]
+        ids = torch.tensor(rows, device=self._torch_device)
+        lengths = torch.tensor([[len(inputs.ids)] for inputs in batch], device=self._torch_device)
+        mask = (torch.arange(width, device=self._torch_device) < lengths).long()
+        markers = torch.tensor([inputs.markers for inputs in batch], device=self._torch_device)
         return self._model(ids, mask, markers).double().cpu()
 
-    def _encode(self, one: Comparison, parts: dict[tuple[str, str, int], list[int]]) -> _Encoded:
-        """Prompt, first and second answer, each with a marker in front and special tokens of its own.
+    def _encode(self, comparison: Comparison, parts: dict[tuple[str, str, int], list[int]]) -> _Encoded:
+        """Encodes prompt, first and second answer, each with a marker in front and its own special tokens.
 
         Args:
-            one: what to compare.
-            parts: tokens that are known already, by marker, text and limit; more are added.
+            comparison: the prompt and both answers.
+            parts: tokens by marker, text and limit; the new ones are added, so that no text is tokenised twice.
         """
 
         def part(marker: str, text: str, limit: int) -> list[int]:
@@ -136,56 +138,56 @@ class PairRM(PairwiseJudge):
             return parts[key]
 
         source_marker, *answer_markers = MARKERS.values()
-        ids = list(part(source_marker, prompt_text(one.prompt), self.source_max_length))
-        markers = [self._marker_at(ids, source_marker)]
+        ids = list(part(source_marker, prompt_text(comparison.prompt), self.source_max_length))
+        markers = [self._marker_position(ids, source_marker)]
         room = (self.max_length - len(ids)) // 2
-        for marker, text in zip(answer_markers, (one.first, one.second), strict=True):
+        for marker, text in zip(answer_markers, (comparison.first, comparison.second), strict=True):
             answer = part(marker, text, room)
-            markers.append(len(ids) + self._marker_at(answer, marker))
+            markers.append(len(ids) + self._marker_position(answer, marker))
             ids += answer
         return _Encoded(ids, (markers[0], markers[1], markers[2]))
 
     def _tokenise(self, marker: str, text: str, limit: int) -> list[int]:
-        whole = marker + _FORGED.sub("< ", text)
-        ids: list[int] = self._tokenizer(whole)["input_ids"]
+        marked = marker + _FORGED.sub("< ", text)
+        ids: list[int] = self._tokenizer(marked)["input_ids"]
         if len(ids) <= limit:
             return ids
-        what = "prompt" if marker == MARKERS["source_prefix_id"] else "answer"
+        kind = "prompt" if marker == MARKERS["source_prefix_id"] else "answer"
         if not self.cuts:
             rank_zero_warn(
-                f"PairRM: a text ({what}) has {len(ids)} tokens and room for {limit}; the end of longer texts is cut "
+                f"PairRM: a text ({kind}) has {len(ids)} tokens and room for {limit}; the end of longer texts is cut "
                 "away from here on (`cuts` counts them)"
             )
-        self.cuts[what] += 1
-        cut: list[int] = self._tokenizer(whole, truncation=True, max_length=limit)["input_ids"]
+        self.cuts[kind] += 1
+        cut: list[int] = self._tokenizer(marked, truncation=True, max_length=limit)["input_ids"]
         return cut
 
-    def _marker_at(self, part: list[int], marker: str) -> int:
+    def _marker_position(self, part: list[int], marker: str) -> int:
         return part.index(self._tokenizer.convert_tokens_to_ids(marker))
 
     @cached_property
-    def _at(self) -> torch.device:
+    def _torch_device(self) -> torch.device:
         return torch_device(self._device)
 
     @cached_property
     def _config(self) -> Any:
         config = config_of(self.spec)
-        wanted = (*MARKERS, "n_tasks")
-        if config.model_type != "deberta-v2" or any(not hasattr(config, key) for key in wanted):
+        required = (*MARKERS, "n_tasks")
+        if config.model_type != "deberta-v2" or any(not hasattr(config, key) for key in required):
             raise ValueError(
                 f"{self.spec.model} is no PairRM in the layout of llm-blender/PairRM-hf: expected a deberta-v2 config "
-                f"with {', '.join(wanted)}, got {config.model_type} without "
-                f"{', '.join(key for key in wanted if not hasattr(config, key)) or 'anything missing'}"
+                f"with {', '.join(required)}, got {config.model_type} without "
+                f"{', '.join(key for key in required if not hasattr(config, key)) or 'anything missing'}"
             )
         return config
 
     @cached_property
     def _tokenizer(self) -> Any:
         config = self._config
-        # As the file says: the class for DeBERTa normalises text in another way than the published file.
+        # The published file defines how text is normalised; the tokenizer class for DeBERTa does it in another way.
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(**source_of(self.spec))
-        except (OSError, ValueError):  # a folder with a sentencepiece model alone
+        except (OSError, ValueError):  # a folder with nothing but a sentencepiece model
             tokenizer = AutoTokenizer.from_pretrained(**source_of(self.spec))
         for key, marker in MARKERS.items():
             ids = tokenizer(f"{marker}x")["input_ids"]
@@ -217,4 +219,4 @@ class PairRM(PairwiseJudge):
                     f"as {names[:3]}; expected the encoder under `pretrained_model` and the head under `head_layer`"
                 )
         model.head_layer.float()
-        return model.eval().requires_grad_(False).to(self._at)
+        return model.eval().requires_grad_(False).to(self._torch_device)

@@ -1,4 +1,4 @@
-"""What is known of a judge's quality, as plain records."""
+"""Plain records of a judge's quality."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class Share:
     """A mean of values in [0, 1] with a confidence interval.
 
     Args:
-        value: the mean; None where there is nothing to take it of.
-        low: lower end of the interval, 0 where there is nothing.
-        high: upper end, 1 where there is nothing.
+        value: the mean; None if there are no values.
+        low: lower end of the interval; 0 if there are no values.
+        high: upper end of the interval; 1 if there are no values.
         count: number of values.
     """
 
@@ -24,12 +24,12 @@ class Share:
 
 @dataclass(frozen=True)
 class OrderConsistency:
-    """What a pairwise judge says when the same two answers are shown in both orders.
+    """How a pairwise judge's verdict changes with the order of the two answers.
 
     Args:
         same_verdict: share of pairs with the same verdict in both orders.
-        position_decides: share of pairs where the answer in the same place won both times.
-        first_place: of the pairs where the place decided, how many the first place won.
+        position_decides: share of pairs in which the answer in the same position won both times.
+        first_place: how many of these pairs the first position won.
     """
 
     same_verdict: Share
@@ -39,14 +39,14 @@ class OrderConsistency:
 
 @dataclass(frozen=True)
 class LengthBias:
-    """How verdicts go with the lengths of the answers.
+    """How verdicts depend on the lengths of the answers.
 
     Args:
         correlation: of preference (P(chosen wins) - 0.5) with the difference of lengths, each pair counted in both
-            directions, in [-1, 1]; None where one of the two does not vary.
-        of_labels: the same of the labels: what a judge without fault would show.
-        longer_is_right: accuracy on the pairs whose better answer is the longer one.
-        longer_is_wrong: accuracy on those whose better answer is the shorter one.
+            directions, in [-1, 1]; None if one of the two does not vary.
+        of_labels: the same correlation of the labels, which is that of a perfect judge.
+        longer_is_right: accuracy on the pairs with the longer answer labelled better.
+        longer_is_wrong: accuracy on the pairs with the shorter answer labelled better.
         longer_rule: accuracy of "the longer answer is better" on the same pairs; equal lengths count half.
     """
 
@@ -59,14 +59,14 @@ class LengthBias:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Verdicts of about the same confidence, max(p, 1 - p).
+    """Verdicts of similar confidence, max(p, 1 - p).
 
     Args:
-        low: lower end of the bin, from 0.5 on.
-        high: upper end.
+        low: lower end of the bin, at least 0.5.
+        high: upper end of the bin.
         count: verdicts in it, at least 1.
         confidence: their mean confidence.
-        accuracy: the share of them that is right; ties count half.
+        accuracy: share of correct verdicts; ties count half.
     """
 
     low: float
@@ -78,11 +78,11 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Whether probabilities come true.
+    """How well probabilities match the outcomes.
 
     Args:
-        error: expected calibration error: mean distance of confidence and accuracy over the bins, by their size.
-        brier: mean (1 - P(the better answer wins))^2; a coin that says 0.5 gets 0.25.
+        error: expected calibration error: the distance of confidence and accuracy, averaged over the bins by size.
+        brier: mean (1 - P(the better answer wins))^2; always saying 0.5 gives 0.25.
         bins: the bins that hold verdicts.
     """
 
@@ -93,18 +93,18 @@ class Calibration:
 
 @dataclass(frozen=True)
 class JudgeQuality:
-    """A judge against labelled pairs.
+    """A judge's verdicts held against labelled pairs.
 
     Args:
-        judge: its identity.
-        pairs: labelled pairs it was shown.
-        abstentions: pairs without a verdict; they count nowhere below.
-        ties: pairs it holds to be equal; they count half in accuracies.
-        accuracy: share of the other pairs where it prefers the better answer.
-        order: of a judge that compares; None where each answer is scored for itself.
-        length: how its verdicts go with length.
-        calibration: of a judge that gives probabilities; None of others.
-        warnings: what must be known before it is trusted, one sentence each.
+        judge: the judge's identity.
+        pairs: labelled pairs that it judged.
+        abstentions: pairs without a verdict; no other figure counts them.
+        ties: pairs with a tie as the verdict; they count half in accuracies.
+        accuracy: share of the pairs with a verdict in which it prefers the better answer.
+        order: consistency over both orders, for a judge that compares; None for one that scores each answer by itself.
+        length: how its verdicts depend on length.
+        calibration: for a judge that gives probabilities; None for others.
+        warnings: reasons not to trust the judge, one sentence each.
     """
 
     judge: str

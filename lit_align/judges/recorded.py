@@ -1,4 +1,4 @@
-"""The judge that reads the scores out of the rows."""
+"""The judge that reads scores from the rows."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from lit_align.records import CandidateSet, prompt_text
 
 
 class RecordedScores(PointwiseJudge):
-    """Takes the scores that the candidates carry (the `score` in a row's candidates).
+    """Takes the scores that the candidates of a row have in the data (`score`).
 
-    It cannot judge answers that are sampled in the run: those have no score yet.
+    It cannot judge answers sampled in the run, as they have no score.
     """
 
     identity = "recorded"
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        """The recorded scores.
+        """Returns the recorded scores.
 
         Raises:
-            ValueError: a candidate has none.
+            ValueError: a candidate has no score.
         """
-        return [[_recorded(one, n) for n in range(len(one.candidates))] for one in sets]
+        return [_recorded_scores(candidate_set) for candidate_set in sets]
 
     def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
-        """As any judge's. Each side is read apart, so that an error names the file and row of that side."""
+        """See :meth:`Judge.cross_votes`. Each side is read by itself, so that an error names its file and row."""
         require_same_prompts(on, off)
         return [votes_from_scores(a, b) for a, b in zip(self.score(on), self.score(off), strict=True)]
 
 
-def _recorded(one: CandidateSet, n: int) -> float:
-    score = one.candidates[n].score
-    if score is None:
-        raise ValueError(
-            f"candidate {n + 1} of the prompt {prompt_text(one.prompt)[:60]!r} ({one.where or 'sampled in this run'}) "
-            "has no recorded score: add `score` to the candidate in its row, or take a judge that scores text, "
-            "such as RuleJudge or RewardModelJudge"
-        )
-    return float(score)
+def _recorded_scores(candidate_set: CandidateSet) -> list[float]:
+    scores = []
+    for number, candidate in enumerate(candidate_set.candidates, 1):
+        if candidate.score is None:
+            origin = candidate_set.where or "sampled in this run"
+            raise ValueError(
+                f"candidate {number} of the prompt {prompt_text(candidate_set.prompt)[:60]!r} ({origin}) has no "
+                "recorded score: add `score` to the candidate in its row, or use a judge that scores text, such as "
+                "RuleJudge or RewardModelJudge"
+            )
+        scores.append(float(candidate.score))
+    return scores

@@ -12,9 +12,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from lit_align.by_length import batches_by_length
 from lit_align.judges.base import ABSTAINED, PointwiseJudge, blaming
 from lit_align.judges.inputs import Inputs, encode_answer, padding_of
-from lit_align.judges.local import batches_by_length, config_of, identity_of, source_of, torch_device
+from lit_align.judges.local import config_of, identity_of, source_of, torch_device
 from lit_align.policy.adapter import load_adapter
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries

@@ -16,16 +16,15 @@ Rule = Callable[[str, list[str], dict[str, Any]], Sequence[float]]
 class RuleJudge(PointwiseJudge):
     """Scores with any Python function `rule(prompt, candidates, row) -> scores`.
 
-    `prompt` is the prompt's text, `candidates` the completions' texts, `row` the data row as it was
-    read; the function returns one number for each candidate, higher is better. A number that is not
-    finite is an abstention. Let the rule grade: with a yes/no rule most comparisons are ties, and the
-    boundary score says little.
+    `prompt` is the prompt's text, `candidates` the completions' texts, `row` the data row as it was read. The
+    function returns one number for each candidate, higher is better; a number that is not finite is an abstention.
+    Let the rule grade answers: with a yes/no rule most comparisons are ties, and the boundary score says little.
 
     Args:
         rule: the function, or its import path such as `my_rules.constraint`.
 
     Raises:
-        ValueError: the import path leads to nothing that can be called.
+        ValueError: there is no function at the import path.
 
     Example:
         >>> from lit_align.records import Candidate, Message
@@ -35,35 +34,36 @@ class RuleJudge(PointwiseJudge):
     """
 
     def __init__(self, rule: str | Rule) -> None:
-        self._rule: Rule = _imported(rule) if isinstance(rule, str) else rule
+        self._rule: Rule = _import_rule(rule) if isinstance(rule, str) else rule
         name = rule if isinstance(rule, str) else f"{rule.__module__}.{getattr(rule, '__qualname__', rule)}"
         self.identity = f"rule:{name}"
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        """One call of the rule for each set.
+        """Calls the rule once for each set.
 
         Raises:
-            TypeError: the rule returned something other than numbers.
-            ValueError: it returned another count than there are candidates.
+            TypeError: the rule does not return numbers.
+            ValueError: it does not return one number per candidate.
         """
-        return [self._score_one(one) for one in sets]
+        return [self._score_set(candidate_set) for candidate_set in sets]
 
-    def _score_one(self, one: CandidateSet) -> list[float]:
-        texts = [candidate.text for candidate in one.candidates]
-        where = f"{self.identity} on {one.where or repr(prompt_text(one.prompt)[:60])}"
+    def _score_set(self, candidate_set: CandidateSet) -> list[float]:
+        prompt = prompt_text(candidate_set.prompt)
+        texts = [candidate.text for candidate in candidate_set.candidates]
+        call = f"{self.identity} on {candidate_set.where or repr(prompt[:60])}"
         try:
-            answer = self._rule(prompt_text(one.prompt), texts, dict(one.row))
-        except Exception as error:  # the user's own fault: it stays as it is
-            add_note(error, f"raised by {where}, called with (prompt, candidates, row)")
+            answer = self._rule(prompt, texts, dict(candidate_set.row))
+        except Exception as error:  # an error in the user's rule stays as it is
+            add_note(error, f"raised by {call}, called with (prompt, candidates, row)")
             raise
         try:
             scores = [_number(value) for value in answer]
         except (TypeError, ValueError) as error:
             raise TypeError(
-                f"{where} returned {answer!r}; expected a list with one number for each candidate"
+                f"{call} returned {answer!r}; expected a list with one number for each candidate"
             ) from error
         if len(scores) != len(texts):
-            raise ValueError(f"{where} returned {len(scores)} scores for {len(texts)} candidates")
+            raise ValueError(f"{call} returned {len(scores)} scores for {len(texts)} candidates")
         return scores
 
 
@@ -74,7 +74,7 @@ def _number(value: Any) -> float:
     return number if math.isfinite(number) else ABSTAINED
 
 
-def _imported(path: str) -> Rule:
+def _import_rule(path: str) -> Rule:
     module_name, _, name = path.rpartition(".")
     try:
         rule = getattr(importlib.import_module(module_name), name)

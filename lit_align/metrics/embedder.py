@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from lit_align.by_length import batches_by_length
+
 
 class Embedder(ABC):
     """Turns texts into embeddings. Subclass it and define `embed`."""
@@ -65,13 +67,11 @@ class TransformersEmbedder(Embedder):
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Embeds each text: [N, D] float32."""
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        rows: list[np.ndarray | None] = [None] * len(texts)
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
-            for i, row in zip(batch, self._forward([self.prefix + texts[i] for i in batch]), strict=True):
-                rows[i] = row
-        return np.stack([row for row in rows if row is not None]) if rows else np.zeros((0, 1), dtype=np.float32)
+        rows: dict[int, np.ndarray] = {}
+        for batch in batches_by_length([len(text) for text in texts], self.batch_size):
+            embeddings = self._forward([self.prefix + texts[i] for i in batch])
+            rows.update(zip(batch, embeddings, strict=True))
+        return np.stack([rows[i] for i in range(len(texts))]) if rows else np.zeros((0, 1), dtype=np.float32)
 
     @torch.no_grad()
     def _forward(self, texts: list[str]) -> np.ndarray:
