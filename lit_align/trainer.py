@@ -342,7 +342,7 @@ class AlignmentTrainer(Trainer):
 class _CheckpointPaths(_CheckpointConnector):
     """Lightning's, for which "last" is what :meth:`AlignmentTrainer.last_checkpoint` finds."""
 
-    def _parse_ckpt_path(self, state_fn: TrainerFn, ckpt_path: Any, **about_model: bool) -> Any:
+    def _parse_ckpt_path(self, state_fn: TrainerFn, ckpt_path: Any, model_provided: bool, model_connected: bool) -> Any:
         trainer = cast(AlignmentTrainer, self.trainer)
         if ckpt_path == "last" and state_fn != TrainerFn.FITTING:
             ckpt_path = trainer.last_checkpoint()
@@ -351,7 +351,7 @@ class _CheckpointPaths(_CheckpointConnector):
                     f'`ckpt_path` is "last", and there is no checkpoint in {trainer.run_folder}: give the folder of '
                     "the run (--trainer.default_root_dir), the checkpoint's own path, or no ckpt_path for the start"
                 )
-        return super()._parse_ckpt_path(state_fn, ckpt_path, **about_model)
+        return super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
 
 
 def _own_callbacks(given: list[Callback], checkpointing: bool, bar: bool) -> list[Callback]:

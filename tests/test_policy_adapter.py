@@ -31,7 +31,7 @@ def save_adapter(base: Path, folder: Path, **settings: object) -> Path:
         for name, parameter in adapted.named_parameters():
             if "modules_to_save" in name:
                 parameter.add_(0.1)
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     return folder
 
 

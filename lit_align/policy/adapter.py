@@ -113,7 +113,7 @@ def _fill(adapted: PeftModel, weights: Mapping[str, Tensor], of_base: set[int]) 
     from peft import set_peft_model_state_dict
 
     try:
-        result = set_peft_model_state_dict(adapted, weights)
+        result: Any = set_peft_model_state_dict(adapted, weights)
     except KeyError as error:  # a module that is saved as a whole
         return f"the weight {error.args[0]!r} is missing"
     except RuntimeError as error:
