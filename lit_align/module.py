@@ -41,8 +41,8 @@ class AlignmentModule(PairModule):
             of `policy.adapter`, the base with the adapter off for `policy.lora`, a frozen copy otherwise.
             A loss that needs no reference gets none.
         optimizer: a class and its arguments, called with the trainable parameters.
-        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. A
-            `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
+            transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -17,11 +19,15 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lit_align.batch import PairBatch
 from lit_align.host_memory import keep_freed_memory
 from lit_align.interruption import mid_accumulation
+from lit_align.lr_schedulers import WarmupSchedule, steps_of_fit
+from lit_align.optimizer_settings import KEY as SETTINGS_KEY
+from lit_align.optimizer_settings import OptimizerSettings, Scheduler, carry_on
 from lit_align.pair_means import PairMeans
 from lit_align.seeding import derive_seed
 from lit_align.strategies import check_strategy
 
 ON_BAR = ("loss", "rewards/accuracies", "rewards/margins")
+PLATEAU_METRIC = "val/loss"
 
 
 class PairModule(LightningModule):
@@ -30,8 +36,8 @@ class PairModule(LightningModule):
 
     Args:
         optimizer: a class and its arguments, called with the trainable parameters.
-        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. A
-            `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
+            transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
     """
 
     def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
@@ -40,18 +46,41 @@ class PairModule(LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
         self._of_step, self._of_held_out = PairMeans(), PairMeans()
+        self._settings: OptimizerSettings | None = None
+        self._resumed: dict[str, Any] | None = None  # the checkpoint, until the optimizer is made
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
-        if self._make_scheduler is None:
+        self._settings = OptimizerSettings.of(optimizer)
+        scheduler = self._scheduler_of(optimizer)
+        if scheduler is not None:
+            self._settings = self._settings.with_scheduler(scheduler)
+        if self._resumed is not None:
+            carry_on(self._resumed, self._settings, optimizer, scheduler)
+            self._resumed = None
+        if scheduler is None:
             return optimizer
-        scheduler = self._make_scheduler(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+        if isinstance(scheduler, ReduceLROnPlateau):  # see `_step_plateau`
+            never = {"monitor": PLATEAU_METRIC, "frequency": sys.maxsize}
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **never}}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _scheduler_of(self, optimizer: Optimizer) -> Scheduler | None:
+        if self._make_scheduler is None:
+            return None
+        scheduler = self._make_scheduler(optimizer)
+        if isinstance(scheduler, WarmupSchedule) and scheduler.num_training_steps is None:
+            scheduler.fit_into(steps_of_fit(self.trainer))
+        return scheduler
+
+    def _step_plateau(self) -> None:
+        """Before a checkpoint of this moment is written, and within an epoch as well, other than Lightning does."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, ReduceLROnPlateau):
+                config.scheduler.step(self.trainer.callback_metrics[PLATEAU_METRIC])
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """The configured optimizer over these parameters."""
@@ -114,6 +143,8 @@ class PairModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("val/", self._of_held_out)
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._step_plateau()
 
     def on_test_epoch_end(self) -> None:
         self._log_means("test/", self._of_held_out)
@@ -126,7 +157,6 @@ class PairModule(LightningModule):
             self.log_dict(logged, prog_bar=on_bar, sync_dist=bool(prefix), batch_size=1)
 
     # ------------------------------------------------------------------ checkpoints
-
     def saved_names(self) -> set[str]:
         """Names of the weights that a checkpoint holds: those that are trained, of the loaded model."""
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -135,6 +165,8 @@ class PairModule(LightningModule):
         """Keeps what is trained, never the frozen base."""
         names = self.saved_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        if self._settings is not None:
+            checkpoint[SETTINGS_KEY] = self._settings.as_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Demands exactly the weights that this configuration trains.
@@ -147,6 +179,8 @@ class PairModule(LightningModule):
         own = self.state_dict()
         expected = {name: tuple(own[name].shape) for name in names}
         _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._resumed = checkpoint
 
 
 def _demand_equal(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

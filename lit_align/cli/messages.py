@@ -45,10 +45,18 @@ def _metric_of_callback(found: re.Match[str]) -> str:
     )
 
 
+def _schedulers_in_a_row(found: re.Match[str]) -> str:
+    return (
+        "torch's SequentialLR takes schedulers that exist already, which no config can hold: class_path "
+        "lit_align.lr_schedulers.ScheduleSequence is the same, with each scheduler as class_path and init_args"
+    )
+
+
 _PAGES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"has model type `([^`]*)` but Transformers does not recognize"), _unknown_type),
     (re.compile(r"Couldn't instantiate the backend tokenizer from one of"), _no_tokenizer),
     (re.compile(r"No supported gpu backend found"), _no_gpu),
+    (re.compile(r'"schedulers":.*arguments are required: optimizer'), _schedulers_in_a_row),
     (re.compile(r"Error while deserializing header: (.*)"), _broken_weights),
     (
         re.compile(r"Early stopping conditioned on metric `(.*?)` which is not available.*following: (.*)"),

@@ -30,7 +30,9 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # a parser inside the parser: the outer one tells the whole path
             super().error(message, ex)
-        raise UsageError(shortened(message)) from ex
+        from lit_align.cli.messages import in_short
+
+        raise UsageError(in_short(shortened(message))) from ex
 
 
 def shortened(message: str) -> str:

@@ -47,8 +47,8 @@ class RewardModule(PairModule):
             its answers in the data (Eq. 2 of arXiv:2307.09288), at least 0; above 0 every pair needs scores.
         centring: weight of (chosen + rejected reward)^2 in the loss, at least 0; 0.01 keeps rewards around 0.
         optimizer: a class and its arguments, called with the trainable parameters.
-        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. A
-            `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
+            transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
     """
 
     def __init__(
