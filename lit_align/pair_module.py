@@ -64,8 +64,8 @@ class PairModule(LightningModule):
         if scheduler is None:
             return optimizer
         if isinstance(scheduler, ReduceLROnPlateau):  # see `_step_plateau`
-            never = {"monitor": PLATEAU_METRIC, "frequency": sys.maxsize}
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **never}}
+            never: Any = {"scheduler": scheduler, "monitor": PLATEAU_METRIC, "frequency": sys.maxsize}
+            return {"optimizer": optimizer, "lr_scheduler": never}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _scheduler_of(self, optimizer: Optimizer) -> Scheduler | None:

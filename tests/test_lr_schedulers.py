@@ -29,7 +29,7 @@ def optimizer(lr: float = 0.5) -> SGD:
 def rates(scheduler: LRScheduler, steps: int) -> list[float]:
     collected = []
     for _ in range(steps):
-        collected.append(scheduler.get_last_lr()[0])
+        collected.append(float(scheduler.get_last_lr()[0]))
         scheduler.optimizer.step()
         scheduler.step()
     return collected

@@ -32,13 +32,13 @@ class Line(PairModule):
     """One linear layer that learns to give 0."""
 
     def __init__(self, make: Callable[[Any], Optimizer], scheduler: MakeScheduler | None) -> None:
-        super().__init__(make, scheduler)  # type: ignore[arg-type]
+        super().__init__(make, scheduler)
         self.layer = nn.Linear(2, 1)
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return self.layer(batch).square().mean()
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return torch.as_tensor(self.layer(batch)).square().mean()
 
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val/loss", 1.0)  # never better: a plateau at once
 
     def evaluate_pairs(self, batch: Any) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ def fit(
     """Trains to a step, from the folder's last checkpoint where there is one."""
     torch.manual_seed(0)
     record, module = Record(), Line(make, scheduler)
-    data = DataLoader(torch.tensor([[0.5, 0.25]] * 8))  # type: ignore[arg-type]  # alike: plain loaders begin anew
+    data: DataLoader[Tensor] = DataLoader([torch.tensor([0.5, 0.25])] * 8)  # type: ignore[arg-type]  # all alike
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[record, AlignmentCheckpoint(str(folder), every_n_train_steps=1, **more)],
@@ -85,7 +85,7 @@ def course(scheduler: MakeScheduler, steps: int, lr: float = 1.0) -> list[float]
     """The rates of a fit that has the scheduler from its first step."""
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=lr)
     made: LRScheduler = scheduler(optimizer)
-    rates = []
+    rates: list[float] = []
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
