@@ -1,4 +1,4 @@
-"""Many requests to one server, a few at a time."""
+"""Sends many requests to one server, a limited number at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from lit_align.remote.errors import RequestFailed, RequestRefused, ServerError, ServerUnreachable
-from lit_align.remote.exchange import Reply, Setback, exchange
+from lit_align.remote.exchange import Failure, Reply, exchange
 from lit_align.remote.key import read_key, require_variable_name
 
 if TYPE_CHECKING:
@@ -24,23 +24,24 @@ if TYPE_CHECKING:
 
 Body = Mapping[str, Any]
 Outcome = Reply | ServerError
-_FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds before a try is repeated, doubled from try to try
-_LONGEST_ASKED = 300.0  # a server that asks for more is not waited for
+_FIRST_WAIT = 0.5  # seconds before the first retry; each further wait is twice as long
+_LONGEST_WAIT = 30.0
+_LONGEST_RETRY_AFTER = 300.0  # if a server asks for a longer wait, the request fails
 _WARN_FROM = 3  # tries without a connection
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Server:
-    """Where requests go, and how patiently. It holds settings alone: no connection, and no key.
+    """Address and limits of a server. It holds only settings: no connection and no key.
 
     Args:
-        base_url: with the version, without the route: `http://localhost:8000/v1`.
-        api_key_env: name of the environment variable that holds the key; where it is not set, none is sent.
-        concurrency: requests under way at once.
-        retries: how often a request is repeated that met a busy or broken server. Waits double from half a second
-            to 30 s, with jitter; a `Retry-After` of up to 5 minutes is respected, by all requests together.
-        connect_timeout: seconds for a connection.
-        timeout: seconds for a whole answer, from the connection to its last byte.
+        base_url: the address with the version but without the route, such as `http://localhost:8000/v1`.
+        api_key_env: name of the environment variable with the key; if the variable is not set, no key is sent.
+        concurrency: the most requests at once.
+        retries: how often a request is repeated if the server is busy or broken. Waits double from half a second to
+            30 s, with jitter; all requests together respect a `Retry-After` of up to 5 minutes.
+        connect_timeout: seconds to wait for a connection.
+        timeout: seconds to wait for an answer, from the connection to its last byte.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -56,32 +57,32 @@ class Server:
         timeout: float = 120.0,
     ) -> None:
         require_variable_name(api_key_env)
-        for name, number, least in (("concurrency", concurrency, 1), ("retries", retries, 0)):
-            if number < least:
-                raise ValueError(f"{name} must be at least {least}, got {number}")
+        for name, number, minimum in (("concurrency", concurrency, 1), ("retries", retries, 0)):
+            if number < minimum:
+                raise ValueError(f"{name} must be at least {minimum}, got {number}")
         for name, seconds in (("connect_timeout", connect_timeout), ("timeout", timeout)):
             if not seconds > 0:
                 raise ValueError(f"{name} must be above 0 seconds, got {seconds}")
-        self.base_url = _checked_url(base_url)
+        self.base_url = _validate_url(base_url)
         self.api_key_env = api_key_env
         self.concurrency = concurrency
         self.retries = retries
         self.connect_timeout = connect_timeout
         self.timeout = timeout
 
-    def post(self, route: str, body: Body, retries: int | None = None, plain: bool = False) -> Reply:
-        """One request.
+    def post(self, route: str, body: Body, retries: int | None = None, ignore_body: bool = False) -> Reply:
+        """Sends one request and waits for the answer.
 
         Args:
-            route: what follows `base_url`, such as `/completions`.
-            body: sent as JSON.
-            retries: for this request; None takes the server's number.
-            plain: the answer may be any text; the reply then holds nothing.
+            route: the path after `base_url`, such as `/completions`.
+            body: the content, sent as JSON.
+            retries: how often to repeat this request; None takes the server's `retries`.
+            ignore_body: the answer may be any text; the reply's payload is empty.
 
         Raises:
-            ServerError: there is no answer.
+            ServerError: there is no usable answer.
         """
-        with self.answers(route, [body], retries, plain) as answers:
+        with self.answers(route, [body], retries, ignore_body) as answers:
             ((_, outcome),) = answers
         if isinstance(outcome, ServerError):
             raise outcome
@@ -89,36 +90,40 @@ class Server:
 
     @contextmanager
     def answers(
-        self, route: str, bodies: Sequence[Body], retries: int | None = None, plain: bool = False
+        self, route: str, bodies: Sequence[Body], retries: int | None = None, ignore_body: bool = False
     ) -> Iterator[Iterator[tuple[int, Outcome]]]:
-        """Asks for all `bodies`; gives (index, answer or error) as they come, in any order.
+        """Sends all `bodies` and yields (index, answer or error) as they come, in any order.
 
-        Leaving the block, also by an exception or Ctrl-C, ends what is still under way and closes the connections.
+        Leaving the block, also by an exception or Ctrl-C, cancels open requests and closes the connections.
         """
         key = read_key(self.api_key_env)
-        if key and self.base_url.startswith("http:") and not _is_here(self.base_url):
-            text = f"${self.api_key_env} goes to {self.base_url} unencrypted: take https, or api_key_env: null"
+        if key and self.base_url.startswith("http:") and not _is_local(self.base_url):
+            text = f"${self.api_key_env} goes to {self.base_url} unencrypted: use https, or api_key_env: null"
             warnings.warn(text, stacklevel=2)
-        work = _Work(self, route, bodies, self.retries if retries is None else retries, key, plain)
-        work.start()
+        requests = _Requests(self, route, bodies, self.retries if retries is None else retries, key, ignore_body)
+        requests.start()
         try:
-            yield (work.next() for _ in bodies)
+            yield (requests.next() for _ in bodies)
         finally:
-            work.stop()
+            requests.stop()
 
 
-class _Work:
-    """A batch of requests on a thread with an event loop of its own, so that it runs beside any other loop."""
+class _Requests:
+    """A batch of requests on a thread with its own event loop, so that it works beside any other loop."""
 
     def __init__(
-        self, server: Server, route: str, bodies: Sequence[Body], retries: int, key: str | None, plain: bool
+        self, server: Server, route: str, bodies: Sequence[Body], retries: int, key: str | None, ignore_body: bool
     ) -> None:
-        self._server, self._bodies, self._retries, self._key, self._plain = server, bodies, retries, key, plain
+        self._server = server
+        self._bodies = bodies
+        self._retries = retries
+        self._key = key
+        self._ignore_body = ignore_body
         self._url = server.base_url + route
-        self._done: SimpleQueue[tuple[int, Outcome] | BaseException] = SimpleQueue()
-        self._todo = iter(range(len(bodies)))
-        self._not_before = 0.0  # on the monotonic clock: until then the server wants no request at all
-        self._jitter = random.Random()  # its own: the run's randomness is not touched
+        self._outcomes: SimpleQueue[tuple[int, Outcome] | BaseException] = SimpleQueue()
+        self._indices = iter(range(len(bodies)))
+        self._not_before = 0.0  # monotonic time before which the server accepts no request
+        self._jitter = random.Random()  # separate, so that the run's random state stays the same
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -129,7 +134,7 @@ class _Work:
         self._thread.start()
 
     def next(self) -> tuple[int, Outcome]:
-        item = self._done.get()
+        item = self._outcomes.get()
         if isinstance(item, BaseException):
             raise item
         return item
@@ -137,24 +142,25 @@ class _Work:
     def stop(self) -> None:
         self._ready.wait()
         if self._loop is not None and self._task is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            with contextlib.suppress(RuntimeError):  # the loop has already ended
                 self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._all())
+            asyncio.run(self._send_all())
         except asyncio.CancelledError:
             pass
-        except BaseException as error:  # the main thread must not wait for what will not come
-            self._done.put(error)
+        except BaseException as error:  # else the main thread would wait forever
+            self._outcomes.put(error)
         finally:
             self._ready.set()
 
-    async def _all(self) -> None:
-        import aiohttp  # takes a third of a second, which only who asks a server should wait
+    async def _send_all(self) -> None:
+        import aiohttp  # takes a third of a second, so only when a server is used
 
-        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
         self._ready.set()
         server = self._server
         limits = aiohttp.ClientTimeout(
@@ -164,83 +170,89 @@ class _Work:
         proxy = _proxy(server.base_url)
         async with aiohttp.ClientSession(connector=connections, timeout=limits, proxy=proxy) as session:
             workers = min(server.concurrency, len(self._bodies))
-            await asyncio.gather(*(self._work_off(session) for _ in range(workers)))
+            await asyncio.gather(*(self._send_in_turn(session) for _ in range(workers)))
 
-    async def _work_off(self, session: ClientSession) -> None:
-        for index in self._todo:
-            self._done.put((index, await self._outcome(session, self._bodies[index])))
+    async def _send_in_turn(self, session: ClientSession) -> None:
+        for index in self._indices:
+            self._outcomes.put((index, await self._send(session, self._bodies[index])))
 
-    async def _outcome(self, session: ClientSession, body: Body) -> Outcome:
-        for tried in range(self._retries + 1):
-            await self._turn()
-            got = await exchange(session, self._url, body, self._key, self._plain)
-            if isinstance(got, Reply):
-                return Reply(got.payload, retries=tried)
-            if not got.again or tried == self._retries or (got.wait or 0.0) > _LONGEST_ASKED:
-                return self._error(got, tried)
-            self._warn(got, tried)
-            if got.wait is not None:
-                self._not_before = max(self._not_before, time.monotonic() + got.wait)
-            await asyncio.sleep((got.wait or 0.0) + self._back_off(tried))
+    async def _send(self, session: ClientSession, body: Body) -> Outcome:
+        for retries in range(self._retries + 1):
+            await self._wait_for_server()
+            result = await exchange(session, self._url, body, self._key, self._ignore_body)
+            if isinstance(result, Reply):
+                return Reply(result.payload, retries)
+            wait = result.retry_after or 0.0
+            if not result.retryable or retries == self._retries or wait > _LONGEST_RETRY_AFTER:
+                return self._error(result, retries)
+            self._warn(result, retries)
+            if result.retry_after is not None:
+                self._not_before = max(self._not_before, time.monotonic() + wait)
+            await asyncio.sleep(wait + self._back_off(retries))
         raise AssertionError("the last try returns")
 
-    async def _turn(self) -> None:
+    async def _wait_for_server(self) -> None:
         while (wait := self._not_before - time.monotonic()) > 0:
             await asyncio.sleep(wait + self._jitter.uniform(0, _FIRST_WAIT))
 
-    def _back_off(self, tried: int) -> float:
-        return min(_FIRST_WAIT * 2**tried, _LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
+    def _back_off(self, retries: int) -> float:
+        return min(_FIRST_WAIT * 2**retries, _LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
 
-    def _warn(self, got: Setback, tried: int) -> None:
-        if got.unreachable and tried + 1 >= _WARN_FROM and not self._warned:
+    def _warn(self, failure: Failure, retries: int) -> None:
+        if failure.unreachable and retries + 1 >= _WARN_FROM and not self._warned:
             self._warned = True
-            warnings.warn(f"{self._url} cannot be reached ({got.what}); trying again", stacklevel=2)
+            warnings.warn(f"{self._url} cannot be reached ({failure.reason}); trying again", stacklevel=2)
 
-    def _error(self, got: Setback, tried: int) -> ServerError:
-        times = f", tried {tried + 1} times" if tried else ""
-        if got.unreachable:
+    def _error(self, failure: Failure, retries: int) -> ServerError:
+        times = f", tried {retries + 1} times" if retries else ""
+        if failure.unreachable:
             return ServerUnreachable(
-                f"{self._url} cannot be reached{times}: {got.what}. Is the server running, and is base_url right?",
-                tried,
+                f"{self._url} cannot be reached{times}: {failure.reason}. Is the server running, and is base_url "
+                "right?",
+                retries,
             )
-        answered = f"answered {got.status}" if got.status is not None else "gave no answer"
-        text = f"{self._url} {answered}{times}: {got.what.rstrip('.')}"
-        if got.status is None or (got.again and not got.for_all):
-            long = f". It asks to wait {got.wait:.0f} s" if (got.wait or 0.0) > _LONGEST_ASKED else ""
-            return RequestFailed(f"{text}{long}. See the server's log; fewer requests at once (`concurrency`) or a "
-                                 "longer `timeout` may help", tried)  # fmt: skip
-        return RequestRefused(f"{text}. {self._advice(got)}", got.status, got.for_all, tried)
+        answer = f"answered {failure.status}" if failure.status is not None else "gave no answer"
+        text = f"{self._url} {answer}{times}: {failure.reason.rstrip('.')}"
+        if failure.status is None or (failure.retryable and not failure.for_all):
+            wait = failure.retry_after or 0.0
+            request = f". It asks to wait {wait:.0f} s" if wait > _LONGEST_RETRY_AFTER else ""
+            return RequestFailed(
+                f"{text}{request}. See the server's log; fewer requests at once (`concurrency`) or a longer `timeout` "
+                "may help",
+                retries,
+            )
+        return RequestRefused(f"{text}. {self._advice(failure)}", failure.status, failure.for_all, retries)
 
-    def _advice(self, got: Setback) -> str:
-        if got.status in (401, 403):
+    def _advice(self, failure: Failure) -> str:
+        if failure.status in (401, 403):
             name = self._server.api_key_env
-            sent = "was sent" if self._key else "is not set"
-            return f"The key in ${name} {sent}: is it right?" if name else "Name the key's variable in `api_key_env`"
-        if got.status in (404, 405):
+            state = "was sent" if self._key else "is not set"
+            return f"The key in ${name} {state}: is it right?" if name else "Name the key's variable in `api_key_env`"
+        if failure.status in (404, 405):
             return "Does base_url end as the server wants it (often /v1), and does it serve this model?"
-        if got.status is not None and 300 <= got.status < 400:
+        if failure.status is not None and 300 <= failure.status < 400:
             return "Redirects are not followed: give the final address as base_url"
-        if got.for_all:
+        if failure.for_all:
             return "The account has no credit left"
         return "The server does not take this request as it is"
 
 
-def _is_here(url: str) -> bool:
+def _is_local(url: str) -> bool:
     return urlsplit(url).hostname in _LOOPBACK
 
 
 def _proxy(url: str) -> str | None:
-    """`$HTTPS_PROXY` and the like. Not by aiohttp's `trust_env`: a `~/.netrc` would then send a password of its own."""
+    """The proxy from `$HTTPS_PROXY` and the like. aiohttp's `trust_env` would also send passwords from `~/.netrc`."""
     parts = urlsplit(url)
-    if _is_here(url) or proxy_bypass(parts.hostname or ""):
+    if _is_local(url) or proxy_bypass(parts.hostname or ""):
         return None
     return getproxies().get(parts.scheme)
 
 
-def _checked_url(base_url: str) -> str:
+def _validate_url(base_url: str) -> str:
     parts = urlsplit(base_url)
     if parts.username or parts.password or parts.query:
-        raise ValueError("base_url must hold no name, password or query: a key belongs into the environment")
+        raise ValueError("base_url must hold no name, password or query: put the key into an environment variable")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"base_url must look like http://localhost:8000/v1, got {base_url!r}")
     return base_url.rstrip("/")

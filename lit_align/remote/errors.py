@@ -1,4 +1,4 @@
-"""What can go wrong with a request. No error holds the key, also where the server's own words did."""
+"""Errors of requests. None contains the key, even if the server's answer did."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ class ServerError(RuntimeError):
     """A request without a usable answer.
 
     Args:
-        message: which server, what it said, and what to do.
-        retries: how often the request had been repeated by then.
+        message: which server, its answer, and what to do.
+        retries: how often the request was repeated.
     """
 
     def __init__(self, message: str, retries: int = 0) -> None:
@@ -17,21 +17,22 @@ class ServerError(RuntimeError):
 
 
 class RequestFailed(ServerError):
-    """Tried as often as allowed: busy, broken, too slow, or an answer that is no JSON object."""
+    """No usable answer after all retries: the server is busy, broken or too slow, or does not answer with JSON."""
 
 
 class ServerUnreachable(ServerError):
-    """No connection, tried as often as allowed: other requests would fare no better."""
+    """No connection after all retries: other requests would fail too."""
 
 
 class RequestRefused(ServerError):
-    """Refused for a reason that trying again does not mend (HTTP 3xx and most of 4xx).
+    """The server refuses the request, and retrying does not help (HTTP 3xx and most of 4xx).
 
     Args:
-        message: as for every `ServerError`.
+        message: which server, its answer, and what to do.
         status: the HTTP status.
-        for_all: other requests would be refused as well (wrong key, path or model; no credit left), in contrast to
-            one that cannot be served, such as a text that is too long.
+        for_all: True if other requests would be refused too (wrong key, path or model; no credit left), False if
+            only this one is, for instance because its text is too long.
+        retries: how often the request was repeated.
     """
 
     def __init__(self, message: str, status: int, for_all: bool, retries: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""One try of one request: what came back, and whether another try may help."""
+"""A single try of a request: the answer, or the reason of the failure and whether to retry."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from lit_align.remote.key import without_key
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession
 
-_MOST_BYTES = 64 * 2**20
-_SHOWN = 400  # characters of what a server says
-_FOR_ALL = (401, 402, 403, 404, 405)
+_MAX_BYTES = 64 * 2**20
+_MAX_CHARACTERS = 400  # shown of a server's answer
+_REFUSES_ALL = (401, 402, 403, 404, 405)
 _BUSY = (408, 409, 425, 429)
 _NO_CREDIT = ("insufficient_quota", "billing_not_active")
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer.
+    """A usable answer.
 
     Args:
         payload: the JSON object.
-        retries: how often the request had to be repeated.
+        retries: how often the request was repeated.
     """
 
     payload: dict[str, Any]
@@ -36,90 +36,97 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Setback:
-    """A try without an answer.
+class Failure:
+    """A try without a usable answer.
 
     Args:
-        what: in words, without the key.
-        status: the HTTP status; None where none came.
-        again: another try may help.
-        unreachable: no connection came about.
-        wait: seconds that the server asks to wait.
-        for_all: other requests would be refused as well.
+        reason: the cause in words, without the key.
+        status: the HTTP status; None if there was no answer.
+        retryable: another try may help.
+        unreachable: there was no connection.
+        retry_after: seconds that the server asks to wait; None if it does not.
+        for_all: other requests would be refused too.
     """
 
-    what: str
+    reason: str
     status: int | None = None
-    again: bool = True
+    retryable: bool = True
     unreachable: bool = False
-    wait: float | None = None
+    retry_after: float | None = None
     for_all: bool = False
 
 
 async def exchange(
-    session: ClientSession, url: str, body: Mapping[str, Any], key: str | None, plain: bool
-) -> Reply | Setback:
-    """Posts `body` once. Whatever the network or the server do comes back as a `Setback`.
+    session: ClientSession, url: str, body: Mapping[str, Any], key: str | None, ignore_body: bool
+) -> Reply | Failure:
+    """Posts `body` once. All errors of the network or the server are returned as a `Failure`.
 
-    With `plain`, what the answer says does not matter, only that it is one.
+    Args:
+        session: of aiohttp, with its limits.
+        url: where to post.
+        body: the content, sent as JSON.
+        key: sent as a bearer token; None sends none.
+        ignore_body: any text counts as an answer; the reply's payload is empty.
     """
     import aiohttp
 
     headers = {"Authorization": f"Bearer {key}"} if key else None
     try:
         async with session.post(url, json=body, headers=headers, allow_redirects=False) as response:
-            return _judged(response, await _text(response), key, plain)
+            return _evaluate(response, await _read_text(response), key, ignore_body)
     except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
-        said = (
-            "no connection in time"
-            if isinstance(error, asyncio.TimeoutError)
-            else str(getattr(error, "os_error", error))
-        )
-        return Setback(without_key(said, key), unreachable=True)
+        in_time = not isinstance(error, asyncio.TimeoutError)
+        reason = str(getattr(error, "os_error", error)) if in_time else "no connection in time"
+        return Failure(without_key(reason, key), unreachable=True)
     except asyncio.TimeoutError:
-        return Setback("no whole answer in time")
+        return Failure("no whole answer in time")
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        return Setback(without_key(f"the connection broke off ({type(error).__name__}: {error})", key)[:_SHOWN])
+        return Failure(
+            without_key(f"the connection broke off ({type(error).__name__}: {error})", key)[:_MAX_CHARACTERS]
+        )
 
 
-async def _text(response: ClientResponse) -> str:
-    parts, size = [], 0
+async def _read_text(response: ClientResponse) -> str:
+    parts = []
+    size = 0
     async for part in response.content.iter_any():
         parts.append(part)
         size += len(part)
-        if size > _MOST_BYTES:
-            raise ValueError(f"more than {_MOST_BYTES >> 20} MiB in an answer")
+        if size > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES >> 20} MiB in an answer")
     return b"".join(parts).decode("utf-8", "replace")
 
 
-def _judged(response: ClientResponse, text: str, key: str | None, plain: bool) -> Reply | Setback:
+def _evaluate(response: ClientResponse, text: str, key: str | None, ignore_body: bool) -> Reply | Failure:
     status = response.status
-    said = without_key(text, key)  # before anything is cut: half a key is one too many
+    public_text = without_key(text, key)  # before the text is shortened, which could leave a part of the key
     if status == 200:
-        if plain:
-            return Reply({})
-        try:
-            payload = json.loads(text)
-        except ValueError:
-            payload = None
-        return (
-            Reply(payload) if isinstance(payload, dict) else Setback(f"an answer that is no JSON object: {_cut(said)}")
-        )
+        return Reply({}) if ignore_body else _parse(text, public_text)
     if 300 <= status < 400:
-        said = without_key(f"a redirect to {response.headers.get('Location', 'nowhere')}", key)
-        return Setback(_cut(said), status, again=False, for_all=True)
+        target = without_key(response.headers.get("Location", "nowhere"), key)
+        return Failure(_shorten(f"a redirect to {target}"), status, retryable=False, for_all=True)
     no_credit = status == 429 and any(sign in text for sign in _NO_CREDIT)
-    return Setback(
-        _cut(_message(said)),
+    return Failure(
+        _shorten(_message(public_text)),
         status,
-        again=not no_credit and (status in _BUSY or status >= 500),
-        wait=_asked_wait(response.headers),
-        for_all=no_credit or status in _FOR_ALL,
+        retryable=not no_credit and (status in _BUSY or status >= 500),
+        retry_after=_retry_after(response.headers),
+        for_all=no_credit or status in _REFUSES_ALL,
     )
 
 
+def _parse(text: str, public_text: str) -> Reply | Failure:
+    try:
+        payload = json.loads(text)
+    except ValueError:
+        payload = None
+    if isinstance(payload, dict):
+        return Reply(payload)
+    return Failure(f"an answer that is no JSON object: {_shorten(public_text)}")
+
+
 def _message(text: str) -> str:
-    """The words in an error's body, in the shapes that servers give them; else the body."""
+    """The message in an error's body, under the names that servers use; the whole body if there is none."""
     try:
         body = json.loads(text)
     except ValueError:
@@ -130,8 +137,8 @@ def _message(text: str) -> str:
     return body if isinstance(body, str) else json.dumps(body, ensure_ascii=False)
 
 
-def _asked_wait(headers: Mapping[str, str]) -> float | None:
-    """Seconds in `Retry-After`, which may also be a date, or in `retry-after-ms`."""
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait by `retry-after-ms` or by `Retry-After`, which may also be a date; None without either."""
     for name, unit in (("retry-after-ms", 1e-3), ("Retry-After", 1.0)):
         try:
             return max(0.0, float(headers[name]) * unit)
@@ -141,6 +148,6 @@ def _asked_wait(headers: Mapping[str, str]) -> float | None:
     return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
 
 
-def _cut(text: str) -> str:
+def _shorten(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."

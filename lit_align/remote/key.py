@@ -1,4 +1,4 @@
-"""The key of a server: read from the environment where it is used, and kept nowhere."""
+"""The key of a server: read from the environment when it is needed, and stored nowhere."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import re
 
 _NAME = re.compile(r"[A-Z_][A-Z0-9_]*")
-_SHORTEST = 8
+_SHORTEST_SECRET = 8
 _KEY = re.compile(r"[\x21-\x7e]+")
 
 
 def require_variable_name(api_key_env: str | None) -> None:
-    """Raises ValueError where `api_key_env` cannot be the name of a variable; its value is not shown.
+    """Raises ValueError, without showing the value, unless `api_key_env` can be the name of a variable.
 
-    Who gives the key itself by mistake must not find it in an error, a log or a saved config. So only capitals
-    pass, which keys of the common services are not made of.
+    A key given by mistake in place of the name must not appear in an error, a log or a saved config. So only capitals
+    are allowed, which keys of the common services do not consist of.
     """
     if api_key_env is not None and not _NAME.fullmatch(api_key_env):
         raise ValueError(
@@ -24,10 +24,10 @@ def require_variable_name(api_key_env: str | None) -> None:
 
 
 def read_key(api_key_env: str | None) -> str | None:
-    """The key; None where there is no such variable.
+    """Reads the key; None if there is no such variable.
 
     Raises:
-        ValueError: the variable holds what no header may hold.
+        ValueError: the variable has characters that are not allowed in a header.
     """
     key = os.environ.get(api_key_env, "").strip() if api_key_env else ""
     if key and not _KEY.fullmatch(key):
@@ -36,5 +36,5 @@ def read_key(api_key_env: str | None) -> str | None:
 
 
 def without_key(text: str, key: str | None) -> str:
-    """Text of a server, with the key blotted out; a shorter one is a filler such as EMPTY, and no secret."""
-    return text.replace(key, "[key]") if key and len(key) >= _SHORTEST else text
+    """Replaces the key in a server's text. A very short key is a placeholder such as EMPTY, no secret, and stays."""
+    return text.replace(key, "[key]") if key and len(key) >= _SHORTEST_SECRET else text

@@ -66,7 +66,7 @@ class LoraPublisher(Publisher):
         save_adapter(policy, path)
         seen = str(path) if self.server_folder is None else str(PurePosixPath(self.server_folder) / name)
         try:
-            server.post("/load_lora_adapter", {"lora_name": name, "lora_path": seen}, _RETRIES, plain=True)
+            server.post("/load_lora_adapter", {"lora_name": name, "lora_path": seen}, _RETRIES, ignore_body=True)
         except (RequestRefused, RequestFailed) as error:
             raise ServerError(
                 f"the server does not take the policy's adapter: {error}\nFor vLLM: set "
@@ -82,7 +82,7 @@ class LoraPublisher(Publisher):
             return
         name, self._name = self._name, None
         try:
-            server.post("/unload_lora_adapter", {"lora_name": name}, 0, plain=True)
+            server.post("/unload_lora_adapter", {"lora_name": name}, 0, ignore_body=True)
         except (RequestRefused, RequestFailed) as error:
             rank_zero_warn(f"the server keeps the outdated adapter {name}, which no one asks for any more: {error}")
         shutil.rmtree(self._root() / name, ignore_errors=True)
