@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from lit_align.data import BadRow, Encoder
 from lit_align.data.encoder import TokenizedPair
-from lit_align.records import Candidate, FinishReason, Message, Origin, PreferencePair
+from lit_align.records import Candidate, Chat, FinishReason, Message, Origin, PreferencePair
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 USER = (Message("user", "Give one fact about tea."),)
@@ -146,3 +147,56 @@ def test_bad_settings_are_refused() -> None:
         Encoder(tiny_tokenizer(), max_prompt_tokens=0)
     with pytest.raises(ValueError, match="'drop' or 'cut_prompt', got 'cut'"):
         Encoder(tiny_tokenizer(), too_long="cut")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("template", "reason", "why"),
+    [
+        ("{{ messages[0]['content'] + 1 }}", "template_refused", "it refused: TypeError: can only concatenate str"),
+        ("{{ messages[0].content.no.such }}", "template_refused", "has no attribute 'no'"),
+        ("{{ 1 // 0 }}", "template_refused", "ZeroDivisionError"),
+        (" \n", "template_empty", "to write the chat, it wrote nothing"),
+        ("<|im_start|>{{ messages[0].role }}", "template_drops_turn", USER[0].content),
+    ],
+)  # fmt: skip
+def test_a_template_that_fails_or_drops_the_question_is_a_bad_row(template: str, reason: str, why: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        Encoder(tiny_tokenizer(template)).encode_prompt(USER)
+    assert caught.value.reason == reason and why in str(caught.value)
+
+
+def test_a_template_that_drops_the_answer_is_a_bad_row() -> None:
+    users = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
+    with pytest.raises(BadRow, match=r"expected the chat template to write the answer 'Tea is hot\.', it wrote"):
+        Encoder(tiny_tokenizer(users)).encode_pair(pair())
+
+
+def test_a_template_that_does_not_parse_is_an_error_in_a_sentence() -> None:
+    with pytest.raises(ValueError, match=r"does not parse: .* in line 2\. Set the policy's `chat_template`"):
+        Encoder(tiny_tokenizer("{% for m in messages %}\n{% if %}{% endfor %}"))
+
+
+@pytest.mark.parametrize("arguments", [{"place": "Rome"}, '{"place": "Rome"}'])
+@pytest.mark.parametrize(
+    "written", ["{{ call.function.arguments | tojson }}", "{{ '```' + call.function.arguments + '```' }}"]
+)
+def test_arguments_of_tool_calls_come_in_the_form_that_the_template_takes(arguments: Any, written: str) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function.name }}" + written + "{% endfor %}<|im_end|>{% endfor %}"
+    )
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    answer = Candidate("x", turn=json.dumps({"role": "assistant", "content": "", "tool_calls": [call]}))
+    encoder = Encoder(tiny_tokenizer(template))
+    text = encoder.tokenizer.decode(encoder.encode_completion(answer, USER))
+    assert text.strip().replace("```", "").endswith('weather{"place": "Rome"}<|im_end|>')
+
+
+def test_tools_and_settings_of_a_row_reach_the_template() -> None:
+    tokenizer = tiny_tokenizer("{% if tools %}{{ tools | tojson }}{% endif %}{{ mood }}\n" + CHAT_TEMPLATE)
+    prompt = Chat(USER, tools='[{"name": "weather"}]', template_kwargs='{"mood": "calm"}')
+    pairs = [pair(), PreferencePair(prompt, Candidate("Tea is hot."), Candidate("No."))]
+    encoder = Encoder(tokenizer)
+    encoder.tokenise_ahead(pairs)
+    texts = [tokenizer.decode(encoder.encode_pair(one).prompt) for one in pairs]  # type: ignore[union-attr]
+    assert texts[1] == '[{"name": "weather"}]calm' + texts[0]

@@ -75,3 +75,25 @@ def sampling_request(
     """A request whose prompts have seeds of their own."""
     seeds = [derive_seed(seed, place) for place in range(len(prompt_ids))]
     return SamplingRequest(model, tokenizer, prompt_ids, **{"seeds": seeds, "stop_ids": (), "pad_id": 0, **more})
+
+
+def metaspace_tokenizer(prepend: str = "first") -> PreTrainedTokenizerFast:
+    """A BPE over pieces with `▁` for spaces and bytes for the rest, as SentencePiece makes them; Llama 2's kind.
+
+    Args:
+        prepend: where a text gets a space in front: "first" (of a row) or "always" (behind a special token, too).
+    """
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prepend, split=False)
+    bytes_to_text = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(bytes_to_text)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        initial_alphabet=["▁", *map(chr, range(33, 127))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([word for text in CORPUS for word in text.split()], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<unk>"
+    )

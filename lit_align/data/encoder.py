@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from jinja2 import TemplateError
 
 from lit_align.data.reading import BadRow
-from lit_align.records import Candidate, FinishReason, Origin, PreferencePair, Prompt, prompt_turns, template_arguments
+from lit_align.data.tokens import Stops, Tokens
+from lit_align.policy.chat_template import QUESTION, ChatRefused, ChatTemplate, PlainText
+from lit_align.records import Candidate, FinishReason, Origin, PreferencePair, Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TooLong = Literal["drop", "cut_prompt"]
-_PROBE = "lit align probe"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,15 +60,28 @@ class TokenizedPair:
 
 
 class Encoder:
-    """Tokenises prompts and completions for one tokenizer.
+    """Tokenises prompts and answers for one tokenizer: the one place that makes the tokens of a chat.
+
+    A prompt is what the model gets at inference, an answer what it would say there: the text that the chat template
+    writes behind the prompt, up to the token that ends the turn.
 
     Args:
-        tokenizer: with a chat template, prompts are written by it; without one a prompt is plain text.
+        tokenizer: with a chat template, chats are written by it; without one a prompt is plain text.
         max_prompt_tokens: the longest prompt, template included; None for no limit.
         max_completion_tokens: the longest completion, end-of-turn token included; None for no limit. A longer
             completion drops its pair: it is never cut.
         too_long: what happens to a longer prompt: its pair is dropped, or its left end is cut off (a
             beginning-of-sequence token stays).
+        model_stops: the end-of-sequence ids of the model's generation config.
+
+    Attributes:
+        template: writes chats as text.
+        end_id: the token that ends an answer whose end the template does not write.
+        stop_ids: all tokens at which a sampled answer ends.
+        pad_id: what fills up a row.
+
+    Raises:
+        ValueError: for settings out of range, a template that does not parse, or where no token ends an answer.
     """
 
     def __init__(
@@ -77,6 +90,7 @@ class Encoder:
         max_prompt_tokens: int | None = None,
         max_completion_tokens: int | None = None,
         too_long: TooLong = "drop",
+        model_stops: Sequence[int] = (),
     ) -> None:
         for key, limit in (("max_prompt_tokens", max_prompt_tokens), ("max_completion_tokens", max_completion_tokens)):
             if limit is not None and limit < 2:
@@ -87,15 +101,15 @@ class Encoder:
         self.max_prompt_tokens = max_prompt_tokens
         self.max_completion_tokens = max_completion_tokens
         self.too_long = too_long
-        self._known: dict[str, list[int]] = {}
-        self._known_prompts: dict[Prompt, list[int]] = {}
-        bos, first = tokenizer.bos_token_id, list(tokenizer("a")["input_ids"])[:1]
-        self._writes_bos = tokenizer.chat_template is None and bos is not None and first == [bos]  # as it was trained
-        self.end_id = self._find_end_of_turn()
-        eos = tokenizer.eos_token_id
-        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([self.end_id] if eos is None else [self.end_id, int(eos)]))
+        self.template = PlainText() if tokenizer.chat_template is None else ChatTemplate(tokenizer)
+        self._tokens = Tokens(tokenizer)
+        self._stops = Stops(tokenizer, self.template, self._tokens, model_stops)
+        self.end_id, self.stop_ids = self._stops.end_id, self._stops.ids
         pad = tokenizer.pad_token_id
         self.pad_id = int(pad) if pad is not None else self.stop_ids[-1]
+        bos, first = tokenizer.bos_token_id, list(tokenizer("a")["input_ids"])[:1]
+        self._writes_bos = tokenizer.chat_template is None and bos is not None and first == [bos]  # as it was trained
+        self._ahead = _Ahead({}, {})
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The prompt's ids, cut from the left where `cut_prompt` asks for it.
@@ -106,13 +120,25 @@ class Encoder:
         """
         return self._cut(self._prompt_ids(prompt))
 
-    def encode_completion(self, candidate: Candidate) -> list[int]:
-        """The ids as they were sampled, else the text's, with the end-of-turn token where the completion ended."""
+    def encode_completion(self, candidate: Candidate, prompt: Prompt = QUESTION) -> list[int]:
+        """The ids as they were sampled, else those of what the template writes, to the end of the turn.
+
+        An answer that was cut gets no end.
+
+        Args:
+            candidate: the answer.
+            prompt: what it answers. Templates write most answers alike behind any prompt.
+
+        Raises:
+            BadRow: if the chat template refuses the chat.
+        """
         if candidate.token_ids is not None:
             return list(candidate.token_ids)
-        ids = self._plain_ids(candidate.text)
-        ended = candidate.finish_reason is FinishReason.STOP and ids[-1:] != [self.end_id]
-        return [*ids, self.end_id] if ended else ids
+        ids = self._ahead.answers.get((prompt, _as_text(candidate)))
+        if ids is None:
+            ids = self._tokens.behind([self._written_answer(prompt, candidate, self._written_prompt(prompt))])[0]
+        ended = candidate.finish_reason is FinishReason.STOP and (not ids or ids[-1] not in self.stop_ids)
+        return [*ids, self.end_id] if ended else list(ids)
 
     def fits(self, prompt: Prompt) -> bool:
         """Whether the prompt can be used: within the limit, or to be cut."""
@@ -128,6 +154,9 @@ class Encoder:
         Args:
             pair: the pair.
             counts: `prompt_cut` is counted here.
+
+        Raises:
+            BadRow: if the chat template refuses the chat.
         """
         prompt = self._prompt_ids(pair.prompt)
         limit = self.max_prompt_tokens
@@ -136,8 +165,8 @@ class Encoder:
                 return "prompt_too_long"
             if counts is not None:
                 counts["prompt_cut"] += 1
-        chosen, rejected = self.encode_completion(pair.chosen), self.encode_completion(pair.rejected)
-        target = None if pair.target is None else self.encode_completion(Candidate(pair.target))
+        chosen, rejected = (self.encode_completion(answer, pair.prompt) for answer in (pair.chosen, pair.rejected))
+        target = None if pair.target is None else self.encode_completion(Candidate(pair.target), pair.prompt)
         longest = max(len(chosen), len(rejected), len(target or ()))
         if self.max_completion_tokens is not None and longest > self.max_completion_tokens:
             return "completion_too_long"
@@ -154,50 +183,39 @@ class Encoder:
 
     def tokenise_ahead(self, pairs: Sequence[PreferencePair]) -> None:
         """Tokenises the texts of many pairs in one go, which is faster; kept until the next call."""
-        written: dict[Prompt, str] = {}
-        for prompt in {pair.prompt for pair in pairs}:
+        prompts: dict[Prompt, str] = {}
+        answers: dict[tuple[Prompt, Candidate], str] = {}
+        for pair in pairs:
             with suppress(BadRow):  # raised again when this pair's turn comes
-                written[prompt] = self._written(prompt)
-        texts = {c.text for pair in pairs for c in (pair.chosen, pair.rejected) if c.token_ids is None}
-        texts |= {pair.target for pair in pairs if pair.target is not None} | set(written.values())
-        self._known_prompts.clear()
-        self._known = dict(zip(texts, self._tokenise(list(texts)), strict=True)) if texts else {}
-        self._known_prompts.update({prompt: self._prompt_ids(prompt) for prompt in written})
+                written = prompts.get(pair.prompt) or self._written_prompt(pair.prompt)
+                prompts[pair.prompt] = written
+                for candidate in _static_answers(pair):
+                    answers[pair.prompt, candidate] = self._written_answer(pair.prompt, candidate, written)
+        prompt_ids = [self._with_bos(ids) for ids in self._tokens.at_start(list(prompts.values()))]
+        answer_ids = self._tokens.behind(list(answers.values()))
+        self._ahead = _Ahead(dict(zip(prompts, prompt_ids, strict=True)), dict(zip(answers, answer_ids, strict=True)))
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
-        known = self._known_prompts.get(prompt)
-        if known is not None:
-            return known
-        ids = self._plain_ids(self._written(prompt))
+        ids = self._ahead.prompts.get(prompt)
+        return ids if ids is not None else self._with_bos(self._tokens.at_start([self._written_prompt(prompt)])[0])
+
+    def _with_bos(self, ids: list[int]) -> list[int]:
+        """The ids of a prompt with one beginning-of-sequence token, where it has any."""
         bos = self.tokenizer.bos_token_id
         if bos is None or ids[:1] == [bos]:
             return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
         return [bos, *ids] if self._writes_bos else ids
 
-    def _written(self, prompt: Prompt) -> str:
-        """The prompt as text, generation prompt included."""
-        if self.tokenizer.chat_template is not None:
-            arguments = {**template_arguments(prompt), "add_generation_prompt": True, "tokenize": False}
-            try:
-                return str(self.tokenizer.apply_chat_template(prompt_turns(prompt), **arguments))
-            except TemplateError as error:
-                why = f"expected a chat that the model's chat template takes, it refused: {error}"
-                raise BadRow("a prompt", "template_refused", why) from error
-        if len(prompt) != 1 or prompt[0].role != "user":
-            roles = ", ".join(message.role for message in prompt)
-            raise ValueError(
-                f"the tokenizer has no chat template, so a prompt must be one turn of the user, got turns of {roles}. "
-                "Set the policy's `chat_template` to a Jinja file or a template, or take a model that has one."
-            )
-        return prompt[0].content
+    def _written_prompt(self, prompt: Prompt) -> str:
+        with bad_row("a prompt"):
+            return self.template.write_prompt(prompt)
 
-    def _plain_ids(self, text: str) -> list[int]:
-        known = self._known.get(text)
-        return list(known) if known is not None else list(self._tokenise([text])[0])
-
-    def _tokenise(self, texts: list[str]) -> list[list[int]]:
-        ids: Any = self.tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+    def _written_answer(self, prompt: Prompt, candidate: Candidate, written_prompt: str) -> str:
+        with bad_row("an answer"):
+            answer = self.template.write_answer(prompt, written_prompt, candidate)
+        if candidate.finish_reason is FinishReason.LENGTH:
+            return answer.text[: answer.end]
+        return self._stops.cut(answer.text, answer.start, answer.end)
 
     def _cut(self, ids: list[int]) -> list[int]:
         limit = self.max_prompt_tokens
@@ -206,25 +224,39 @@ class Encoder:
         keeps_bos = self.tokenizer.bos_token_id is not None and ids[0] == self.tokenizer.bos_token_id
         return [ids[0], *ids[len(ids) - limit + 1 :]] if keeps_bos else ids[len(ids) - limit :]
 
-    def _find_end_of_turn(self) -> int:
-        """The first special token that the chat template writes after an assistant's turn, else EOS."""
-        added = self.tokenizer.added_tokens_decoder  # some tokenizers also add runs of white space here
-        special = {*self.tokenizer.all_special_ids, *(id_ for id_, token in added.items() if str(token).strip())}
-        end = next((token for token in self._after_a_turn() if token in special), self.tokenizer.eos_token_id)
-        if end is None:
-            raise ValueError(
-                "expected a tokenizer with an end-of-sequence token or a chat template that ends a turn with a special "
-                "token, got neither: without one the policy cannot learn to stop. Set the policy's `chat_template`."
-            )
-        return int(end)
 
-    def _after_a_turn(self) -> Sequence[int]:
-        if self.tokenizer.chat_template is None:
-            return ()
-        messages = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": _PROBE}]
-        written: Any = self.tokenizer.apply_chat_template(messages, tokenize=False)
-        _, found, after = str(written).rpartition(_PROBE)
-        return self._plain_ids(after) if found else ()
+@contextmanager
+def bad_row(where: str) -> Iterator[None]:
+    """Makes a bad row of a chat that the template does not write.
+
+    Args:
+        where: what it is a part of; whoever knows the row's place puts it in.
+    """
+    try:
+        yield
+    except ChatRefused as error:
+        raise BadRow(where, error.reason, str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Ids of prompts and of answers, as text ended or cut, that were tokenised ahead."""
+
+    prompts: dict[Prompt, list[int]]
+    answers: dict[tuple[Prompt, Candidate], list[int]]
+
+
+def _static_answers(pair: PreferencePair) -> Iterator[Candidate]:
+    """The answers of a pair that are text, without their scores."""
+    for candidate in (pair.chosen, pair.rejected):
+        if candidate.token_ids is None:
+            yield _as_text(candidate)
+    if pair.target is not None:
+        yield Candidate(pair.target)
+
+
+def _as_text(candidate: Candidate) -> Candidate:
+    return Candidate(candidate.text, finish_reason=candidate.finish_reason, turn=candidate.turn)
 
 
 def _array(ids: Sequence[int]) -> np.ndarray:

@@ -34,7 +34,7 @@ def mean_logps(
     """
     device = next(model.parameters()).device
     rows = [
-        (encoder.encode_prompt(one.prompt), encoder.encode_completion(candidate))
+        (encoder.encode_prompt(one.prompt), encoder.encode_completion(candidate, one.prompt))
         for one in sets
         for candidate in one.candidates
     ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
-from lit_align.records import Candidate, Prompt, answer_turn, prompt_text, prompt_turns, template_arguments
+from lit_align.policy.chat_template import ChatTemplate
+from lit_align.records import Candidate, Prompt, prompt_text
 
 Inputs = dict[str, list[int]]
 """The model's inputs for one answer, each a list of T numbers."""
@@ -23,10 +25,13 @@ def encode_answer(tokenizer: Any, prompt: Prompt, answer: Candidate, limit: int 
 
     Returns:
         The model's inputs, and the number of tokens before the cut.
+
+    Raises:
+        ChatRefused: if the chat template does not write the chat.
     """
     if tokenizer.chat_template:
-        chat = [*prompt_turns(prompt), answer_turn(answer)]
-        encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, **template_arguments(prompt))
+        written = _template(tokenizer, str(tokenizer.chat_template)).write_whole(prompt, answer)
+        encoded = tokenizer(written, add_special_tokens=False, verbose=False)
     else:
         encoded = tokenizer(prompt_text(prompt), answer.text, verbose=False)
     tokens = len(encoded["input_ids"])
@@ -47,3 +52,8 @@ def padding_of(config: Any) -> int | None:
     text = config.get_text_config()
     pad_id = getattr(text, "pad_token_id", None)
     return pad_id if pad_id is not None and 0 <= pad_id < text.vocab_size else None
+
+
+@lru_cache(maxsize=8)
+def _template(tokenizer: Any, source: str) -> ChatTemplate:  # noqa: ARG001  # a template that is set anew is another
+    return ChatTemplate(tokenizer)

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
 
-from lit_align.data.encoder import Encoder, TokenizedPair
-from lit_align.data.reading import BadRow
+from lit_align.data.encoder import Encoder, TokenizedPair, bad_row
 from lit_align.judges.inputs import Inputs, encode_answer, has_segments
 from lit_align.records import Candidate, Origin, PreferencePair, Prompt, prompt_text
 
@@ -59,11 +57,8 @@ class RewardEncoder(Encoder):
         """Nothing: a chat is tokenised as a whole."""
 
     def _row(self, prompt: Prompt, answer: Candidate) -> Inputs:
-        try:
+        with bad_row("a prompt"):
             return encode_answer(self.tokenizer, prompt, answer)[0]
-        except TemplateError as error:
-            why = f"expected a chat that the model's chat template takes, it refused: {error}"
-            raise BadRow("a prompt", "template_refused", why) from error
 
     def _start_of_answers(self, prompt: Prompt, rows: Sequence[Inputs]) -> int:
         if has_segments(self.tokenizer):
