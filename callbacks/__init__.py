@@ -1,4 +1,4 @@
-"""Schedules: when the policy trains on which source. Each is a short subclass to use, read, copy and change."""
+"""Schedules decide when the policy trains on which source. Each is a short subclass to use, copy and change."""
 
 from callbacks.adaptive import AdaptiveInterval
 from callbacks.alternating import Alternating

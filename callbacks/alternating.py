@@ -1,4 +1,4 @@
-"""Both sources in turns."""
+"""Alternates between both sources."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decisio
 
 
 class Alternating(BoundaryCallback):
-    """Off-policy pairs for some steps, then on-policy pairs for as many, and so on.
+    """Trains on off-policy pairs for `period` steps, then on on-policy pairs for as many, and so on.
 
     ```yaml
     boundary:
-      class_path: callbacks.alternating.Alternating
+      class_path: callbacks.Alternating
       init_args: {period: 20}
     ```
 
     Args:
-        period: optimizer steps that each turn takes, at least 1.
-        every_n_steps: optimizer steps between measurements, for the record alone; None measures never.
-        kwargs: as BoundaryCallback's.
+        period: optimizer steps before the source changes, at least 1.
+        every_n_steps: optimizer steps between measurements, which are only recorded; None never measures.
+        kwargs: further arguments of BoundaryCallback.
     """
 
     def __init__(self, period: int, every_n_steps: int | None = None, **kwargs: Any) -> None:
@@ -30,10 +30,10 @@ class Alternating(BoundaryCallback):
         self.period = period
 
     def should_decide(self, step: int) -> bool:
-        """At each turn, and with each measurement."""
+        """Decides at each change of the source, and with each measurement."""
         return step % self.period == 0 or self.should_measure(step)
 
     def decide(self, step: int, result: BoundaryResult | None, history: Sequence[Decision]) -> Choice:
-        """The share by the number of turns so far: even off-policy, odd on-policy."""
+        """Chooses off-policy pairs in the first period, on-policy pairs in the second, and so on."""
         turn = step // self.period
         return Choice(float(turn % 2), f"turn {turn + 1} of {self.period} steps")

@@ -1,4 +1,4 @@
-"""One source throughout: the arms to compare a schedule with."""
+"""Only one source for the whole run, to compare schedules with."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decisio
 
 
 class AlwaysOffPolicy(BoundaryCallback):
-    """Off-policy pairs throughout: plain offline preference optimisation.
+    """Trains only on off-policy pairs: plain offline preference optimisation.
 
     ```yaml
     boundary:
-      class_path: callbacks.always.AlwaysOffPolicy
-      init_args: {every_n_steps: 50, max_prompts: 64}  # measured for the record; leave both out to spare it
+      class_path: callbacks.AlwaysOffPolicy
+      init_args: {every_n_steps: 50, max_prompts: 64}  # only recorded; leave both out to save the measurements
     ```
 
     Args:
-        every_n_steps: optimizer steps between measurements, for the record alone; None measures never.
-        kwargs: as BoundaryCallback's.
+        every_n_steps: optimizer steps between measurements, which are only recorded; None never measures.
+        kwargs: further arguments of BoundaryCallback.
     """
 
     always = 0.0
@@ -28,15 +28,15 @@ class AlwaysOffPolicy(BoundaryCallback):
         super().__init__(every_n_steps, **kwargs)
 
     def should_decide(self, step: int) -> bool:
-        """At the start, and with each measurement."""
+        """Decides at the start, and with each measurement."""
         return step == 0 or self.should_measure(step)
 
     def decide(self, step: int, result: BoundaryResult | None, history: Sequence[Decision]) -> Choice:
-        """Always the same share."""
+        """Chooses the same share every time."""
         return Choice(self.always, type(self).__name__)
 
 
 class AlwaysOnPolicy(AlwaysOffPolicy):
-    """On-policy pairs throughout: plain online preference optimisation. Takes what AlwaysOffPolicy takes."""
+    """Trains only on on-policy pairs: plain online preference optimisation. Same arguments as AlwaysOffPolicy."""
 
     always = 1.0

@@ -1,4 +1,4 @@
-"""A switch at a step that was set beforehand."""
+"""A switch at a fixed step."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decisio
 
 
 class FixedSwitch(BoundaryCallback):
-    """Off-policy pairs before a step, on-policy pairs from it on, whatever the score.
+    """Trains on off-policy pairs before a given step and on on-policy pairs from then on, whatever the score.
 
     ```yaml
     boundary:
-      class_path: callbacks.fixed_switch.FixedSwitch
+      class_path: callbacks.FixedSwitch
       init_args: {at_step: 100}
     ```
 
     Args:
-        at_step: the optimizer step after which on-policy pairs are used.
-        every_n_steps: optimizer steps between measurements, for the record alone; None measures never.
-        kwargs: as BoundaryCallback's.
+        at_step: the number of optimizer steps on off-policy pairs.
+        every_n_steps: optimizer steps between measurements, which are only recorded; None never measures.
+        kwargs: further arguments of BoundaryCallback.
     """
 
     def __init__(self, at_step: int, every_n_steps: int | None = None, **kwargs: Any) -> None:
@@ -28,9 +28,9 @@ class FixedSwitch(BoundaryCallback):
         self.at_step = at_step
 
     def should_decide(self, step: int) -> bool:
-        """At the start, at the switch, and with each measurement."""
+        """Decides at the start, at the switch, and with each measurement."""
         return step in (0, self.at_step) or self.should_measure(step)
 
     def decide(self, step: int, result: BoundaryResult | None, history: Sequence[Decision]) -> Choice:
-        """The share by the step alone."""
+        """Chooses the source by the step only."""
         return Choice(float(step >= self.at_step), f"fixed switch at step {self.at_step}")

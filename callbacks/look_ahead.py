@@ -1,4 +1,4 @@
-"""The truth that a boundary score stands for: both sources tried, and the better one taken."""
+"""Tries both sources and takes the better one. The boundary score is a cheap estimate of this comparison."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from lit_align.records import CandidateSet
 
 
 class LookAheadBoundary(BoundaryCallback):
-    """Trains a few steps on either source, lets the judge compare what came out, and goes on from where it stood.
+    """Trains a few steps on each source, lets the judge compare the two policies, and undoes the training.
 
-    The score is the share of votes that the answers of the policy trained on-policy win against those of the policy
-    trained off-policy, to the same held-out prompts with the same random numbers: above 0.5 on-policy pairs brought
-    more, at equally many pairs. Interval, hysteresis, patience and records are as for the boundary score, and
-    `on_policy` and `off_policy` in them mean the two trained policies. Both trainings start with the run's weights,
-    optimizer and data, and leave them as they were.
+    Both policies answer the same held-out prompts with the same random numbers. The score is the share of votes that
+    the policy trained on on-policy pairs wins: above 0.5 on-policy pairs improved the policy more, at the same number
+    of pairs. Interval, hysteresis, patience and records are those of the boundary score; in the records `on_policy`
+    and `off_policy` mean the two trained policies. Both trainings start from the run's weights, optimizer and data,
+    and leave them unchanged.
 
-    It costs twice `look_ahead_steps` of training and the on-policy rounds of one of them, each time; in return it
-    needs no static answer to a held-out prompt that tells how good the static pairs are. On one device or under DDP.
+    Each measurement costs `look_ahead_steps` of training on each source and the on-policy rounds for one of them. In
+    return the held-out prompts need no static answers. It works on one device or under DDP.
 
     ```yaml
     boundary:
-      class_path: callbacks.look_ahead.LookAheadBoundary
+      class_path: callbacks.LookAheadBoundary
       init_args: {look_ahead_steps: 10, every_n_steps: 50, max_prompts: 128}
     ```
 
     Args:
         look_ahead_steps: optimizer steps on each source, at least 1.
-        num_candidates: answers of each policy to each prompt.
-        kwargs: as BoundaryCallback's.
+        num_candidates: answers per prompt from each policy.
+        kwargs: further arguments of BoundaryCallback.
     """
 
     def __init__(self, look_ahead_steps: int = 10, num_candidates: int = 1, **kwargs: Any) -> None:
@@ -45,10 +45,11 @@ class LookAheadBoundary(BoundaryCallback):
         self._trained: tuple[Weights, Weights] | None = None
 
     def measure(self, trainer: Trainer, pl_module: LightningModule) -> BoundaryResult:
-        """Trains on both sources, then measures one trained policy against the other."""
+        """Trains on both sources, then measures the two trained policies against each other."""
         with looking_ahead(trainer, pl_module) as ahead:
             off, on = (ahead.train(share, self.look_ahead_steps) for share in (0.0, 1.0))
-            self._ahead, self._trained = ahead, (on, off)
+            self._ahead = ahead
+            self._trained = (on, off)
             try:
                 return super().measure(trainer, pl_module)
             finally:
@@ -57,7 +58,7 @@ class LookAheadBoundary(BoundaryCallback):
     def both_sides(
         self, trainer: Trainer, static: Sequence[CandidateSet], *purpose: str | int, desc: str
     ) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet]]:
-        """Answers of the two trained policies."""
+        """Samples answers from both trained policies."""
         assert self._ahead is not None and self._trained is not None
         sides = []
         for weights in self._trained:

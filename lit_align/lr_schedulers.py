@@ -13,6 +13,8 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, SequentialLR
 
+__all__ = ["ScheduleSequence", "WarmupSchedule"]
+
 Shape = Literal[
     "linear",
     "cosine",

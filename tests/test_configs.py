@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import shlex
@@ -43,6 +44,36 @@ def test_the_command_in_a_config_s_header_parses(
     for section, value in yaml.safe_load((ROOT / config).read_text()).items():  # nothing in it was lost on the way
         if isinstance(value, dict) and "class_path" in value:
             assert shown[section]["class_path"] == value["class_path"]
+
+
+def test_classes_are_named_by_their_public_homes() -> None:
+    paths = [ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("callbacks/*.py"), *map(ROOT.joinpath, CONFIGS)]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    class_paths = set(re.findall(r"\b((?:lit_align|callbacks)(?:\.[a-z_]+)*\.[A-Z]\w+)", text))
+    assert {"lit_align.AlignmentModule", "callbacks.FixedSwitch"} <= class_paths
+    for class_path in class_paths:
+        home, _, name = class_path.rpartition(".")
+        assert name in importlib.import_module(home).__all__, class_path
+
+
+def test_short_names_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "fit",
+                "--config",
+                "configs/quickstart.yaml",
+                "--model.loss",
+                "IPO",
+                "--data.judge",
+                "PairRM",
+                "--print_config",
+            ]
+        )
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["model"]["init_args"]["loss"]["class_path"] == "lit_align.losses.IPO"
+    assert shown["data"]["init_args"]["judge"]["class_path"] == "lit_align.PairRM"
 
 
 def test_every_schedule_has_a_config() -> None:

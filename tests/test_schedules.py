@@ -145,5 +145,5 @@ def test_arguments_out_of_range_are_named(schedule: type[BoundaryCallback], wron
 def test_the_yaml_in_the_docstring_builds_it(schedule: type[BoundaryCallback]) -> None:
     assert schedule.__doc__ is not None
     snippet = yaml.safe_load(schedule.__doc__.split("```yaml")[1].split("```")[0])["boundary"]
-    assert snippet["class_path"] == f"{schedule.__module__}.{schedule.__name__}"
+    assert snippet["class_path"] == f"callbacks.{schedule.__name__}"
     schedule(**snippet["init_args"])

@@ -29,7 +29,7 @@ def require_pairs(data: AlignmentDataModule) -> None:
         if data.counts["prompt_only"]:
             why = (
                 "a prompt alone gives none. Add completions, or train on-policy from the start, "
-                "`boundary: callbacks.always.AlwaysOnPolicy`"
+                "`boundary: callbacks.AlwaysOnPolicy`"
             )
         raise ValueError(f"expected training pairs in {data.train}, none is left ({counted}): {why}")
 
