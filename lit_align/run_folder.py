@@ -20,6 +20,7 @@ SAMPLES = "samples.jsonl"
 ANSWERS = "answers.jsonl"
 SUMMARY = "summary.json"
 PREDICTIONS = "predictions.jsonl"
+DROPPED = "predictions_dropped.jsonl"
 REWARD_MODEL = "reward_model"
 REWARD_QUALITY = "reward_quality.json"
 CHECKPOINTS = "checkpoints"
@@ -27,8 +28,8 @@ CSV_LOGS = "csv"
 TENSORBOARD_LOGS = "tensorboard"
 PREVIOUS = "previous"
 OWN = (
-    CONFIG, DECISIONS, SAMPLES, ANSWERS, SUMMARY, PREDICTIONS, REWARD_MODEL, REWARD_QUALITY, CHECKPOINTS, CSV_LOGS,
-    TENSORBOARD_LOGS,
+    CONFIG, DECISIONS, SAMPLES, ANSWERS, SUMMARY, PREDICTIONS, DROPPED, REWARD_MODEL, REWARD_QUALITY, CHECKPOINTS,
+    CSV_LOGS, TENSORBOARD_LOGS,
 )  # fmt: skip
 
 

@@ -262,9 +262,25 @@ def test_validate_and_predict(folder: Path, capsys: pytest.CaptureFixture[str]) 
         assert name in shown
     assert main(["predict", "--config", "c.yaml"]) == 0
     rows = jsonl(folder / "run/predictions.jsonl")
-    assert len(rows) == 4
+    apart = jsonl(folder / "run/predictions_dropped.jsonl")
+    assert len(rows) == len(apart) == 2 and {*apart[0]["dropped"]} == {"kept_to_measure_the_boundary"}
     assert all(row["margins"] == pytest.approx(row["chosen_rewards"] - row["rejected_rewards"]) for row in rows)
     assert (folder / "run/boundary.jsonl").exists(), "only a fit puts a run aside"
+
+
+def test_predictions_say_which_row_they_are_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long, tied = [{"text": "tea " * 300, "score": 1}, "sea"], [{"text": "a", "score": 1}, {"text": "b", "score": 1}]
+    sets = [["tea", "sea"], long, tied, ["one", "three"]]
+    rows = [{"prompt": f"Fact {n}?", "candidates": answers, "prompt_id": f"p{n}"} for n, answers in enumerate(sets)]
+    (folder / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--data.val", "val.jsonl", "--data.val_fraction", "0", "--data.boundary_fraction", "0"]
+    assert main(["predict", "--config", "c.yaml", *words]) == 0
+    kept, dropped = (jsonl(folder / "run" / name) for name in ("predictions.jsonl", "predictions_dropped.jsonl"))
+    assert [(row["id"], row["index"], row["prompt"]) for row in kept] == [("p0", 0, "Fact 0?"), ("p3", 3, "Fact 3?")]
+    assert [row["where"] for row in kept] == ["val.jsonl, row 1", "val.jsonl, row 4"]
+    assert all(row["margins"] == pytest.approx(row["chosen_rewards"] - row["rejected_rewards"]) for row in kept)
+    assert [(row["id"], row["dropped"]) for row in dropped] == [("p1", ["completion_too_long"]), ("p2", ["ties"])]
+    assert "2 held-out rows without them are in run/predictions_dropped.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("command", "limit"), [("validate", "val"), ("test", "test"), ("predict", "predict")])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import zip_longest
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import Wanted, refuse_unknown_keys
 from lit_align.cli.parser import Parser, shortened
 from lit_align.data import AlignmentDataModule
-from lit_align.data.ranks import gather
+from lit_align.data.ranks import gather_in_turn
 from lit_align.data.trainer_view import LIMITS
 from lit_align.module import AlignmentModule
 from lit_align.progress import note
@@ -135,17 +134,23 @@ class AlignmentCLI(LightningCLI):
                 note(line)
 
     def predict(self, **kwargs: Any) -> None:
-        """Runs the prediction and keeps it: one line of rewards for each held-out pair."""
+        """Runs the prediction and keeps it: a line with row and rewards for each held-out pair, in the data's order."""
         batches: list[Any] = self.trainer.predict(**kwargs) or []
         rows = [
             dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)
         ]
-        ranks = gather(rows)  # rank r has every world-th pair, from r on
-        together = [row for at in zip_longest(*ranks) for row in at if row is not None]
-        path = Path(self.trainer.default_root_dir) / run_folder.PREDICTIONS
+        rows = gather_in_turn(rows)
         if self.trainer.is_global_zero:
-            run_folder.write_jsonl(path, together)
-            print(f"Rewards of {len(together)} pairs are in {path}")
+            self._keep_predictions(rows, Path(self.trainer.default_root_dir))
+
+    def _keep_predictions(self, rewards: Sequence[Mapping[str, Any]], folder: Path) -> None:
+        trace = self.datamodule.val_rows
+        rows = [{**row.as_dict(), **of_pair} for row, of_pair in zip(trace.of_pairs, rewards, strict=False)]
+        run_folder.write_jsonl(folder / run_folder.PREDICTIONS, rows)
+        run_folder.write_jsonl(folder / run_folder.DROPPED, trace.dropped)
+        print(f"Rewards of {len(rows)} pairs are in {folder / run_folder.PREDICTIONS}")
+        if trace.dropped:
+            print(f"{len(trace.dropped)} held-out rows without them are in {folder / run_folder.DROPPED}, with reasons")
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: what the configuration and the command line say goes, not what a checkpoint remembers."""

@@ -21,6 +21,7 @@ from lit_align.data.policy_rounds import PolicyRounds
 from lit_align.data.reading import require_splits
 from lit_align.data.reference_feed import ReferenceFeed
 from lit_align.data.resume import goes_on_alike
+from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
 from lit_align.data.static import PairMaker, Source, make_static
@@ -81,6 +82,7 @@ class AlignmentDataModule(LightningDataModule):
         held_out: the same of the held-out prompts.
         train_pairs: the tokenised static pairs.
         val_pairs: the same, held out.
+        val_rows: the row that each of them came from, and the held-out rows that gave none.
         delivered: micro-batches delivered so far.
         restored: whether the state comes from a checkpoint.
     """
@@ -140,6 +142,7 @@ class AlignmentDataModule(LightningDataModule):
         self.held_out: list[CandidateSet] = []
         self.train_pairs: list[TokenizedPair] = []
         self.val_pairs: list[TokenizedPair] = []
+        self.val_rows = RowTrace()
         self.restored = False
         self.held_out_prompts = HeldOut([], frozenset())
         self._share = 0.0
@@ -184,6 +187,7 @@ class AlignmentDataModule(LightningDataModule):
         )
         self.train_pairs, self.train_sets = static.pairs, static.sets
         self.val_pairs, self.held_out, self.held_out_prompts = static.val_pairs, static.held_out, static.prompts
+        self.val_rows = static.val_rows
         if self.sampler is None or not self.train_sets:
             require_pairs(self)
         if self.held_out_prompts.pool and self.run.rank == 0:

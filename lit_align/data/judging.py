@@ -10,6 +10,7 @@ from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.loading import Record, SkipLog, as_set
 from lit_align.data.ranks import gather_in_turn, own_share
 from lit_align.data.reading import BadRow
+from lit_align.data.row_trace import RowTrace, SourceRow
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
 from lit_align.records import CandidateSet, PreferencePair, Prompt
@@ -17,6 +18,8 @@ from lit_align.seeding import derive_seed
 
 _SETS_A_CALL = 32  # judged together: large enough to batch, small enough for a bar that moves
 _RECORDS_AT_ONCE = 256
+KEPT_TO_MEASURE = "kept_to_measure_the_boundary"
+"""Why a held-out row gives no pair: the data's `boundary_fraction`."""
 
 
 def judge_sets(
@@ -102,6 +105,7 @@ def encode_records(
     paired: Callable[[Prompt], bool] = lambda _: True,
     needs_target: bool = False,
     progress: Callable[[int], object] | None = None,
+    trace: RowTrace | None = None,
 ) -> tuple[list[TokenizedPair], list[Record]]:
     """The tokenised pairs of all records, and the records whose prompts can be used.
 
@@ -115,27 +119,32 @@ def encode_records(
         paired: whether a prompt's records are to become pairs.
         needs_target: whether a record without a target is a bad row.
         progress: called with the number of records done since the last call.
+        trace: takes the row of each pair, and the rows that gave none.
     """
     pairs: list[TokenizedPair] = []
     kept: list[Record] = []
     for start in range(0, len(records), _RECORDS_AT_ONCE):
         some = records[start : start + _RECORDS_AT_ONCE]
+        counted: list[Counter[str]] = [Counter() for _ in some]
         made = [
-            pairs_of(record, selector, derive_seed(seed, "select", start + index), counts)
-            if paired(record.prompt)
-            else []
-            for index, record in enumerate(some)
+            pairs_of(record, selector, derive_seed(seed, "select", place), of_record) if paired(record.prompt) else []
+            for place, (record, of_record) in enumerate(zip(some, counted, strict=True), start)
         ]
         encoder.tokenise_ahead([pair for of_record in made for pair in of_record])
-        for record, of_record in zip(some, made, strict=True):
+        for place, (record, selected, of_record) in enumerate(zip(some, made, counted, strict=True), start):
+            tokenised, reasons = None, of_record
             try:
-                tokenised = encode_record(record, of_record, encoder, counts, needs_target)
+                tokenised = encode_record(record, selected, encoder, of_record, needs_target)
             except BadRow as error:
                 log.bad(error)
-                continue
+                reasons = Counter([f"bad_row/{error.reason}"])
+            counts.update(of_record)
             if tokenised is not None:
                 kept.append(record)
                 pairs += tokenised
+            if trace is not None:
+                reasons = reasons if paired(record.prompt) else Counter([KEPT_TO_MEASURE])
+                trace.note(SourceRow.of(place, record), len(selected), len(tokenised or ()), reasons)
         if progress is not None:
             progress(len(some))
     encoder.tokenise_ahead([])

@@ -28,29 +28,31 @@ class SkipLog:
     Args:
         on_bad_row: "error" raises the first one; "skip" counts each as `bad_row/REASON`.
         counts: where they are counted.
+
+    Attributes:
+        errors: those that were skipped.
     """
 
     def __init__(self, on_bad_row: OnBadRow, counts: Counter[str]) -> None:
         if on_bad_row not in ("error", "skip"):
             raise ValueError(f"expected on_bad_row to be 'error' or 'skip', got {on_bad_row!r}")
         self.on_bad_row, self.counts = on_bad_row, counts
-        self.skipped: Counter[str] = Counter()
-        self.examples: list[str] = []
+        self.errors: list[BadRow] = []
 
     def bad(self, error: BadRow) -> None:
         if self.on_bad_row == "error":
             raise error
-        self.skipped[error.reason] += 1
+        self.errors.append(error)
         self.counts[f"bad_row/{error.reason}"] += 1
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append(str(error))
 
     def __str__(self) -> str:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common())
-        return f"skipped {self.skipped.total()} bad rows ({reasons}), such as " + "; ".join(self.examples)
+        counted = Counter(error.reason for error in self.errors).most_common()
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in counted)
+        examples = "; ".join(map(str, self.errors[:_EXAMPLES]))
+        return f"skipped {len(self.errors)} bad rows ({reasons}), such as {examples}"
 
     def warn(self) -> None:
-        if self.skipped:
+        if self.errors:
             rank_zero_warn(str(self), stacklevel=3)
 
 
@@ -63,6 +65,7 @@ def load_records(
     counts: Counter[str] | None = None,
     bar: bool = False,
     prompts_alone: bool = False,
+    bad_rows: list[BadRow] | None = None,
 ) -> list[Record]:
     """All records of a source.
 
@@ -75,6 +78,7 @@ def load_records(
         bar: whether to show a progress bar.
         prompts_alone: whether a row may have a prompt and no completion, which makes a set without candidates; it is
             counted as `prompt_only`.
+        bad_rows: the rows that were skipped are added here.
 
     Raises:
         BadRow: for a bad row, with its file and row.
@@ -92,8 +96,10 @@ def load_records(
         except BadRow as error:
             log.bad(error)
     if not records:
-        raise ValueError(f"expected rows in {source}, got none" + (f": {log}" if log.skipped else ""))
+        raise ValueError(f"expected rows in {source}, got none" + (f": {log}" if log.errors else ""))
     log.warn()
+    if bad_rows is not None:
+        bad_rows += log.errors
     alone = sum(not as_set(record).candidates for record in records)
     if alone:
         counts["prompt_only"] += alone

@@ -22,6 +22,8 @@ from lit_align.data.loading import (
     split_by_prompt,
     without_prompts,
 )
+from lit_align.data.reading import BadRow
+from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
 from lit_align.records import CandidateSet, Prompt
@@ -39,8 +41,8 @@ class Source:
     on_bad_row: OnBadRow
     prompts_alone: bool = False
 
-    def load(self, counts: Counter[str], bar: bool) -> list[Record]:
-        """Its records; rows and skips are counted."""
+    def load(self, counts: Counter[str], bar: bool, bad_rows: list[BadRow] | None = None) -> list[Record]:
+        """Its records; rows and skips are counted, and skipped rows added to `bad_rows`."""
         return load_records(
             self.rows,
             split=self.split,
@@ -49,6 +51,7 @@ class Source:
             counts=counts,
             bar=bar,
             prompts_alone=self.prompts_alone,
+            bad_rows=bad_rows,
         )
 
 
@@ -62,6 +65,7 @@ class Static:
         val_pairs: the tokenised held-out pairs, without the prompts of the boundary.
         held_out: the held-out prompts with their candidates.
         prompts: who may use which of them.
+        val_rows: the rows of the held-out pairs, and those that gave none.
     """
 
     pairs: list[TokenizedPair]
@@ -69,6 +73,7 @@ class Static:
     val_pairs: list[TokenizedPair]
     held_out: list[CandidateSet]
     prompts: HeldOut
+    val_rows: RowTrace
 
 
 def make_static(
@@ -93,15 +98,17 @@ def make_static(
         bar: whether to show progress bars.
     """
     val_counts: Counter[str] = Counter()
-    records, val_records = load_parts(train, val, val_fraction, maker.seed, counts, val_counts, bar)
+    val_rows, bad_rows = RowTrace(), []  # type: tuple[RowTrace, list[BadRow]]
+    records, val_records = load_parts(train, val, val_fraction, maker.seed, counts, val_counts, bar, bad_rows)
     pairs, sets = maker.make(records, counts)
     apart, groups = boundary_prompts(val_records, boundary_fraction)
-    val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in apart)
+    val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in apart, val_rows)
+    val_rows.unreadable(bad_rows)
     prompts = HeldOut(held_out, apart, groups)
     if apart:
         val_counts["prompts_measured"], val_counts["prompts_evaluated"] = len(prompts.pool), len(prompts.evaluated_on)
     counts.update({f"val/{key}": count for key, count in val_counts.items()})
-    return Static(pairs, sets, val_pairs, held_out, prompts)
+    return Static(pairs, sets, val_pairs, held_out, prompts, val_rows)
 
 
 def boundary_prompts(held_out: list[Record], fraction: float) -> tuple[frozenset[Prompt], dict[Prompt, str]]:
@@ -124,6 +131,7 @@ def load_parts(
     counts: Counter[str],
     val_counts: Counter[str],
     bar: bool,
+    bad_rows: list[BadRow] | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """Training and held-out records that share no prompt.
 
@@ -136,11 +144,12 @@ def load_parts(
         counts: of the training rows.
         val_counts: of the held-out rows.
         bar: whether to show progress bars.
+        bad_rows: held-out rows that were skipped are added here.
     """
     records = train.load(counts, bar)
     if val is None:
         return split_by_prompt(records, fraction, seed)
-    held_out = val.load(val_counts, bar)
+    held_out = val.load(val_counts, bar, bad_rows)
     kept = without_prompts(records, held_out)
     counts["prompt_held_out"] += len(records) - len(kept)
     return kept, held_out
@@ -171,7 +180,11 @@ class PairMaker:
     needs_target: bool
 
     def make(
-        self, records: list[Record], counts: Counter[str], paired: Callable[[Prompt], bool] = lambda _: True
+        self,
+        records: list[Record],
+        counts: Counter[str],
+        paired: Callable[[Prompt], bool] = lambda _: True,
+        trace: RowTrace | None = None,
     ) -> tuple[list[TokenizedPair], list[CandidateSet]]:
         """The tokenised pairs of the prompts that are `paired`, and one candidate set for each prompt of use."""
         with self.progress(None, "judging", " answers") as bar:
@@ -179,7 +192,16 @@ class PairMaker:
         log = SkipLog(self.on_bad_row, counts)
         with self.progress(len(records), "tokenising", " rows") as bar:
             pairs, kept = encode_records(
-                records, self.encoder, self.selector, self.seed, counts, log, paired, self.needs_target, bar.update
+                records,
+                self.encoder,
+                self.selector,
+                self.seed,
+                counts,
+                log,
+                paired,
+                self.needs_target,
+                bar.update,
+                trace,
             )
         log.warn()
         sets = merge_sets(kept)
