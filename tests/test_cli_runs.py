@@ -136,7 +136,7 @@ def test_fit_fills_the_run_folder_and_prints_a_summary(folder: Path, capsys: pyt
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 4
     assert summary["decisions"] == jsonl(run / "boundary.jsonl")
-    assert summary["win_rate"]["prompts"] == 3
+    assert summary["win_rate"]["prompts"] == 2
     assert summary["rows"]["pairs"] == 12
     assert len(summary["rounds"]) >= 1
     assert all(Path(path).exists() for path in summary["outputs"].values())
@@ -270,7 +270,7 @@ def test_validate_and_predict(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_predictions_say_which_row_they_are_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     long, tied = [{"text": "tea " * 300, "score": 1}, "sea"], [{"text": "a", "score": 1}, {"text": "b", "score": 1}]
-    sets = [["tea", "sea"], long, tied, ["one", "three"]]
+    sets = [["noon", "sea"], long, tied, ["one", "three"]]
     rows = [{"prompt": f"Fact {n}?", "candidates": answers, "prompt_id": f"p{n}"} for n, answers in enumerate(sets)]
     (folder / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--data.val", "val.jsonl", "--data.val_fraction", "0", "--data.boundary_fraction", "0"]
@@ -307,7 +307,7 @@ def test_precompute_fills_what_fit_then_finds(folder: Path, capsys: pytest.Captu
     args = ["--config", "c.yaml", "--model.loss", "DPO", "--data.reference_cache", "stored"]
     assert main(["precompute", *args]) == 0
     out = capsys.readouterr().out
-    assert "0 of 16 static pairs found" in out and "computed 16 pairs in" in out
+    assert "0 of 14 static pairs found" in out and "computed 14 pairs in" in out
     (store,) = Path("stored").iterdir()
     assert (store / "manifest.json").exists() and not Path("run/config.yaml").exists()
     assert main(["precompute", *args]) == 0
