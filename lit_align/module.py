@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -22,6 +23,7 @@ from lit_align.policy.forward import CompletionForward, batch_logps, rounding
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
+from lit_align.step_watch import OnNonFinite
 
 REFRESHES_KEY = "reference_refreshes"
 IN_PARTS_KEY = "computed_in_parts"
@@ -43,6 +45,8 @@ class AlignmentModule(PairModule):
         optimizer: a class and its arguments, called with the trainable parameters.
         lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
             transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+        on_nonfinite: what a step whose loss or gradients are NaN or infinite does: "stop" ends the fit before it is
+            taken and names its pairs, "skip" leaves it out and counts it.
     """
 
     def __init__(
@@ -52,8 +56,9 @@ class AlignmentModule(PairModule):
         reference: Reference | None = None,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
+        on_nonfinite: OnNonFinite = "stop",
     ) -> None:
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(optimizer, lr_scheduler, on_nonfinite)
         self.spec = policy
         self.policy: nn.Module | None = None
         self.loss = loss
@@ -235,6 +240,10 @@ class AlignmentModule(PairModule):
         ids = {id(parameter) for parameter in kept}
         weights = {name for name, parameter in self.named_parameters() if id(parameter) in ids}
         return super().saved_names() | weights | {f"loss.{name}" for name in self.loss.state_dict()}
+
+    def trained_buffers(self) -> Iterable[Tensor]:
+        """See :meth:`PairModule.trained_buffers`."""
+        return self.loss.buffers()
 
     def _device_of_run(self) -> torch.device:
         """The Trainer's, which the module may not have been moved to yet."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -22,6 +23,7 @@ _PROGRESS = {
 """What a scheduler's state tells of where it stands, or of the optimizer, and not of how it was configured."""
 
 Scheduler = LRScheduler | ReduceLROnPlateau
+_say = rank_zero_only(note)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def carry_on(
         _place_scheduler(checkpoint, optimizer, scheduler, before.scheduler == settings.scheduler)
     lines = list(dict.fromkeys(_in_words(before, settings, groups)))
     if lines:
-        note(f"Resumed with other settings, from step {checkpoint['global_step']} on: {', '.join(lines)}.")
+        _say(f"Resumed with other settings, from step {checkpoint['global_step']} on: {', '.join(lines)}.")
 
 
 def _settings_in(checkpoint: Mapping[str, Any], settings: OptimizerSettings) -> OptimizerSettings | None:
@@ -96,7 +98,7 @@ def _settings_in(checkpoint: Mapping[str, Any], settings: OptimizerSettings) -> 
             "can go on from it. Resume from one with all state, or evaluate this one with `validate`."
         )
     if KEY not in checkpoint:
-        note("The checkpoint does not say how its optimizer was configured: the settings in its state go on.")
+        _say("The checkpoint does not say how its optimizer was configured: the settings in its state go on.")
         return None
     before = OptimizerSettings(**checkpoint[KEY])
     if before.optimizer != settings.optimizer or len(before.groups) != len(settings.groups):

@@ -24,10 +24,12 @@ from lit_align.optimizer_settings import KEY as SETTINGS_KEY
 from lit_align.optimizer_settings import OptimizerSettings, Scheduler, carry_on
 from lit_align.pair_means import PairMeans
 from lit_align.seeding import derive_seed
+from lit_align.step_watch import OnNonFinite, StepWatch, demand_finite
 from lit_align.strategies import check_strategy
 
 ON_BAR = ("loss", "rewards/accuracies", "rewards/margins")
 PLATEAU_METRIC = "val/loss"
+SKIPPED_KEY = "steps_skipped"
 
 
 class PairModule(LightningModule):
@@ -38,14 +40,22 @@ class PairModule(LightningModule):
         optimizer: a class and its arguments, called with the trainable parameters.
         lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
             transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+        on_nonfinite: what a step whose loss or gradients are NaN or infinite does: "stop" ends the fit before it is
+            taken and names its pairs, "skip" leaves it out and counts it.
     """
 
-    def __init__(self, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None) -> None:
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        on_nonfinite: OnNonFinite = "stop",
+    ) -> None:
         super().__init__()
         self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
         self._of_step, self._of_held_out = PairMeans(), PairMeans()
+        self.step_watch = StepWatch(on_nonfinite)
         self._settings: OptimizerSettings | None = None
         self._resumed: dict[str, Any] | None = None  # the checkpoint, until the optimizer is made
 
@@ -95,6 +105,24 @@ class PairModule(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         position = getattr(data, "delivered", self.trainer.fit_loop.total_batch_idx)
         torch.manual_seed(derive_seed(getattr(data, "seed", 0), "train", self.global_rank, position))
+        self.step_watch.begin(self.trained_buffers())
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Looks whether the step is finite."""
+        self.step_watch.check(self, optimizer, self._name_pair)
+
+    def trained_buffers(self) -> Iterable[Tensor]:
+        """What training changes beside the weights."""
+        return ()
+
+    def _name_pair(self, batch: PairBatch, place: int) -> str:
+        """The end of a pair's prompt and the beginning of its chosen answer."""
+        tokenizer: Any = self.tokenizer
+        prompt, chosen = (
+            " ".join(tokenizer.decode(side.ids[place][side.mask[place]], skip_special_tokens=True).split())
+            for side in (batch.prompt, batch.chosen)
+        )
+        return f"{prompt[-80:]!r} with the chosen answer {chosen[:40]!r}"
 
     # ------------------------------------------------------------------ what is logged
 
@@ -116,6 +144,7 @@ class PairModule(LightningModule):
             batch: the micro-batch.
             values: [B] by name, the same names in each micro-batch.
         """
+        self.step_watch.add(batch, values["loss"])
         self._of_step.add(values, batch.counted)
         if not mid_accumulation(self.trainer):
             self._log_means("", self._of_step)
@@ -165,6 +194,8 @@ class PairModule(LightningModule):
         """Keeps what is trained, never the frozen base."""
         names = self.saved_names()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        demand_finite(checkpoint["state_dict"], self.global_step)
+        checkpoint[SKIPPED_KEY] = self.step_watch.skipped
         if self._settings is not None:
             checkpoint[SETTINGS_KEY] = self._settings.as_state()
 
@@ -179,6 +210,7 @@ class PairModule(LightningModule):
         own = self.state_dict()
         expected = {name: tuple(own[name].shape) for name in names}
         _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
+        self.step_watch.skipped = checkpoint.get(SKIPPED_KEY, 0)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
 

@@ -18,6 +18,7 @@ from lit_align.judges import Judge
 from lit_align.module import AlignmentModule
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateCallback
+from lit_align.step_watch import StepWatch
 
 
 class RunSummary(Callback):
@@ -92,9 +93,11 @@ class RunSummary(Callback):
     def _collect(self, trainer: Trainer) -> dict[str, Any]:
         decisions = [asdict(decision) for decision in _history(trainer)]
         win_rate = _win_rate(trainer)
+        watch = getattr(trainer.lightning_module, "step_watch", None)
         result = asdict(win_rate.result) if win_rate is not None and win_rate.result is not None else None
         return {
             "steps": trainer.global_step,
+            "steps_left_out": watch.skipped if isinstance(watch, StepWatch) else 0,
             "crossing": crossing(decisions) if isinstance(trainer.lightning_module, AlignmentModule) else None,
             "decisions": decisions,
             "win_rate": result,

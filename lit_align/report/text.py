@@ -27,6 +27,7 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
         _rounds(summary["rounds"]),
         *[_fill(f"{line[:1].upper()}{line[1:]}.") for line in summary["judges"]],
         _metrics(summary["metrics"]),
+        _left_out(summary.get("steps_left_out", 0), summary["steps"]),
         _time(summary["steps"], summary["seconds"]),
         _outputs(summary["outputs"]),
     ]
@@ -127,6 +128,12 @@ def _metrics(metrics: Mapping[str, float]) -> str:
     }
     shown = [f"{label} {metrics[name]:.3g}" for name, label in names.items() if name in metrics]
     return _fill(f"Last metrics: {', '.join(shown)}.") if shown else ""
+
+
+def _left_out(left_out: int, steps: int) -> str:
+    if not left_out:
+        return ""
+    return _fill(f"{left_out} of {steps} steps were left out: their loss or gradients were NaN or infinite.")
 
 
 def _time(steps: int, seconds: Mapping[str, float]) -> str:

@@ -28,6 +28,7 @@ from lit_align.reward.encode import RewardEncoder
 from lit_align.reward.load import load_reward_model, load_reward_tokenizer, save_reward_model
 from lit_align.reward.loss import bradley_terry_loss
 from lit_align.reward.rows import classifier_rows
+from lit_align.step_watch import OnNonFinite
 
 Verdict = tuple[float, int, int, bytes]
 """P(chosen wins), the tokens of the chosen and of the rejected answer, and the prompt."""
@@ -49,6 +50,8 @@ class RewardModule(PairModule):
         optimizer: a class and its arguments, called with the trainable parameters.
         lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
             transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
+        on_nonfinite: what a step whose loss or gradients are NaN or infinite does: "stop" ends the fit before it is
+            taken and names its pairs, "skip" leaves it out and counts it.
     """
 
     def __init__(
@@ -58,11 +61,12 @@ class RewardModule(PairModule):
         centring: float = 0.0,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
         lr_scheduler: LRSchedulerCallable | None = None,
+        on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         for key, weight in (("margin_weight", margin_weight), ("centring", centring)):
             if not weight >= 0:
                 raise ValueError(f"expected {key} to be at least 0, got {weight}")
-        super().__init__(optimizer, lr_scheduler)
+        super().__init__(optimizer, lr_scheduler, on_nonfinite)
         self.spec = base
         self.margin_weight, self.centring = margin_weight, centring
         self.model: nn.Module | None = None

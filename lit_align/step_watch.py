@@ -1,0 +1,163 @@
+"""Optimizer steps whose loss or gradients are not finite: stopped at, or left out, before they reach the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_align.batch import PairBatch
+from lit_align.data.ranks import gather
+from lit_align.progress import note
+
+OnNonFinite = Literal["stop", "skip"]
+NamePair = Callable[[PairBatch, int], str]
+"""A batch and the place of a pair in it -> what tells the pair from others."""
+_MOST_NAMED = 4
+_SMALLEST_SCALE = 1.0
+"""Below it the scaler of 16-mixed, which begins at 65,536, has halved the loss for many steps in a row."""
+
+
+class NonFiniteStep(ArithmeticError):
+    """The loss or the gradients of an optimizer step are not finite; it was not taken."""
+
+
+@dataclass(frozen=True)
+class _MicroBatch:
+    batch: PairBatch
+    losses: Tensor
+
+
+class StepWatch:
+    """Looks at an optimizer step's losses and gradients before the optimizer does, and waits for the device once.
+
+    Args:
+        on_nonfinite: "stop" ends the fit with the pairs named; "skip" leaves the step out and counts it.
+
+    Attributes:
+        skipped: steps left out so far.
+    """
+
+    def __init__(self, on_nonfinite: OnNonFinite) -> None:
+        if on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f'expected on_nonfinite to be "stop" or "skip", got {on_nonfinite!r}')
+        self.on_nonfinite = on_nonfinite
+        self.skipped = 0
+        self._micro_batches: list[_MicroBatch] = []
+        self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its value before the step
+
+    def begin(self, buffers: Iterable[Tensor]) -> None:
+        """At a step's first micro-batch, remembers what a step that is left out must not have changed."""
+        if self.on_nonfinite == "skip" and not self._micro_batches:
+            self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
+
+    def add(self, batch: PairBatch, losses: Tensor) -> None:
+        """Takes a micro-batch with its losses, [B]."""
+        self._micro_batches.append(_MicroBatch(batch, losses.detach()))
+
+    def check(self, module: LightningModule, optimizer: Optimizer, name_pair: NamePair) -> None:
+        """Right before the optimizer's step. All ranks come to the same result.
+
+        Args:
+            module: whose step it is.
+            optimizer: has the gradients.
+            name_pair: names the pairs whose loss is not finite.
+
+        Raises:
+            NonFiniteStep: where the step is not finite and is not to be left out, or no later one can be.
+        """
+        micro_batches, self._micro_batches = self._micro_batches, []
+        scaler = getattr(module.trainer.precision_plugin, "scaler", None)
+        gradients = [] if scaler is not None else _gradients(optimizer)  # the scaler leaves out such steps by itself
+        hopeless = scaler is not None and scaler.get_scale() < _SMALLEST_SCALE
+        if _all_finite(gradients, micro_batches, module.trainer) and not hopeless:
+            return
+        spoilt = _first_not_finite(module.named_parameters())
+        told = _told(micro_batches, module.trainer.global_step, spoilt, name_pair)
+        if self.on_nonfinite == "stop" or hopeless or spoilt is not None:
+            raise NonFiniteStep(f"{told} {_ways_on(module, spoilt)}")
+        self._leave_out(optimizer, told if module.trainer.is_global_zero else None)
+
+    def _leave_out(self, optimizer: Optimizer, told: str | None) -> None:
+        if self.skipped == 0 and told is not None:
+            note(f"{told} It and others like it are left out (on_nonfinite: skip) and counted in the summary.")
+        self.skipped += 1
+        optimizer.zero_grad(set_to_none=True)  # without gradients an optimizer does nothing
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+
+
+def demand_finite(weights: Mapping[str, Any], step: int) -> None:
+    """Refuses weights that a checkpoint is to hold, so that they never take the place of good ones.
+
+    Raises:
+        NonFiniteStep: where one of them is not finite.
+    """
+    spoilt = _first_not_finite((name, value) for name, value in weights.items() if isinstance(value, Tensor))
+    if spoilt is not None:
+        raise NonFiniteStep(
+            f"At step {step} the weight {spoilt!r} is NaN or infinite: no checkpoint of it is written, and the one "
+            "before stays. The learning rate may be too high, or the gradients not clipped."
+        )
+
+
+def _all_finite(gradients: list[Tensor], micro_batches: list[_MicroBatch], trainer: Trainer) -> bool:
+    values = [micro_batch.losses.sum().float() for micro_batch in micro_batches]
+    if gradients:
+        values.append(torch.nn.utils.get_total_norm(gradients).float())
+    if not values:
+        return True
+    bad = (~torch.stack(values).isfinite()).any().float()
+    if trainer.world_size > 1:
+        bad = trainer.strategy.reduce(bad, reduce_op="sum")
+    return not bool(bad)
+
+
+def _told(micro_batches: list[_MicroBatch], steps: int, spoilt: str | None, name_pair: NamePair) -> str:
+    """What is not finite in the step after so many, and which pairs it comes from. All ranks must call it."""
+    ranks = gather(_bad_pairs(micro_batches, name_pair))
+    names, pairs = [name for bad, _ in ranks for name in bad], sum(count for _, count in ranks)
+    if spoilt is not None:
+        since = "from the start" if steps == 0 else "since an earlier step"
+        what = f"the weight {spoilt!r} is NaN or infinite {since}"
+    elif names:
+        what = f"the loss is NaN or infinite for {len(names)} of its {pairs} pairs: {'; '.join(names[:_MOST_NAMED])}"
+    else:
+        what = f"gradients are NaN or infinite, though the losses of its {pairs} pairs are not"
+    return f"Step {steps + 1} is not finite and was not taken: {what}."
+
+
+def _ways_on(module: LightningModule, spoilt: str | None) -> str:
+    ways = ["a lower learning rate", "trainer.gradient_clip_val"]
+    if spoilt is not None and module.trainer.global_step == 0:
+        ways = ["another copy of the model"]
+    elif spoilt is None:
+        ways.append("model.on_nonfinite: skip, which leaves out such steps")
+    if str(module.trainer.precision).startswith("16") or any(p.dtype == torch.float16 for p in module.parameters()):
+        ways.insert(0, "bfloat16 or float32 in place of float16")
+    return f"What may help: {', or '.join(ways)}."
+
+
+def _bad_pairs(micro_batches: list[_MicroBatch], name_pair: NamePair) -> tuple[list[str], int]:
+    """Names of this rank's pairs whose loss is not finite, and the number of all its pairs."""
+    names = [
+        name_pair(each.batch, place)
+        for each in micro_batches
+        for place in (~each.losses.isfinite()).nonzero()[:, 0].tolist()
+    ]
+    return names, sum(len(each.batch) for each in micro_batches)
+
+
+def _first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    floating = ((name, tensor) for name, tensor in tensors if tensor.is_floating_point())
+    return next((name for name, tensor in floating if not bool(tensor.detach().isfinite().all())), None)
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
+    every = (parameter.grad for group in optimizer.param_groups for parameter in group["params"])
+    return [gradient for gradient in every if gradient is not None]
