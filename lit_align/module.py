@@ -177,6 +177,10 @@ class AlignmentModule(PairModule):
         with self._explained():
             super().backward(loss, *args, **kwargs)
 
+    def settings(self) -> dict[str, Any]:
+        """See :meth:`PairModule.settings`."""
+        return {"policy": self.spec, "loss": self.loss, "reference": self.reference}
+
     def evaluate_pairs(self, batch: PairBatch) -> dict[str, Tensor]:
         """See :meth:`PairModule.evaluate_pairs`."""
         pairs = self._pairs(batch, self._evaluated_logps)

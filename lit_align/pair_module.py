@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -18,6 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_align.batch import PairBatch
 from lit_align.host_memory import keep_freed_memory
+from lit_align.hyperparameters import describe_run
 from lit_align.interruption import mid_accumulation
 from lit_align.lr_schedulers import WarmupSchedule, steps_of_fit
 from lit_align.optimizer_settings import KEY as SETTINGS_KEY
@@ -56,6 +58,7 @@ class PairModule(LightningModule):
         self._make_scheduler = lr_scheduler
         self._of_step, self._of_held_out = PairMeans(), PairMeans()
         self.step_watch = StepWatch(on_nonfinite)
+        self._log_hyperparams = True  # Lightning then gives `hparams_initial` to the loggers
         self._settings: OptimizerSettings | None = None
         self._resumed: dict[str, Any] | None = None  # the checkpoint, until the optimizer is made
 
@@ -125,6 +128,16 @@ class PairModule(LightningModule):
         return f"{prompt[-80:]!r} with the chosen answer {chosen[:40]!r}"
 
     # ------------------------------------------------------------------ what is logged
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What the module was made with, optimizer and scheduler aside."""
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """What the loggers show of the run: what `save_hyperparameters` was given, else what its objects tell."""
+        optimizer = {} if self._settings is None else self._settings.as_state()
+        return super().hparams_initial or AttributeDict(describe_run(self.trainer, {**self.settings(), **optimizer}))
 
     @abstractmethod
     def evaluate_pairs(self, batch: PairBatch) -> dict[str, Tensor]:

@@ -144,6 +144,11 @@ def test_fit_fills_the_run_folder_and_prints_a_summary(folder: Path, capsys: pyt
     assert summary["crossing"]["text"].split("(")[0] in captured.out
     assert "Win rate against the start" in captured.out
 
+    for logger in ("csv", "tensorboard"):
+        shown = yaml.safe_load((run / logger / "version_0/hparams.yaml").read_text())
+        assert shown["model"]["init_args"]["loss"] == {"class_path": "mine.Margin", "init_args": {"scale": 0.5}}
+        assert shown == yaml.safe_load((run / "config.yaml").read_text()), "the whole configuration"
+
     header = (run / "csv/version_0/metrics.csv").read_text().splitlines()[0].split(",")
     for name in ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen", "boundary/score"):
         assert name in header, name
@@ -312,7 +317,7 @@ def test_precompute_fills_what_fit_then_finds(folder: Path, capsys: pytest.Captu
     assert (store / "manifest.json").exists() and not Path("run/config.yaml").exists()
     assert main(["precompute", *args]) == 0
     out = capsys.readouterr().out
-    assert "all 16 static pairs found" in out and "computed" not in out
+    assert "all 14 static pairs found" in out and "computed" not in out
     files = sorted(store.iterdir())
     assert main(["fit", *args, "--model.loss.beta", "0.3", "--seed_everything", "1"]) == 0
     assert "static pairs found" in capsys.readouterr().out and sorted(store.iterdir()) == files

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 
@@ -26,6 +27,7 @@ from lit_align.cli.parser import Parser, shortened
 from lit_align.data import AlignmentDataModule
 from lit_align.data.ranks import gather_in_turn
 from lit_align.data.trainer_view import LIMITS
+from lit_align.hyperparameters import set_hyperparameters
 from lit_align.module import AlignmentModule
 from lit_align.progress import note
 from lit_align.report.summary import judge_reports
@@ -36,9 +38,10 @@ OF_POLICIES = ("measure", "precompute", "plan")
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the run's whole configuration to `config.yaml` in the run folder."""
+    """Writes the run's whole configuration to `config.yaml` in the run folder, and gives it to the loggers."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        set_hyperparameters(pl_module, yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
         if stage != "fit":
             return
         path = Path(trainer.default_root_dir) / run_folder.CONFIG

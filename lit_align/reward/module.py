@@ -114,6 +114,10 @@ class RewardModule(PairModule):
         self.log_training(batch, _values(losses, chosen, rejected))
         return losses.mean()
 
+    def settings(self) -> dict[str, Any]:
+        """See :meth:`PairModule.settings`."""
+        return {"base": self.spec, "margin_weight": self.margin_weight, "centring": self.centring}
+
     def evaluate_pairs(self, batch: PairBatch) -> dict[str, Tensor]:
         """See :meth:`PairModule.evaluate_pairs`."""
         chosen, rejected = self.rewards(batch)

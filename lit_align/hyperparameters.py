@@ -1,0 +1,94 @@
+"""What Lightning gives to the loggers as hyper-parameters: how a run is configured, in plain types and without keys."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+_TRAINER = (
+    "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision", "world_size",
+    "val_check_interval", "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches",
+)  # fmt: skip
+_SECRET = re.compile(
+    r"^token$|(^|_)(api_?key|access_?key|secret|password|credentials?|(api|access|auth|hub|hf|bearer)_token)$", re.I
+)
+_LOGIN = re.compile(r"(?<=://)[^/@\s]+@")
+_HIDDEN = "***"
+
+
+def set_hyperparameters(module: LightningModule, config: Mapping[str, Any]) -> None:
+    """Makes `config` what Lightning logs of a module, whatever that has saved itself. No checkpoint holds it.
+
+    Args:
+        module: of the coming fit, validation and so on.
+        config: the configuration of the run, in plain types.
+    """
+    shown = AttributeDict(without_secrets(config))
+    vars(module).update(_hparams_initial=shown, _log_hyperparams=True)  # where Lightning looks for them
+
+
+def describe_run(trainer: Trainer, model: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a run that was written in Python, as far as its objects tell.
+
+    Args:
+        trainer: of the run.
+        model: what its module says of itself.
+    """
+    strategy = type(trainer.strategy).__name__
+    callbacks = [c for c in trainer.callbacks if not type(c).__module__.startswith("lightning.")]  # type: ignore[attr-defined]
+    run = {
+        "model": model,
+        "data": getattr(trainer, "datamodule", None),
+        "callbacks": callbacks,
+        "trainer": {**{name: getattr(trainer, name, None) for name in _TRAINER}, "strategy": strategy},
+    }
+    described: dict[str, Any] = without_secrets(plain(run))
+    return described
+
+
+def plain(value: Any) -> Any:
+    """A value as YAML has it: an object as its `class_path` and those `init_args` that it keeps under their names."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if callable(value) and not isinstance(value, nn.Module) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return _described(value)
+
+
+def _described(value: Any) -> Any:
+    held = {name: item for name, item in getattr(value, "__dict__", {}).items() if not isinstance(item, nn.Module)}
+    settings = {name: plain(held[name]) for name in _arguments(type(value)) if name in held}
+    if not settings and type(value).__str__ is not object.__str__:
+        return str(value)  # paths, times
+    described: dict[str, Any] = {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
+    return {**described, "init_args": settings} if settings else described
+
+
+def _arguments(cls: type) -> list[str]:
+    """The names of the arguments of a class and of those that it derives from."""
+    signatures = [inspect.signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base)]  # type: ignore[misc]
+    return list(dict.fromkeys(name for signature in signatures for name in signature.parameters if name != "self"))
+
+
+def without_secrets(value: Any, name: str = "") -> Any:
+    """Plain values with keys, tokens and passwords hidden, by their names, and logins within addresses."""
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item, name) for item in value]
+    if isinstance(value, str):
+        return _HIDDEN if value and _SECRET.search(name) else _LOGIN.sub(f"{_HIDDEN}@", value)
+    return value
