@@ -299,12 +299,10 @@ def _version(name: str) -> str | None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
+    """A table in Markdown, aligned for the terminal."""
+    from lit_align.markdown import markdown_table
+
+    return markdown_table([header, *rows], aligned=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,1 +1,1 @@
-"""Experiments on lit-align's claim: the sign of (score - 0.5) tells which source of pairs pays. See README.md."""
+"""Experiments on lit-align's claim that the sign of (score - 0.5) tells the better source of pairs. See README.md."""

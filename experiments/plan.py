@@ -1,13 +1,14 @@
-"""Which arms each table needs, in the order in which they are run, and what they are expected to cost."""
+"""Lists the arms that each table needs, in the order in which they run, and estimates their time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 
 from experiments.arm import SCHEDULES, VARIANTS, Arm, Setup
 
 STARTS: tuple[tuple[str, ...], ...] = ((), ("off",), ("off", "off"))
-"""From weak to aligned: the base model, and after one and two injections of `fork_steps` off-policy steps each."""
+"""From weak to aligned: the base model, and the policy after one and two injections of `fork_steps` steps."""
 FORKS = {
     "constraints": ("rpo", "dpo", "slic"),
     "lists": ("rpo", "dpo", "slic"),
@@ -17,60 +18,47 @@ FORKS = {
 """Tasks of Table 1 with the losses of their forks."""
 RUNS = ("constraints",)
 """Tasks of Tables 3 and 4."""
-STEP_SECONDS, ANSWER_SECONDS, LOADING_SECONDS = 1.7, 0.08, 7.0
-"""On one core of two that are both busy with arms. They weigh the arms in the progress bar."""
+STEP_SECONDS = 1.7
+ANSWER_SECONDS = 0.08
+LOADING_SECONDS = 7.0
+"""Times on one core of two that both run arms. The progress bar weighs arms by them."""
 
 
 def table1(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
-    """Off-policy and on-policy forks from each starting point."""
-    return [
-        Arm(task, seed, start, source, setup.fork_steps, loss)
-        for seed in seeds
-        for task, losses in FORKS.items()
-        for start in STARTS
-        for loss in losses
-        for source in ("off", "on")
-    ]
+    """Lists off-policy and on-policy forks from each starting point."""
+    arms = []
+    for seed, (task, losses) in product(seeds, FORKS.items()):
+        for start, loss, source in product(STARTS, losses, ("off", "on")):
+            arms.append(Arm(task, seed, start, source, setup.fork_steps, loss))
+    return arms
 
 
 def table2(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
-    """Diverse pairs at the weakest and the strongest start; the pairs of high quality are Table 1's off-policy ones."""
-    weak, strong = STARTS[0], STARTS[-1]
-    tasks = [task for task in ("constraints", "lists") if task in FORKS]
+    """Lists arms with diverse pairs at the weakest and the strongest start, and Table 1's to compare with."""
+    settings = product(seeds, ("constraints", "lists"), (STARTS[0], STARTS[-1]), ("", "diversity"))
     return [
-        Arm(task, seed, start, "off", setup.fork_steps, selector=selector)
-        for seed in seeds
-        for task in tasks
-        for start in (weak, strong)
-        for selector in ("", "diversity")
+        Arm(task, seed, start, "off", setup.fork_steps, selector=selector) for seed, task, start, selector in settings
     ]
 
 
 def table3(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
-    """Whole runs from the base model, one for each schedule; and Table 1's first scouts, which evaluate the start."""
-    return [
-        arm
-        for seed in seeds
-        for task in RUNS
-        for arm in (
-            Arm(task, seed, (), "off", setup.fork_steps),
-            *(Arm(task, seed, (), name, setup.run_steps, evaluate_every=setup.every_n_steps) for name in SCHEDULES),
-        )
-    ]
+    """Lists whole runs from the base model, one per schedule, and Table 1's first scouts, which evaluate the start."""
+    arms = []
+    for seed, task in product(seeds, RUNS):
+        arms.append(Arm(task, seed, (), "off", setup.fork_steps))
+        for schedule in SCHEDULES:
+            arms.append(Arm(task, seed, (), schedule, setup.run_steps, evaluate_every=setup.every_n_steps))
+    return arms
 
 
 def table4(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
-    """On-policy forks from where the stages meet, each with one setting changed; and Table 1's to compare with."""
-    start = STARTS[1]
-    return [
-        arm
-        for seed in seeds
-        for task in RUNS
-        for arm in (
-            Arm(task, seed, start, "off", setup.fork_steps),
-            *(Arm(task, seed, start, "on", setup.fork_steps, variant=variant) for variant in ("", *VARIANTS)),
-        )
-    ]
+    """Lists on-policy forks after one injection, each with one setting changed, and Table 1's to compare with."""
+    arms = []
+    for seed, task in product(seeds, RUNS):
+        arms.append(Arm(task, seed, STARTS[1], "off", setup.fork_steps))
+        for variant in ("", *VARIANTS):
+            arms.append(Arm(task, seed, STARTS[1], "on", setup.fork_steps, variant=variant))
+    return arms
 
 
 TABLES: dict[str, Callable[[Setup, Sequence[int]], list[Arm]]] = {
@@ -82,27 +70,27 @@ TABLES: dict[str, Callable[[Setup, Sequence[int]], list[Arm]]] = {
 
 
 def with_parents(arms: Iterable[Arm]) -> list[Arm]:
-    """The arms, each once and after the arm that makes its starting point."""
+    """Lists the arms, each once and after the arm that makes its starting point."""
     ordered: dict[Arm, None] = {}
     for arm in arms:
-        line = [arm]
-        while (parent := line[-1].parent) is not None:
-            line.append(parent)
-        ordered.update(dict.fromkeys(reversed(line)))
+        ancestors = [arm]
+        while (parent := ancestors[-1].parent) is not None:
+            ancestors.append(parent)
+        ordered.update(dict.fromkeys(reversed(ancestors)))
     return list(ordered)
 
 
 def saves_adapter(arm: Arm) -> bool:
-    """Whether other arms start where this one ends."""
+    """Whether other arms start where this one ends, so that its adapter is saved."""
     return arm.scouts and (*arm.start, arm.schedule) in STARTS
 
 
 def expected_seconds(arm: Arm, setup: Setup) -> float:
-    """On one core of the machine that README.md speaks of."""
+    """Estimates the seconds that an arm takes on one core of the machine described in README.md."""
     evaluations = (arm.steps // arm.evaluate_every if arm.evaluate_every else 1) + arm.scouts
     answers = evaluations * setup.evaluation_prompts
     if arm.scouts:
         answers += setup.fork_prompts * setup.answers
-    if arm.schedule != "off":  # about one pair a prompt, in half of a mixed run
+    if arm.schedule != "off":  # about one pair per prompt; in a mixed run about half of the steps
         answers += arm.steps * setup.batch_size * setup.answers // (1 if arm.schedule == "on" else 2)
     return LOADING_SECONDS + arm.steps * STEP_SECONDS + answers * ANSWER_SECONDS

@@ -1,6 +1,6 @@
-"""Cheap predictions of which source will pay, each computed from a starting point's measurement alone.
+"""Cheap predictions of the better source, each computed only from the measurement of a starting point.
 
-A predictor gives a number: above 0 it says that on-policy pairs will bring more.
+A predictor gives a number; above 0 it predicts a larger gain from on-policy pairs.
 """
 
 from __future__ import annotations
@@ -18,23 +18,24 @@ Rows = Sequence[Sequence[float]]
 
 
 def published(start: Start) -> float:
-    """The boundary score less 0.5, ties half a vote."""
-    return fmean(share for one in start.votes if (share := one.share) is not None) - 0.5
+    """Computes the boundary score minus 0.5, with ties as half a vote."""
+    return fmean(share for votes in start.votes if (share := votes.share) is not None) - 0.5
 
 
 def without_ties(start: Start) -> float:
-    """V_on / (V_on + V_off) less 0.5, over all prompts together."""
-    on, off = sum(one.on for one in start.votes), sum(one.off for one in start.votes)
+    """Computes V_on / (V_on + V_off) - 0.5 over all prompts together."""
+    on = sum(votes.on for votes in start.votes)
+    off = sum(votes.off for votes in start.votes)
     return on / (on + off) - 0.5 if on + off else 0.0
 
 
 def graded_margin(start: Start) -> float:
-    """Mean on-policy score less mean static score."""
+    """Computes the mean on-policy score minus the mean static score."""
     return fmean(map(fmean, start.on)) - fmean(map(fmean, start.off))
 
 
 def relative_margin(start: Start) -> float:
-    """The margin of each prompt in halves of the range of its scores: in [-0.5, 0.5] whatever the judge's scale."""
+    """Averages each prompt's margin over twice the range of its scores: in [-0.5, 0.5] whatever the judge's scale."""
     return fmean(map(_relative, start.on, start.off))
 
 
@@ -44,28 +45,34 @@ def _relative(on: Sequence[float], off: Sequence[float]) -> float:
 
 
 def best_against_best(start: Start) -> float:
-    """The share of prompts whose best on-policy answer beats the best static one, ties half, less 0.5."""
+    """Computes the share of prompts with a better best answer on-policy than static, ties half, minus 0.5."""
     return fmean((max(a) > max(b)) + (max(a) == max(b)) / 2 for a, b in zip(start.on, start.off, strict=True)) - 0.5
 
 
 def chosen_margin(start: Start) -> float:
-    """How much better the on-policy chosen answers are than the static ones, on prompts that give a pair."""
-    on, off = [max(a) for a in start.on if _pair(a)], [max(b) for b in start.off if _pair(b)]
+    """Computes the mean score of on-policy chosen answers minus that of static ones, over prompts that give a pair."""
+    on = [max(scores) for scores in start.on if _gives_pair(scores)]
+    off = [max(scores) for scores in start.off if _gives_pair(scores)]
     return (fmean(on) if on else 0.0) - (fmean(off) if off else 0.0)
 
 
 def contrast(start: Start) -> float:
-    """Best less worst score, on-policy less static."""
+    """Computes the mean of best minus worst score, on-policy minus static."""
     return fmean(max(a) - min(a) for a in start.on) - fmean(max(b) - min(b) for b in start.off)
 
 
 def by_yield(start: Start) -> float:
-    """The boundary score weighted by each side's pairs a prompt: s y_on / (s y_on + (1 - s) y_off) - 0.5."""
+    """Weights the boundary score by each side's pairs per prompt: s y_on / (s y_on + (1 - s) y_off) - 0.5."""
     return _weighted(published(start) + 0.5, pair_yield(start.on), pair_yield(start.off))
 
 
 def by_cost(cost_on: float, cost_off: float) -> Predictor:
-    """The boundary score weighted by pairs a second. Costs are seconds a pair, at one pair a prompt for on-policy."""
+    """Weights the boundary score by pairs per second.
+
+    Args:
+        cost_on: seconds per on-policy pair if each prompt gives one pair.
+        cost_off: seconds per off-policy pair.
+    """
 
     def predictor(start: Start) -> float:
         return _weighted(published(start) + 0.5, pair_yield(start.on) / cost_on, 1 / cost_off)
@@ -74,7 +81,7 @@ def by_cost(cost_on: float, cost_off: float) -> Predictor:
 
 
 def figure(name: str, sign: int = 1) -> Predictor:
-    """A characteristic (docs/characteristics.md), on-policy less static; `sign` -1 turns it round."""
+    """Compares a characteristic (docs/characteristics.md), on-policy minus static; `sign` -1 reverses it."""
 
     def predictor(start: Start) -> float:
         sides = start.decision.characteristics or {}
@@ -86,11 +93,11 @@ def figure(name: str, sign: int = 1) -> Predictor:
 
 
 def pair_yield(rows: Rows) -> float:
-    """The share of prompts whose candidates differ in score, which give a pair."""
-    return fmean(map(_pair, rows))
+    """Computes the share of prompts with candidates of unequal score, which give a pair."""
+    return fmean(map(_gives_pair, rows))
 
 
-def _pair(scores: Sequence[float]) -> bool:
+def _gives_pair(scores: Sequence[float]) -> bool:
     return max(scores) > min(scores)
 
 
@@ -100,7 +107,7 @@ def _weighted(score: float, on: float, off: float) -> float:
 
 
 def all_predictors(forks: Sequence[Fork]) -> dict[str, Predictor]:
-    """By the name that a table shows."""
+    """Returns the predictors by the names that the tables show."""
     on = fmean(fork.on.seconds / fork.on.pairs for fork in forks)
     off = fmean(fork.off.seconds / fork.off.pairs for fork in forks)
     return {
@@ -120,25 +127,25 @@ def all_predictors(forks: Sequence[Fork]) -> dict[str, Predictor]:
 
 
 def accuracy(predictor: Predictor, label: Label, forks: Sequence[Fork]) -> Estimate:
-    """The share of forks whose larger gain was foretold, with an interval over trajectories; 0 says off-policy."""
+    """Computes the share of forks predicted right, with an interval over trajectories; 0 predicts off-policy."""
 
-    def right(foretold: list[tuple[float, bool]]) -> float:
-        return fmean((value > 0) == on_pays for value, on_pays in foretold) if foretold else math.nan
+    def share_right(predictions: list[tuple[float, bool]]) -> float:
+        return fmean((value > 0) == on_pays for value, on_pays in predictions) if predictions else math.nan
 
-    return bootstrap(_foretold(predictor, label, forks), right)
+    return bootstrap(_predictions(predictor, label, forks), share_right)
 
 
 def ranking(predictor: Predictor, label: Label, forks: Sequence[Fork]) -> Estimate:
-    """The area under the ROC curve, which asks for no threshold, with an interval over trajectories."""
+    """Computes the area under the ROC curve, which needs no threshold, with an interval over trajectories."""
 
-    def area(foretold: list[tuple[float, bool]]) -> float:
-        return auc([value for value, _ in foretold], [on_pays for _, on_pays in foretold])
+    def area(predictions: list[tuple[float, bool]]) -> float:
+        return auc([value for value, _ in predictions], [on_pays for _, on_pays in predictions])
 
-    return bootstrap(_foretold(predictor, label, forks), area)
+    return bootstrap(_predictions(predictor, label, forks), area)
 
 
-def _foretold(predictor: Predictor, label: Label, forks: Sequence[Fork]) -> list[list[tuple[float, bool]]]:
-    """Prediction and truth of each fork that has a truth, by trajectory."""
+def _predictions(predictor: Predictor, label: Label, forks: Sequence[Fork]) -> list[list[tuple[float, bool]]]:
+    """Lists (prediction, truth) of each fork with a truth, grouped by trajectory."""
     groups: dict[tuple[str, int], list[tuple[float, bool]]] = {}
     for fork in forks:
         on_pays = label(fork)

@@ -1,9 +1,10 @@
-"""Tables in Markdown and plots in SVG from the records of finished arms, and from nothing else."""
+"""Writes tables in Markdown and plots in SVG from the records of finished arms."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain, product
 from pathlib import Path
 
 from experiments.arm import Arm
@@ -16,21 +17,21 @@ from experiments.tables import all_tables
 
 
 def write_report(records: Records, seeds: Sequence[int], command: str) -> Path:
-    """Writes `report.md` and the plots into the folder of the records, from the arms that are finished.
+    """Writes `report.md` and the plots of the finished arms into the folder of the records.
 
     Args:
-        records: the folder.
-        seeds: whose arms to look at.
-        command: what was called, for the head of the report.
+        records: the records.
+        seeds: the seeds to include.
+        command: the command line, for the head of the report.
 
     Returns:
-        The file.
+        The path of `report.md`.
     """
-    arms = with_parents(arm for table in TABLES.values() for arm in table(records.setup, seeds))
-    found = records.read(arms)
-    plots = plots_of(found)
-    pictures = [f"![{name}]({name}.svg)" for name in plots]
-    parts = [head(found, len(arms), command), *pictures, *map(str, all_tables(found))]
+    arms = with_parents(chain.from_iterable(table(records.setup, seeds) for table in TABLES.values()))
+    finished = records.read(arms)
+    plots = plots_of(finished)
+    images = [f"![{name}]({name}.svg)" for name in plots]
+    parts = [head(finished, len(arms), command), *images, *map(str, all_tables(finished))]
     records.folder.mkdir(parents=True, exist_ok=True)
     for name, svg in plots.items():
         (records.folder / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -40,25 +41,28 @@ def write_report(records: Records, seeds: Sequence[int], command: str) -> Path:
 
 
 def plots_of(records: Mapping[Arm, Record]) -> dict[str, str]:
-    """SVG by name; only those for which there are records."""
+    """Draws the plots that there are records for: SVG by name."""
     gauges: tuple[Gauge, ...] = ("win", "score")
-    forks = {gauge: read_forks(records, gauge) for gauge in gauges}
+    by_gauge = {gauge: read_forks(records, gauge) for gauge in gauges}
+    plots = {f"forks-{gauge}": forks_plot(forks, gauge) for gauge, forks in by_gauge.items() if forks}
+    if plots:
+        plots["predictors"] = predictors_plot(by_gauge)
     tasks = dict.fromkeys(arm.task for arm in runs_of(records))
-    plots = {f"forks-{gauge}": forks_plot(some, gauge) for gauge, some in forks.items() if some}
-    plots |= {"predictors": predictors_plot(forks)} if plots else {}
-    return plots | {f"runs-{task}-{gauge}": runs_plot(records, task, gauge) for task in tasks for gauge in gauges}
+    for task, gauge in product(tasks, gauges):
+        plots[f"runs-{task}-{gauge}"] = runs_plot(records, task, gauge)
+    return plots
 
 
 def head(records: Mapping[Arm, Record], planned: int, command: str) -> str:
-    """What the report is made of."""
+    """Says which arms, machines and versions of the code the report is made of."""
     if not records:
         return f"`{command}`\n\nNo arm is finished."
     codes = Counter(record["code"] for record in records.values())
     hours = sum(record["wall_seconds"] for record in records.values()) / 3600
     ends = sorted(record["finished"] for record in records.values())
     devices = sorted({f"{record['device']} with {record['threads']} threads" for record in records.values()})
-    made = ", ".join(f"{code} ({count} arms)" for code, count in codes.items())
+    versions = ", ".join(f"{code} ({count} arms)" for code, count in codes.items())
     return (
         f"`{command}`\n\n{len(records)} of {planned} arms, {hours:.1f} hours if run one after the other, on "
-        f"{' and '.join(devices)}; finished {ends[0]} to {ends[-1]}. Code {made}; now {code_version()}."
+        f"{' and '.join(devices)}; finished {ends[0]} to {ends[-1]}. Code {versions}; now {code_version()}."
     )

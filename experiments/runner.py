@@ -1,4 +1,4 @@
-"""Runs the arms that have no record yet, a few at a time, each record a JSON file that is written last."""
+"""Runs the arms that have no record yet, a few at a time. A record is a JSON file, written at an arm's end."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from experiments.plan import expected_seconds, saves_adapter, with_parents
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "lightning")
-MATTERS = (
+RECORD_DEPENDENCIES = (
     "lit_align/*.py", "lit_align/boundary/*.py", "lit_align/data/*.py", "lit_align/judges/base.py",
     "lit_align/judges/rule.py", "lit_align/losses/*.py", "lit_align/metrics/*.py", "lit_align/policy/*.py",
     "lit_align/sampling/*.py", "callbacks/*.py", "experiments/arm.py", "experiments/tasks.py", "experiments/lists.py",
@@ -36,9 +37,9 @@ MATTERS = (
 
 @lru_cache(maxsize=1)
 def code_version() -> str:
-    """Eight digits that change with the code, the data and the libraries behind a record, not with their comments."""
+    """Returns eight digits that change with the code, data and libraries behind a record, but not with comments."""
     digest = hashlib.blake2b(digest_size=4)
-    for path in sorted(path for pattern in MATTERS for path in ROOT.glob(pattern)):
+    for path in sorted(chain.from_iterable(map(ROOT.glob, RECORD_DEPENDENCIES))):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(ROOT)}\n".encode())
         digest.update(_without_prose(content) if path.suffix == ".py" else content)
@@ -47,42 +48,47 @@ def code_version() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that decide the numbers."""
-    found = {}
+    """Returns the versions of the libraries that influence the numbers."""
+    versions_by_name = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions_by_name[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "?"
-    return found
+            versions_by_name[name] = "?"
+    return versions_by_name
 
 
 def _without_prose(source: bytes) -> bytes:
-    """Python code without comments, docstrings and layout."""
+    """Returns Python code without comments, docstrings and layout, for hashing."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            node.body = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]  # type: ignore[attr-defined]
+            node.body = [statement for statement in body if not _is_docstring(statement)]  # type: ignore[attr-defined]
     return ast.dump(tree).encode()
+
+
+def _is_docstring(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 class Records:
     """A folder with a JSON file for each finished arm.
 
     Args:
-        folder: holds the records of one version of the code, the adapters of starting points and a log.
-        setup: of the arms.
+        folder: the folder of one version of the code, with records, adapters of starting points and a log.
+        setup: the settings that the arms share.
     """
 
     def __init__(self, folder: Path, setup: Setup) -> None:
-        self.folder, self.setup = folder, setup
+        self.folder = folder
+        self.setup = setup
 
     def path(self, arm: Arm) -> Path:
         return self.folder / "arms" / f"{self._name(arm)}.json"
 
     def adapter(self, arm: Arm) -> Path:
-        """Where the adapter that comes out of an arm is."""
+        """Returns the folder of an arm's trained adapter."""
         return self.folder / "adapters" / self._name(arm)
 
     def _name(self, arm: Arm) -> str:
@@ -93,7 +99,7 @@ class Records:
         return self.path(arm).exists()
 
     def write(self, arm: Arm, record: dict[str, Any]) -> None:
-        """In one move, so that a file that is there is whole."""
+        """Writes a record in one step, so that an existing file is always complete."""
         path = self.path(arm)
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -101,16 +107,16 @@ class Records:
         os.replace(part, path)
 
     def read(self, arms: Iterable[Arm]) -> dict[Arm, dict[str, Any]]:
-        """The records of those arms that are finished."""
-        there = [arm for arm in arms if self.finished(arm)]
-        return {arm: json.loads(self.path(arm).read_text(encoding="utf-8")) for arm in there}
+        """Reads the records of the arms that are finished."""
+        finished = filter(self.finished, arms)
+        return {arm: json.loads(self.path(arm).read_text(encoding="utf-8")) for arm in finished}
 
 
 def work(arm: Arm, setup: Setup, folder: Path) -> None:
     """Runs one arm and writes its record."""
     records = Records(folder, setup)
     running = folder / "running" / str(arm)
-    shutil.rmtree(running, ignore_errors=True)  # what a killed one left
+    shutil.rmtree(running, ignore_errors=True)  # files of an arm that was killed
     adapter = records.adapter(arm.parent) if arm.parent else None
     save_to = records.adapter(arm) if saves_adapter(arm) else None
     record = run_arm(arm, setup, adapter, folder, save_to)
@@ -120,16 +126,16 @@ def work(arm: Arm, setup: Setup, folder: Path) -> None:
 
 
 def run(arms: Sequence[Arm], setup: Setup, folder: Path, workers: int) -> list[str]:
-    """Runs what is not finished.
+    """Runs the arms that are not finished.
 
     Args:
-        arms: which; the arms that make their starting points are added.
-        setup: of all of them.
-        folder: of their records.
-        workers: processes; with more than one each computes on one thread.
+        arms: the arms; those that make their starting points are added.
+        setup: the settings that all arms share.
+        folder: the folder for the records.
+        workers: number of processes; with more than one each computes on one thread.
 
     Returns:
-        What failed, one line each; it is tried anew next time. Arms that start from a failed one are left out.
+        One line per failed arm, also for those whose starting point failed. The next call tries them again.
     """
     records = Records(folder, setup)
     missing = [arm for arm in with_parents(arms) if not records.finished(arm)]
@@ -156,7 +162,7 @@ def run(arms: Sequence[Arm], setup: Setup, folder: Path, workers: int) -> list[s
                 error = future.exception()
                 if isinstance(error, BrokenProcessPool):
                     raise RuntimeError(
-                        "a worker was killed, perhaps out of memory: the same command goes on, --workers 1 needs less"
+                        "a worker was killed, perhaps out of memory: the same command continues; --workers 1 needs less"
                     ) from error
                 if error is not None:
                     failed.append(f"{arm}: {type(error).__name__}: {error}")
@@ -173,13 +179,13 @@ def _bar(missing: Sequence[Arm], setup: Setup) -> tqdm:
     return tqdm(
         total=sum(expected_seconds(arm, setup) for arm in missing),
         bar_format="{percentage:3.0f}% {bar} {elapsed} gone, {remaining} left{postfix}",
-        smoothing=0,  # the mean pace of this call, since arms differ
+        smoothing=0,  # the mean pace of this call, as arms differ
         dynamic_ncols=True,
     )
 
 
 def _log_to(path: Path) -> None:
-    """Sends all that a worker says into a file: the terminal has the bar."""
+    """Redirects a worker's output to a file, as the terminal shows the progress bar."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -1,20 +1,22 @@
-"""Intervals and scores of predictions, each in a few lines."""
+"""Confidence intervals, and the area under the ROC curve."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable, Sequence
-from statistics import NormalDist, fmean, stdev
+from itertools import chain, product
+from statistics import fmean, stdev
 from typing import NamedTuple, TypeVar
 
 from lit_align.boundary.interval import student_t_quantile
+from lit_align.judges.quality import wilson as wilson_interval
 
 T = TypeVar("T")
 
 
 class Estimate(NamedTuple):
-    """A value with its interval."""
+    """A value with its confidence interval."""
 
     value: float
     low: float
@@ -25,7 +27,7 @@ class Estimate(NamedTuple):
 
 
 def mean_of(values: Sequence[float], confidence: float = 0.95) -> Estimate:
-    """The mean with Student's t interval; without one (NaN) for a single value."""
+    """Computes the mean with Student's t interval, which is NaN for a single value."""
     mean = fmean(values)
     if len(values) < 2:
         return Estimate(mean, math.nan, math.nan)
@@ -34,37 +36,39 @@ def mean_of(values: Sequence[float], confidence: float = 0.95) -> Estimate:
 
 
 def wilson(successes: int, count: int, confidence: float = 0.95) -> Estimate:
-    """A share with Wilson's interval (Wilson 1927); (0, 1) around NaN where the count is 0."""
+    """Computes a share with Wilson's interval; NaN in (0, 1) if the count is 0."""
     if not count:
         return Estimate(math.nan, 0.0, 1.0)
-    z, share = NormalDist().inv_cdf((1 + confidence) / 2), successes / count
-    centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return Estimate(share, centre - half, centre + half)
+    share = successes / count
+    return Estimate(share, *wilson_interval(share, count, confidence))
 
 
 def auc(values: Sequence[float], labels: Sequence[bool]) -> float:
-    """The chance that a positive's value is above a negative's, ties half; NaN where one kind is missing."""
+    """Computes the probability that a positive's value is above a negative's, ties half; NaN if either is missing."""
     positive = [value for value, label in zip(values, labels, strict=True) if label]
     negative = [value for value, label in zip(values, labels, strict=True) if not label]
     if not positive or not negative:
         return math.nan
-    return fmean((a > b) + (a == b) / 2 for a in positive for b in negative)
+    return fmean((a > b) + (a == b) / 2 for a, b in product(positive, negative))
 
 
 def bootstrap(
     clusters: Sequence[Sequence[T]], statistic: Callable[[list[T]], float], draws: int = 1000, confidence: float = 0.95
 ) -> Estimate:
-    """A statistic with its percentile interval, drawing whole clusters, whose members depend on each other.
+    """Computes a statistic with its percentile interval, resampling whole clusters, as their members are dependent.
 
-    Draws for which the statistic is NaN are left out.
+    Resamples with NaN as the statistic are left out.
     """
     rng = random.Random(0)
-    drawn = (statistic([x for one in rng.choices(clusters, k=len(clusters)) for x in one]) for _ in range(draws))
-    found = sorted(value for value in drawn if not math.isnan(value))
-    value = statistic([x for one in clusters for x in one])
-    if not found:
+    resamples = (rng.choices(clusters, k=len(clusters)) for _ in range(draws))
+    values = sorted(value for sample in resamples if not math.isnan(value := statistic(_flat(sample))))
+    value = statistic(_flat(clusters))
+    if not values:
         return Estimate(value, math.nan, math.nan)
     tail = (1 - confidence) / 2
-    ends = [found[min(len(found) - 1, int(share * len(found)))] for share in (tail, 1 - tail)]
-    return Estimate(value, *ends)
+    low, high = (values[min(len(values) - 1, int(share * len(values)))] for share in (tail, 1 - tail))
+    return Estimate(value, low, high)
+
+
+def _flat(clusters: Sequence[Sequence[T]]) -> list[T]:
+    return list(chain.from_iterable(clusters))

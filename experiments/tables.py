@@ -1,10 +1,11 @@
-"""The tables of the report, each from records alone, as rows of text under a header."""
+"""The tables of the report, each computed only from records."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,16 +25,17 @@ from experiments.predictors import Label, accuracy, all_predictors, pair_yield, 
 from experiments.runs import curve, runs_of, shortest, stages, value_at
 from experiments.stats import Estimate, mean_of, wilson
 from lit_align.boundary import SequentialTest
+from lit_align.markdown import markdown_table
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
 BINS = (0.0, 0.05, 0.1, 0.2, 0.5)
 LOOK_EVERY = 16
-"""Prompts between two looks of the sequential test, as in the whole runs."""
+"""Prompts between two looks of the sequential test, as in whole runs."""
 
 
 class Table(NamedTuple):
-    """A title, a sentence on how to read it, a header and rows."""
+    """A table of texts with a title and a note on how to read it."""
 
     title: str
     note: str
@@ -41,32 +43,32 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]]
 
     def __str__(self) -> str:
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join([f"### {self.title}", "", self.note, "", *("| " + " | ".join(line) + " |" for line in lines)])
+        return f"### {self.title}\n\n{self.note}\n\n{markdown_table([self.header, *self.rows])}"
 
 
 def forks_table(forks: Sequence[Fork], gauge: Gauge) -> Table:
     """Table 1: one row for each task, starting point and loss, over seeds."""
     rows = []
-    for (task, _, loss), some in _grouped(forks, lambda f: (f.start.arm.task, f.start.arm.start, f.loss)).items():
-        before = [one.start.boundary for one in some]
-        low, high = min(one.low for one in before), max(one.high for one in before)
-        known = [one for one in some if one.on_pays is not None]
+    for (task, _, loss), group in _grouped(forks, lambda f: (f.start.arm.task, f.start.arm.start, f.loss)).items():
+        scores = [fork.start.boundary for fork in group]
+        low = min(score.low for score in scores)
+        high = max(score.high for score in scores)
+        unequal = [fork for fork in group if fork.on_pays is not None]
         rows.append(
             [
-                task, _start(some[0].start.arm), loss, str(len(some)),
-                f"{fmean(one.value for one in before):.3f} [{low:.2f}, {high:.2f}]",
-                f"{fmean(one.off.mean for one in some):+.3f}", f"{fmean(one.on.mean for one in some):+.3f}",
-                _signed(mean_of([one.difference.value for one in some])),
-                f"{sum(bool(one.on_pays) for one in known)} of {len(known)}",
-                f"{sum(_right(one) for one in known)} of {len(known)}",
-                f"{fmean(pair_yield(one.start.on) for one in some):.2f}",
-                f"{fmean(one.on.judged / one.on.pairs for one in some):.1f}",
+                task, _start(group[0].start.arm), loss, str(len(group)),
+                f"{fmean(score.value for score in scores):.3f} [{low:.2f}, {high:.2f}]",
+                f"{fmean(fork.off.mean for fork in group):+.3f}", f"{fmean(fork.on.mean for fork in group):+.3f}",
+                _signed(mean_of([fork.difference.value for fork in group])),
+                f"{sum(bool(fork.on_pays) for fork in unequal)} of {len(unequal)}",
+                f"{sum(map(_right, unequal))} of {len(unequal)}",
+                f"{fmean(pair_yield(fork.start.on) for fork in group):.2f}",
+                f"{fmean(fork.on.judged / fork.on.pairs for fork in group):.1f}",
             ]
         )  # fmt: skip
     header = (
         "task", "start", "loss", "seeds", "score before [lowest, highest end]", "gain off", "gain on", "on less off",
-        "on larger", "score right", "prompts that give a pair", "judged answers a pair",
+        "on larger", "score right", "prompts that give a pair", "judged answers per pair",
     )  # fmt: skip
     unit = "win rate against the start, less 0.5" if gauge == "win" else "mean score, less the start's"
     note = f"Gains in {unit}, on held-out prompts, from equally many pairs; intervals of 95 % over seeds."
@@ -74,80 +76,74 @@ def forks_table(forks: Sequence[Fork], gauge: Gauge) -> Table:
 
 
 def each_fork_table(forks: Sequence[Fork]) -> Table:
-    """Every fork by itself."""
+    """Lists every fork by itself."""
     rows = [
         [
-            one.start.arm.task, str(one.start.arm.seed), _start(one.start.arm), one.loss,
-            str(one.start.boundary),
-            f"{one.off.mean:+.3f}", f"{one.on.mean:+.3f}", _signed(one.difference), _larger(one),
-            {None: "-", True: "yes", False: "no"}[None if one.on_pays is None else _right(one)],
+            fork.start.arm.task, str(fork.start.arm.seed), _start(fork.start.arm), fork.loss,
+            str(fork.start.boundary),
+            f"{fork.off.mean:+.3f}", f"{fork.on.mean:+.3f}", _signed(fork.difference), _larger(fork),
+            {None: "-", True: "yes", False: "no"}[None if fork.on_pays is None else _right(fork)],
         ]
-        for one in forks
+        for fork in forks
     ]  # fmt: skip
     header = (
-        "task",
-        "seed",
-        "start",
-        "loss",
-        "score before",
-        "gain off",
-        "gain on",
-        "on less off",
-        "larger",
-        "score right",
-    )
+        "task", "seed", "start", "loss", "score before", "gain off", "gain on", "on less off", "larger", "score right",
+    )  # fmt: skip
     return Table("Every fork", "Intervals of 95 % over prompts.", header, rows)
 
 
 def how_often_right(forks: Sequence[Fork], gauge: Gauge) -> Table:
-    """How often the score's side is the side that pays, and where."""
-    known = [fork for fork in forks if fork.on_pays is not None]
-    groups = {"all": known, "clear (0 outside the interval of the difference)": [f for f in known if _clear(f)]}
+    """Counts how often the score predicts the better source, in several groups of forks."""
+    unequal = [fork for fork in forks if fork.on_pays is not None]
+    groups = {"all": unequal, "clear (0 outside the interval of the difference)": [f for f in unequal if _clear(f)]}
     for low, high in zip(BINS, BINS[1:], strict=False):
         end = high if high < BINS[-1] else math.inf
-        groups[f"score {low:g} to {high:g} from 0.5"] = [f for f in known if low <= abs(published(f.start)) < end]
-    groups |= {f"task {task}": some for task, some in _grouped(known, lambda f: f.start.arm.task).items()}
-    groups |= {f"loss {loss}": some for loss, some in _grouped(known, lambda f: f.loss).items()}
-    hits = {name: [_right(one) for one in some] for name, some in groups.items()}
-    hits["all, had it always said off-policy"] = [not one.on_pays for one in known]
-    hits["all, had it always said on-policy"] = [bool(one.on_pays) for one in known]
-    rows = [[name, str(len(of)), str(sum(of)), str(wilson(sum(of), len(of)))] for name, of in hits.items()]
+        groups[f"score {low:g} to {high:g} from 0.5"] = [f for f in unequal if low <= abs(published(f.start)) < end]
+    groups |= {f"task {task}": group for task, group in _grouped(unequal, lambda f: f.start.arm.task).items()}
+    groups |= {f"loss {loss}": group for loss, group in _grouped(unequal, lambda f: f.loss).items()}
+    hits = {name: list(map(_right, group)) for name, group in groups.items()}
+    hits["all, had it always said off-policy"] = [not fork.on_pays for fork in unequal]
+    hits["all, had it always said on-policy"] = [bool(fork.on_pays) for fork in unequal]
+    rows = []
+    for name, right in hits.items():
+        rows.append([name, str(len(right)), str(sum(right)), str(wilson(sum(right), len(right)))])
     note = (
-        f"{len(forks) - len(known)} forks where both sources brought the same are left out. Wilson's intervals of "
+        f"{len(forks) - len(unequal)} forks with equal gains from both sources are left out. Wilson's intervals of "
         "95 %, as if forks were independent; the table of predictors has wider ones."
     )
     return Table(f"How often the score tells ({gauge})", note, ("forks", "number", "right", "share right"), rows)
 
 
 def predictors_table(forks: Sequence[Fork], gauge: Gauge) -> Table:
-    """Point 5: which cheap figure tells best."""
+    """Compares the predictors."""
     if not forks:
         return Table(f"Predictors ({gauge})", "No fork is finished.", ("predictor",), [])
+    measures = (accuracy, ranking)
     labels: dict[str, Label] = {"pairs": lambda f: f.on_pays, "seconds": lambda f: f.on_pays_by_the_second}
     rows = []
     for name, predictor in all_predictors(forks).items():
-        cells = [str(measure(predictor, label, forks)) for label in labels.values() for measure in (accuracy, ranking)]
+        cells = [str(measure(predictor, label, forks)) for label, measure in product(labels.values(), measures)]
         rows.append([name, *cells])
-    header = ("predictor", *(f"{what}, equal {unit}" for unit in labels for what in ("right", "AUC")))
+    columns = [f"{measure}, equal {unit}" for unit, measure in product(labels, ("right", "AUC"))]
     note = (
-        "Right: share of forks whose larger gain was foretold. AUC: the chance that a fork where on-policy pairs pay "
-        "ranks above one where they do not; 0.5 is a guess. Bootstrap intervals of 95 % over trajectories (task, seed)."
+        "Right: share of forks with the better source predicted. AUC: the probability that a fork with a larger gain "
+        "from on-policy pairs ranks above one without; 0.5 is a guess. Bootstrap intervals of 95 % over trajectories "
+        "(task, seed)."
     )
-    return Table(f"Predictors ({gauge})", note, header, rows)
+    return Table(f"Predictors ({gauge})", note, ("predictor", *columns), rows)
 
 
 def selectors_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     """Table 2: diverse against good off-policy pairs."""
     rows = []
-    diverse = [arm for arm in records if arm.selector == "diversity"]
-    for (task, _), arms in _grouped(diverse, lambda arm: (arm.task, arm.start)).items():
-        both = [found for arm in arms if (found := _beside_plain(arm, records, gauge)) is not None]
-        if both:
-            quality, diversity = ([one[side].mean for one in both] for side in (0, 1))
-            difference = mean_of([b - a for a, b in zip(quality, diversity, strict=True)])
+    selected = [arm for arm in records if arm.selector == "diversity"]
+    for (task, _), arms in _grouped(selected, lambda arm: (arm.task, arm.start)).items():
+        gains = [pair for arm in arms if (pair := _beside_plain(arm, records, gauge)) is not None]
+        if gains:
+            difference = mean_of([diverse.mean - plain.mean for plain, diverse in gains])
             rows.append(
-                [task, _start(arms[0]), str(len(both)), f"{fmean(quality):+.3f}", f"{fmean(diversity):+.3f}",
-                 _signed(difference)]
+                [task, _start(arms[0]), str(len(gains)), f"{fmean(plain.mean for plain, _ in gains):+.3f}",
+                 f"{fmean(diverse.mean for _, diverse in gains):+.3f}", _signed(difference)]
             )  # fmt: skip
     header = ("task", "start", "seeds", "gain, quality", "gain, diversity", "diversity less quality")
     note = (
@@ -158,7 +154,7 @@ def selectors_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
 
 
 def _beside_plain(arm: Arm, records: Mapping[Arm, Record], gauge: Gauge) -> tuple[Gain, Gain] | None:
-    """The gain of Table 1's arm that this one changes a selector or a setting of, and its own."""
+    """The gains of the arm without its selector and variant, which is one of Table 1, and of the arm itself."""
     plain = replace(arm, selector="", variant="")
     scout = replace(plain, schedule="off")
     if plain not in records or scout not in records:
@@ -171,25 +167,25 @@ def runs_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     """Table 3: whole runs."""
     rows = []
     for (task, schedule), arms in _grouped(runs_of(records), lambda arm: (arm.task, arm.schedule)).items():
-        some = [records[arm] for arm in arms]
+        runs = [records[arm] for arm in arms]
         curves = [curve(arm, records, gauge) for arm in arms]
-        at = shortest(records, task)
-        rounds = [one["rounds"] for one in some]
-        measured = [measurements(one) for one in some]
-        for_rounds = fmean(sum(r["candidates"] - r["reused"] for r in one) for one in rounds)
-        to_measure = fmean(sum(2 * d["prompts"] for d in one) for one in measured)  # two answers a prompt
-        verdicts = for_rounds + fmean(sum(map(_verdicts, one)) for one in measured)
+        equal_seconds = shortest(records, task)
+        rounds = [record["rounds"] for record in runs]
+        decisions = [measurements(record) for record in runs]
+        for_rounds = _mean_sum(rounds, lambda r: r["candidates"] - r["reused"])
+        to_measure = _mean_sum(decisions, lambda d: 2 * d["prompts"])  # two answers per prompt
+        verdicts = for_rounds + _mean_sum(decisions, _verdicts)
         rows.append(
             [
-                task, schedule, str(len(some)), _signed(mean_of([one[-1][1] for one in curves])),
-                _signed(mean_of([value_at(one, at) for one in curves])),
+                task, schedule, str(len(runs)), _signed(mean_of([points[-1][1] for points in curves])),
+                _signed(mean_of([value_at(points, equal_seconds) for points in curves])),
                 f"{for_rounds:.0f}", f"{to_measure:.0f}",
-                f"{(for_rounds + to_measure) * some[0]['setup']['max_new_tokens']:,.0f}",
+                f"{(for_rounds + to_measure) * runs[0]['setup']['max_new_tokens']:,.0f}",
                 f"{verdicts:.0f}",
-                f"{fmean(curve[-1][0] for curve in curves):.0f}",
-                f"{fmean(sum(r['sample_seconds'] + r['judge_seconds'] for r in one) for one in rounds):.0f}",
-                f"{fmean(sum(d['seconds'] for d in one) for one in measured):.0f}",
-                "; ".join(stages(one) for one in some),
+                f"{fmean(points[-1][0] for points in curves):.0f}",
+                f"{_mean_sum(rounds, lambda r: r['sample_seconds'] + r['judge_seconds']):.0f}",
+                f"{_mean_sum(decisions, lambda d: d['seconds']):.0f}",
+                "; ".join(map(stages, runs)),
             ]
         )  # fmt: skip
     header = (
@@ -198,16 +194,21 @@ def runs_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
         "on-policy share from step, each seed",
     )  # fmt: skip
     note = (
-        "Gains as in Table 1 at the end of the run, and after as many seconds as the quickest run of the task took "
-        "(between two evaluations in proportion). Evaluations are not in the seconds. Intervals of 95 % over seeds. A "
-        "verdict is one answer's score, sampled or static; the answers of the rounds that look-ahead takes back, some "
-        "128 for each measurement, are counted in its seconds only."
+        "Gains as in Table 1 at the end of the run, and after as many seconds as the fastest run of the task took "
+        "(interpolated between evaluations). Seconds are without evaluations. Intervals of 95 % over seeds. A verdict "
+        "is the score of one answer, sampled or static; the answers of the rounds that look-ahead undoes, about 128 "
+        "per measurement, are only counted in its seconds."
     )
     return Table(f"Table 3. Whole runs ({gauge})", note, header, rows)
 
 
+def _mean_sum(runs: Sequence[Sequence[Mapping[str, Any]]], value: Callable[[Mapping[str, Any]], float]) -> float:
+    """Sums a value over the rounds or decisions of each run, and averages over the runs."""
+    return fmean(sum(map(value, rows)) for rows in runs)
+
+
 def _verdicts(decision: Mapping[str, Any]) -> float:
-    """The answers that a measurement had judged, of both sides."""
+    """The number of answers that a measurement let the judge score, of both sides."""
     sides = decision["characteristics"]
     return float(decision["prompts"] * (sides["on_policy"]["candidates"] + sides["off_policy"]["candidates"]))
 
@@ -217,17 +218,17 @@ def variants_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     rows = []
     varied = [arm for arm in records if arm.variant]
     for (task, variant), arms in _grouped(varied, lambda arm: (arm.task, arm.variant)).items():
-        both = [found for arm in arms if (found := _beside_plain(arm, records, gauge)) is not None]
-        if both:
-            plain, changed = ([one[side] for one in both] for side in (0, 1))
-            difference = mean_of([b.mean - a.mean for a, b in both])
+        gains = [pair for arm in arms if (pair := _beside_plain(arm, records, gauge)) is not None]
+        if gains:
+            plain, changed = zip(*gains, strict=True)
+            difference = mean_of([b.mean - a.mean for a, b in gains])
             rows.append(
-                [task, variant, str(len(both)), f"{fmean(one.mean for one in plain):+.3f}",
-                 f"{fmean(one.mean for one in changed):+.3f}", _signed(difference),
-                 f"{fmean(one.judged / one.pairs for one in changed):.1f}",
-                 f"{fmean(one.seconds for one in changed):.0f} ({fmean(one.seconds for one in plain):.0f})"]
+                [task, variant, str(len(gains)), f"{fmean(gain.mean for gain in plain):+.3f}",
+                 f"{fmean(gain.mean for gain in changed):+.3f}", _signed(difference),
+                 f"{fmean(gain.judged / gain.pairs for gain in changed):.1f}",
+                 f"{fmean(gain.seconds for gain in changed):.0f} ({fmean(gain.seconds for gain in plain):.0f})"]
             )  # fmt: skip
-    header = ("task", "variant", "seeds", "gain, plain", "gain", "difference", "judged answers a pair", "seconds")
+    header = ("task", "variant", "seeds", "gain, plain", "gain", "difference", "judged answers per pair", "seconds")
     note = (
         "On-policy pairs from the base model after one injection; plain: 4 answers at temperature 0.7, rounds of 32 "
         "prompts, the reference is the start. Intervals of 95 % over seeds; in brackets the plain arm's seconds."
@@ -236,20 +237,21 @@ def variants_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
 
 
 def measuring_table(records: Mapping[Arm, Record]) -> Table:
-    """Point 6: the sequential test replayed on the prompts of each fixed measurement."""
+    """Replays the sequential test on the prompts of each fixed measurement."""
     starts = [read_start(arm, record) for arm, record in records.items() if arm.scouts]
     rows = []
-    for (task, _), some in _grouped(starts, lambda one: (one.arm.task, one.arm.start)).items():
-        replays = [replay(one) for one in some]
-        fixed = [len(one.on) for one in some]
-        seconds = [one.decision.seconds or 0.0 for one in some]
-        spent = [s * used / n for s, (used, *_), n in zip(seconds, replays, fixed, strict=True)]
+    for (task, _), group in _grouped(starts, lambda start: (start.arm.task, start.arm.start)).items():
+        replays = [replay(start) for start in group]
+        prompts = [len(start.on) for start in group]
+        seconds = [start.decision.seconds or 0.0 for start in group]
+        sequential = [s * used / n for s, (used, *_), n in zip(seconds, replays, prompts, strict=True)]
+        fixed_sides = [published(start) >= 0 for start in group]
         rows.append(
             [
-                task, _start(some[0].arm), str(len(some)), f"{fmean(one.boundary.value for one in some):.3f}",
-                f"{fmean(fixed):.0f}", f"{fmean(used for used, *_ in replays):.0f}", f"{fmean(seconds):.0f}",
-                f"{fmean(spent):.0f}", str(sum(not decided for _, decided, _ in replays)),
-                str(sum(side != (published(one) >= 0) for one, (_, _, side) in zip(some, replays, strict=True))),
+                task, _start(group[0].arm), str(len(group)), f"{fmean(start.boundary.value for start in group):.3f}",
+                f"{fmean(prompts):.0f}", f"{fmean(used for used, *_ in replays):.0f}", f"{fmean(seconds):.0f}",
+                f"{fmean(sequential):.0f}", str(sum(not decided for _, decided, _ in replays)),
+                str(sum(side != fixed for (*_, side), fixed in zip(replays, fixed_sides, strict=True))),
             ]
         )  # fmt: skip
     header = (
@@ -261,18 +263,21 @@ def measuring_table(records: Mapping[Arm, Record]) -> Table:
 
 
 def replay(start: Start) -> tuple[int, bool, bool]:
-    """(prompts used, decided, on-policy side) had the measurement been sequential."""
-    test, votes = SequentialTest(alpha=0.05), start.votes
-    for at in range(0, len(votes), LOOK_EVERY):
-        test.update([share for one in votes[at : at + LOOK_EVERY] if (share := one.share) is not None])
-        if test.decided:
-            break
-    return min(at + LOOK_EVERY, len(votes)), test.decided, test.score >= 0.5
+    """Returns (prompts used, decided, on-policy side) of a sequential measurement of the same prompts."""
+    test = SequentialTest(alpha=0.05)
+    votes = start.votes
+    used = 0
+    while used < len(votes) and not test.decided:
+        batch = votes[used : used + LOOK_EVERY]
+        test.update([share for prompt_votes in batch if (share := prompt_votes.share) is not None])
+        used += len(batch)
+    return used, test.decided, test.score >= 0.5
 
 
 def all_tables(records: Mapping[Arm, Record]) -> list[Table]:
-    """Everything that can be said from these records."""
-    wins, scores = read_forks(records, "win"), read_forks(records, "score")
+    """Computes all tables of the report."""
+    wins = read_forks(records, "win")
+    scores = read_forks(records, "score")
     return [
         forks_table(wins, "win"), forks_table(scores, "score"),
         how_often_right(wins, "win"), how_often_right(scores, "score"),
@@ -308,5 +313,6 @@ def _start(arm: Arm) -> str:
     return "base" if not arm.start else f"after {' + '.join(arm.start)}"
 
 
-def _signed(one: Estimate) -> str:
-    return f"{one.value:+.3f}" + ("" if math.isnan(one.low) else f" [{one.low:+.3f}, {one.high:+.3f}]")
+def _signed(estimate: Estimate) -> str:
+    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+    return f"{estimate.value:+.3f}{interval}"

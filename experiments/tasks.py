@@ -1,4 +1,4 @@
-"""The tasks: rows made once by code, a rule that knows the truth, and how candidates become pairs."""
+"""The tasks: rows made by code, a rule that judges, and a selector that makes pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LIST_ROWS = (480, 240)
 
 
 class CoinAtTies(BestWorst):
-    """Best against worst; where all scores are equal, two random candidates: a judge that has to choose."""
+    """Pairs the best with the worst candidate, or two random ones if all tie, as a judge without ties would."""
 
     def choose(
         self, ranked: Sequence[Candidate], rng: random.Random, counts: Counter[str]
@@ -41,12 +41,12 @@ SELECTORS: dict[str, type[PairSelector]] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What is learned and who judges it.
+    """A task to learn, with its judge.
 
     Args:
-        rows: makes (training rows, held-out rows); the same ones every time.
-        rule: import path of the judge.
-        selector: of `SELECTORS`, makes pairs.
+        rows: makes (training rows, held-out rows), the same ones at every call.
+        rule: import path of the rule that judges.
+        selector: one of `SELECTORS`, which makes the pairs.
     """
 
     rows: Callable[[], tuple[Rows, Rows]]
@@ -55,9 +55,9 @@ class Task:
 
 
 def constraint_rows() -> tuple[Rows, Rows]:
-    """The quickstart's rows, split anew by topic so that enough are held out."""
-    files = (QUICKSTART / "train.jsonl", QUICKSTART / "held_out.jsonl")
-    rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    """Reads the quickstart's rows and splits them by topic so that enough are held out."""
+    texts = [(QUICKSTART / name).read_text(encoding="utf-8") for name in ("train.jsonl", "held_out.jsonl")]
+    rows = [json.loads(line) for line in "".join(texts).splitlines()]
     topics = sorted({row["topic"] for row in rows})
     rng = random.Random(0)
     held_out = set(rng.sample(topics, round(HELD_OUT_TOPICS * len(topics))))
@@ -66,21 +66,22 @@ def constraint_rows() -> tuple[Rows, Rows]:
 
 
 def list_rows() -> tuple[Rows, Rows]:
-    """Requests about lists, all different."""
+    """Makes requests about lists, all different."""
     rng = random.Random(0)
     rows: dict[str, dict[str, Any]] = {}
     while len(rows) < sum(LIST_ROWS):
         row = lists.make_row(rng)
         rows[row["prompt"]] = row
-    made = list(rows.values())
-    return made[: LIST_ROWS[0]], made[LIST_ROWS[0] :]
+    distinct = list(rows.values())
+    return distinct[: LIST_ROWS[0]], distinct[LIST_ROWS[0] :]
 
 
 def yes_no_constraint(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
-    """1 where the constraint is met by something that reads like a sentence, else 0."""
-    known = quickstart.vocabulary() | set(quickstart.words(prompt))
+    """Scores 1 if the answer meets the constraint and reads like a sentence, else 0."""
+    vocabulary = quickstart.vocabulary() | set(quickstart.words(prompt))
     return [
-        float(quickstart.meets(text, row["constraint"]) and quickstart.sense(text, known) >= 0.7) for text in candidates
+        float(quickstart.meets(text, row["constraint"]) and quickstart.sense(text, vocabulary) >= 0.7)
+        for text in candidates
     ]
 
 
@@ -89,12 +90,11 @@ TASKS = {
     "constraints-yes-no": Task(constraint_rows, "experiments.tasks.yes_no_constraint"),
     "constraints-coin": Task(constraint_rows, "experiments.tasks.yes_no_constraint", "coin"),
     "lists": Task(list_rows, "experiments.lists.graded"),
-    "lists-yes-no": Task(list_rows, "experiments.lists.yes_no"),
 }
 
 
 def files_of(task: str, folder: Path) -> tuple[str, str]:
-    """The files of a task's training and held-out rows, written into `folder` where they are missing."""
+    """Returns the files of a task's training and held-out rows, and writes them into `folder` if they are missing."""
     paths = tuple(folder / f"{TASKS[task].rows.__name__}.{part}.jsonl" for part in ("train", "held_out"))
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)

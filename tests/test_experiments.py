@@ -80,7 +80,6 @@ def test_a_list_is_graded_by_its_words() -> None:
     row = {"answer": "3, 7, 9, 12"}
     texts = ["3, 7, 9, 12.", "3 7 12 9", "Sorted: 3, 7, 9, 12", "3, 7, 9", "", "beehome"]
     assert lists.graded("", texts, row) == [1.0, 0.5, 0.8, 0.75, 0.0, 0.0]
-    assert lists.yes_no("", texts, row) == [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("rows", [list_rows, constraint_rows])

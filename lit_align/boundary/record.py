@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lit_align import run_folder
 from lit_align.boundary.result import Decision
 from lit_align.boundary.votes import JudgedPrompt
+from lit_align.markdown import markdown_table
 from lit_align.records import Stage, prompt_text
 
 STOPPED = {"budget": " (max_prompts: undecided)", "pool": " (all there are: undecided)", "decided": ""}
@@ -75,7 +76,7 @@ def log_samples(loggers: Iterable[Logger], rows: Sequence[Row], step: int) -> No
     ]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("boundary/samples", _markdown([columns, *table]), step)
+            logger.experiment.add_text("boundary/samples", markdown_table(list(map(_cells, [columns, *table]))), step)
         elif hasattr(logger, "log_table"):
             logger.log_table(key="boundary/samples", columns=columns, data=table, step=step)
 
@@ -97,12 +98,6 @@ def readable(decision: Decision) -> str:
     return line if decision.judge_warning is None else f"{line}\nboundary: the judge | {decision.judge_warning}"
 
 
-def _markdown(rows: Sequence[Sequence[Any]]) -> str:
-    """A table whose first row is its head."""
-    lines = ["| " + " | ".join(_cell(value) for value in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
-def _cell(value: Any) -> str:
-    text = f"{value:.3f}" if isinstance(value, float) else str(value)
-    return text.replace("|", "\\|").replace("\n", "<br>")
+def _cells(row: Sequence[Any]) -> list[str]:
+    texts = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]
+    return [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]
