@@ -36,6 +36,8 @@ class LookAheadBoundary(BoundaryCallback):
         kwargs: further arguments of BoundaryCallback.
     """
 
+    sides = ("the policy trained on its own answers", "the policy trained on static pairs")
+
     def __init__(self, look_ahead_steps: int = 10, num_candidates: int = 1, **kwargs: Any) -> None:
         super().__init__(num_candidates=num_candidates, **kwargs)
         if look_ahead_steps < 1:

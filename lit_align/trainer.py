@@ -314,11 +314,12 @@ class AlignmentTrainer(Trainer):
         return []
 
     def _measure(self, boundary: BoundaryCallback) -> None:
+        boundary.say_what_is_short(self)
         started = time.perf_counter()
         with isolate_rng():
             result = boundary.measure(self, self.lightning_module)
         result = replace(result, seconds=time.perf_counter() - started)
-        self.measured = result_record(result, "measured on held-out prompts")
+        self.measured = result_record(result, "measured on held-out prompts", boundary.sides)
         if self.is_global_zero:
             note(readable(self.measured))
 

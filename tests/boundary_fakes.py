@@ -54,6 +54,7 @@ class FakeData(LightningDataModule):
         self.train_pairs: list[str] = ["a static pair"]
         self.offered: list[tuple[int, int, list[CandidateSet]]] = []
         self.groups: dict[str, str] = {}
+        self.fractions: dict[int, float] = {}
         self.restored = False
         self.share = -1.0
         self.shares_seen: list[float] = []
@@ -79,6 +80,9 @@ class FakeData(LightningDataModule):
 
     def group_of(self, prompt: Prompt) -> str:
         return self.groups.get(prompt_text(prompt), prompt_text(prompt))
+
+    def val_fraction_for(self, prompts: int) -> float | None:
+        return self.fractions.get(prompts)
 
     def set_on_policy_share(self, share: float) -> None:
         self.share = share

@@ -329,14 +329,15 @@ def test_two_ranks_share_the_prompts_and_agree(tmp_path: Path) -> None:
     assert [process.exitcode for process in ranks] == [0, 0]
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     assert first["history"] == second["history"], "the record is one, down to its seconds"
-    assert first["shares"] == second["shares"] == [1.0] * 4
+    assert first["shares"] == second["shares"] == [0.0, 0.0, 1.0, 1.0], "31 prompts do not decide: static pairs first"
     assert [d["prompts"] for d in first["history"]] == [31, 25, 25], "at the same batch, of 5 prompts in all"
     assert [d["score"] for d in first["history"]] == pytest.approx([0.5, 0.7, 0.7])
     assert [d["stopped"] for d in first["history"]] == ["pool", "decided", "decided"]
     for at, sizes in ((0, (19, 12)), (2, (15, 10)), (4, (15, 10))):
         drawn = [[p for step, batch in one["sampled"] if step == at for p in batch] for one in (first, second)]
         assert tuple(map(len, drawn)) == sizes and len({*drawn[0], *drawn[1]}) == sum(sizes), "no prompt twice"
-        assert drawn == [next(ps for step, ps in one["offered"] if step == at) for one in (first, second)]
+        offered = [[ps for step, ps in one["offered"] if step == at] for one in (first, second)]
+        assert offered == ([[], []] if at == 0 else [[prompts] for prompts in drawn])
     assert lines(tmp_path / "boundary.jsonl") == first["history"]
     kept = [row["prompt"] for row in lines(tmp_path / "samples.jsonl") if row["step"] == 0]
     of_ranks = [[p for step, batch in one["sampled"] if step == 0 for p in batch] for one in (first, second)]

@@ -11,10 +11,10 @@ from lit_align.records import Stage
 OFF, ON = Stage.INJECTION, Stage.FINE_TUNING
 
 
-def measured(score: float, sure: bool = True) -> BoundaryResult:
+def measured(score: float, sure: bool = True, prompts: int = 32) -> BoundaryResult:
     """A result whose interval holds 0.5 unless it is sure."""
     reach = abs(score - 0.5) / 2 if sure else 0.3
-    return BoundaryResult(score, score - reach, score + reach, prompts=10, votes_on=1, votes_off=1, ties=0)
+    return BoundaryResult(score, score - reach, score + reach, prompts, votes_on=1, votes_off=1, ties=0)
 
 
 def play(switch: Switch, *results: BoundaryResult) -> list[Decision]:
@@ -26,6 +26,7 @@ def play(switch: Switch, *results: BoundaryResult) -> list[Decision]:
 
 SURE_OFF, SURE_ON = measured(0.3), measured(0.7)
 DIM_OFF, DIM_ON = measured(0.45, sure=False), measured(0.55, sure=False)
+FEW_ON, FEW_OFF = measured(0.75, sure=False, prompts=31), measured(0.3, sure=False, prompts=1)
 TABLE: list[tuple[dict[str, Any], list[BoundaryResult], list[float]]] = [
     # the paper: below 0.5 off-policy, from 0.5 on on-policy
     ({}, [SURE_OFF, SURE_ON, SURE_OFF], [0, 1, 0]),
@@ -33,6 +34,10 @@ TABLE: list[tuple[dict[str, Any], list[BoundaryResult], list[float]]] = [
     # the first measurement takes the better guess, whatever the rest says
     ({"patience": 3, "hysteresis": 0.2}, [DIM_ON], [1]),
     ({"patience": 3, "hysteresis": 0.2}, [DIM_OFF], [0]),
+    # undecided on few prompts: the paper's order at first
+    ({}, [FEW_ON, FEW_ON, FEW_OFF], [0, 1, 0]),
+    ({"undecided": "stay"}, [FEW_ON, FEW_ON], [0, 0]),
+    ({}, [measured(0.75, prompts=10)], [1]),
     # undecided: follow or stay
     ({}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 1, 1, 0]),
     ({"undecided": "stay"}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 0, 1, 1]),
@@ -67,10 +72,14 @@ def test_decisions_without_a_score_do_not_count_as_asking() -> None:
     ("arguments", "results", "says"),
     [
         ({}, [SURE_OFF], "first measurement"),
-        ({}, [DIM_ON], "better guess: 0.5 is inside the interval"),
+        ({}, [DIM_ON], "first measurement, undecided, the better guess: 0.5 is inside the interval"),
+        ({}, [FEW_ON], "first measurement, undecided on fewer than 32 prompts: injection comes first"),
+        ({}, [SURE_ON, DIM_ON], "stays: the score is on the side of fine-tuning, undecided"),
+        ({"hysteresis": 0.1}, [SURE_OFF, DIM_ON], "stays: within 0.1 of 0.5, undecided"),
+        ({"patience": 2}, [SURE_OFF, DIM_ON], "1 of 2 measurements in a row ask for the change, undecided"),
         ({}, [SURE_OFF, SURE_OFF], "on the side of injection"),
         ({"undecided": "stay"}, [SURE_OFF, DIM_ON], "undecided"),
-        ({}, [SURE_OFF, DIM_ON], "injection to fine-tuning, the better guess: 0.5 is inside the interval"),
+        ({}, [SURE_OFF, DIM_ON], "injection to fine-tuning, undecided, the better guess: 0.5 is inside"),
         ({"hysteresis": 0.3}, [SURE_OFF, SURE_ON], "within 0.3 of 0.5"),
         ({"patience": 2}, [SURE_OFF, SURE_ON], "1 of 2 measurements"),
         ({}, [SURE_OFF, SURE_ON], "crossed 0.5: from injection to fine-tuning"),
@@ -89,5 +98,6 @@ def test_arguments_out_of_range_are_named(wrong: dict[str, Any]) -> None:
 def test_a_choice_without_a_stage_takes_the_measured_one() -> None:
     assert as_decision(5, SURE_OFF, Choice(0.9, "x")).stage == "injection"
     assert as_decision(5, None, Choice(0.9, "x")).stage == "fine_tuning"
+    assert as_decision(5, DIM_OFF, Choice(0.9, "my schedule")).reason == "my schedule, undecided"
     with pytest.raises(ValueError, match=r"\[0, 1\], got 1.5 at step 5"):
         as_decision(5, None, Choice(1.5, "x"))

@@ -264,7 +264,7 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path
 
 
 def test_stopped_by_ctrl_c_or_an_error_it_goes_on_from_that_very_step(tmp_path: Path, tiny_model: Path) -> None:
-    data = [{"prompt": f"Give fact {n}.", "candidates": [f"tea {n}", f"a longer tea {n}"]} for n in range(24)]
+    data = [{"prompt": f"Give fact {n}.", "candidates": [f"tea tea {n}", f"tea tea tea {n}"]} for n in range(24)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert in_a_process(tiny_model, whole, tmp_path / "whole.log", "", "") == 0

@@ -85,13 +85,15 @@ def test_the_files_form(files: list[str], tmp_path: Path, capsys: pytest.Capture
     assert found["stage"] == "fine_tuning" and found["stopped"] == "decided" and found["prompts"] < 60
     assert found["alpha"] == 0.1 and found["low"] > 0.5 and found["decided"] is True
     said = capsys.readouterr().out
-    assert "decided, stopped there: 0.5 lies outside the interval" in said
+    assert max(map(len, said.splitlines())) <= 80
+    assert "decided, stopped there: 0.5 lies outside the interval" in " ".join(said.split())
+    assert f"{found['score']:.2f}: the policy's own answers win " in said and found["meaning"] in " ".join(said.split())
     assert "1 a prompt         on-policy  off-policy" in said and "score, mean" in said
 
     assert main(["measure", *files, "--output", str(output), "--sequential", "false"]) == 0
     found = json.loads(output.read_text())
     assert (found["prompts"], found["score"]) == (60, 0.75)
-    assert "all 60 prompts that there are were used" in capsys.readouterr().out
+    assert "all 60 prompts that there are were used" in " ".join(capsys.readouterr().out.split())
     assert main(["measure", *files, "--alpha", "1"]) == 1
     assert "alpha is the chance of error" in capsys.readouterr().err
 
@@ -131,4 +133,15 @@ def test_a_judge_that_tells_nothing_apart_is_said_so() -> None:
     result = BoundaryResult(0.5, 0.45, 0.55, prompts=9, votes_on=0, votes_off=0, ties=9, stopped="pool")
     found = result_record(result, "measured")
     assert (found["stage"], found["on_policy_share"]) == ("injection", 0.0)
-    assert "Measured; undecided: the judge told no answers apart" in readable(found)
+    said = " ".join(readable(found).split())
+    assert "injection (undecided). Measured; undecided: the judge told no answers apart" in said
+    assert "Undecided: all 9 votes are ties, so the score says nothing. Take a judge that grades" in said
+
+
+def test_a_few_prompts_say_so_and_do_not_lead_astray() -> None:
+    found = result_record(measure_recorded(*piles(4, [True, True, True, False])), "measured on recorded scores")
+    assert (found["score"], found["decided"], found["stage"], found["on_policy_share"]) == (0.75, False, "injection", 0)
+    said = " ".join(readable(found).split())
+    assert "Stage: preference injection (undecided)." in said
+    assert "0.75, undecided: the policy's own answers win 75 of 100 votes, but 4 prompts leave 0.5 inside" in said
+    assert "no guess to start from: static pairs come first. To decide such a score takes about 23 prompts." in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_align import AlignmentTrainer, RuleJudge, run_folder
-from lit_align.report.summary import RunSummary, crossing
+from lit_align.report.crossing import crossing, for_the_next_run
+from lit_align.report.summary import RunSummary
 from lit_align.report.text import WIDTH, render
+from tests.test_crossing import decision
 
 
 def test_archive_moves_what_is_the_runs_own_and_numbers_upwards(tmp_path: Path) -> None:
@@ -131,44 +134,13 @@ def test_json_is_strict_and_whole(tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8"))["d"] == "ü"
 
 
-def decision(step: int, score: float | None, stage: str, reason: str = "because") -> dict[str, Any]:
-    spread = None if score is None else 0.05
-    return {
-        "step": step, "stage": stage, "on_policy_share": float(stage == "fine_tuning"), "score": score,
-        "low": None if spread is None else score - spread, "high": None if spread is None else score + spread,
-        "prompts": None if score is None else 64, "seconds": None if score is None else 12.0, "reason": reason,
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("decisions", "crossed", "step", "words"),
-    [
-        ([], False, None, "not measured"),
-        ([decision(0, None, "fine_tuning")], False, None, "not measured"),
-        ([decision(0, 0.6, "fine_tuning")], False, None, "nothing to cross"),
-        ([decision(0, 0.3, "injection"), decision(9, 0.45, "injection")], False, None, "highest: score 0.45 at step 9"),
-        ([decision(0, 0.3, "injection"), decision(9, 0.52, "injection", "0.5 inside")], False, None, "0.5 inside"),
-        ([decision(0, 0.3, "injection"), decision(9, 0.6, "fine_tuning")], True, 9, "score 0.60 at step 9"),
-        # A switch that no score asked for is no crossing.
-        ([decision(0, 0.3, "injection"), decision(5, 0.4, "fine_tuning")], False, None, "did not reach 0.5"),
-        (
-            [decision(0, 0.3, "injection"), decision(5, 0.6, "fine_tuning"), decision(9, 0.4, "injection")],
-            True, 5, "went back",
-        ),
-    ],
-)  # fmt: skip
-def test_crossing_is_told_as_it_was(decisions: list[Any], crossed: bool, step: int | None, words: str) -> None:
-    found = crossing(decisions)
-    assert (found["crossed"], found["step"]) == (crossed, step)
-    assert words in found["text"]
-
-
 def test_the_text_fits_a_terminal_and_holds_the_numbers() -> None:
     decisions = [decision(0, 0.3, "injection"), decision(20, 0.6, "fine_tuning", "a long reason " * 12)]
     summary = {
         "steps": 40,
         "crossing": crossing(decisions),
-        "decisions": decisions,
+        "next": for_the_next_run(decisions),
+        "decisions": [asdict(one) for one in decisions],
         "win_rate": {"score": 0.81, "low": 0.7, "high": 0.9, "prompts": 64, "mean_before": 0.25, "mean_after": 0.75},
         "rows": {"rows": 12, "pairs": 10, "prompts": 9, "val/pairs": 3, "ties": 2, "val/ties": 1, "bad_row/empty": 1},
         "rounds": [{"pairs": 30, "candidates": 64, "ties": 2}],
@@ -184,5 +156,6 @@ def test_the_text_fits_a_terminal_and_holds_the_numbers() -> None:
         "81 % (70 to 90 %) on 64 held-out prompts", "0.25 -> 0.75", "10 pairs from 9 prompts", "3 ties",
         "1 bad row: empty", "64 sampled answers gave 30 pairs", "3 min 20 s for 40 steps",
         "Verdict cache: 1 of 4 verdicts", "(empty)", "two lines",
+        "For the next run, as measured at step 20: 0.60: the policy's own answers win 60 of 100 votes; pairs of its",
     ):  # fmt: skip
         assert words in " ".join(text.split()), words

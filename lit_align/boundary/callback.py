@@ -15,9 +15,11 @@ from tqdm import tqdm
 from lit_align.boundary import record
 from lit_align.boundary.budget import MeasuringBudget
 from lit_align.boundary.data import data_of, draw, judge_of, require_restored
+from lit_align.boundary.meaning import SIDES
 from lit_align.boundary.measurement import Measurement
 from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.sequential import require_alpha
+from lit_align.boundary.shortage import shortage
 from lit_align.boundary.switch import Choice, Switch, Undecided, as_decision, without_information
 from lit_align.boundary.votes import JudgedPrompt
 from lit_align.data.ranks import own_share
@@ -57,7 +59,8 @@ class BoundaryCallback(Callback):
         patience: measurements in a row that must ask for a change before it is made.
         hysteresis: a stage is left only if the score passes 0.5 by this much, in [0, 0.5).
         undecided: while 0.5 is inside the interval, "follow" the score all the same, or "stay": steadier, and late
-            where `max_prompts` is small (docs/evidence.md).
+            where `max_prompts` is small (docs/evidence.md). A first measurement on fewer than 32 prompts that is
+            undecided takes static pairs, as the paper's order has it.
         alpha: the chance of error, in (0, 1): that an interval misses the true score.
         sequential: stop a measurement once it is decided; false takes `max_prompts` prompts in any case, with
             an interval for a fixed number of prompts.
@@ -70,6 +73,8 @@ class BoundaryCallback(Callback):
         refresh_reference: make the current policy the reference when the stage switches.
         samples_to_keep: prompts whose answers and scores each measurement keeps in `samples.jsonl`.
     """
+
+    sides: tuple[str, str] = SIDES  # who is compared, in words
 
     def __init__(
         self,
@@ -151,6 +156,8 @@ class BoundaryCallback(Callback):
             )
         if not result.informative:
             return without_information(history, self._has_static_pairs)
+        if not history and not result.tells and not self._has_static_pairs:
+            return without_information(history, False, f"on {result.prompts} prompts, and there are no static pairs")
         if type(self).on_policy_share is BoundaryCallback.on_policy_share:
             return self.switch.choose(result, history)
         return Choice(self.on_policy_share(result, history), f"{type(self).__name__} at score {result.score:.3f}")
@@ -199,6 +206,14 @@ class BoundaryCallback(Callback):
         with in_eval_mode(trainer.lightning_module):
             return data_of(trainer).sample(sets, *purpose, num_candidates=self.num_candidates, desc=desc)
 
+    def say_what_is_short(self, trainer: Trainer) -> None:
+        """Prints a line where the prompts to measure on are too few to decide a usual score."""
+        if not trainer.is_global_zero:
+            return
+        short = shortage(data_of(trainer), self.max_prompts, self.alpha, self.sequential)
+        if short is not None:
+            tqdm.write(f"boundary: {short}")
+
     # -- what the last decision was, for progress bars and reports
 
     @property
@@ -228,6 +243,8 @@ class BoundaryCallback(Callback):
         elif trainer.global_step == 0:
             self.history.clear()
             self.budget.reset()
+            if self.every_n_steps is not None:
+                self.say_what_is_short(trainer)
         self.budget.start()
         self._has_static_pairs = bool(data.train_pairs)
         self._decide_if_due(trainer, pl_module)

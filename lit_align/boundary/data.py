@@ -30,6 +30,10 @@ class BoundaryData(Protocol):
         """The group of prompts that are alike; a measurement takes one of each."""
         ...
 
+    def val_fraction_for(self, prompts: int) -> float | None:
+        """The share of the rows to hold out that leaves so many prompts to measure on; None where none does."""
+        ...
+
     @property
     def train_pairs(self) -> Sequence[object]:
         """The static training pairs."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from lit_align.records import Stage
 
 BOUNDARY = 0.5
 """The score at which the two stages meet."""
+
+FEW_PROMPTS = 32
+"""With fewer prompts an undecided score is no guess to start a run from: its standard error is above 0.06 with two
+independent votes a prompt."""
 
 Characteristics = Mapping[str, Mapping[str, float]]
 """`on_policy` and `off_policy`: figures of diversity and quality of a side's candidates, by name, both sides at
@@ -65,10 +69,10 @@ class BoundaryResult:
     def stage(self) -> Stage:
         """Injection below 0.5, fine-tuning from 0.5 on (Algorithm 1 of arXiv 2508.10530).
 
-        Undecided, it is the better guess. Where the judge told no answers apart it is injection: a score of
-        0.5 then says nothing of the policy.
+        Undecided, it is the better guess. On fewer than 32 prompts, or where the judge told no answers apart, there is
+        none to start from: then it is injection, which comes first.
         """
-        return Stage.FINE_TUNING if self.score >= BOUNDARY and self.informative else Stage.INJECTION
+        return Stage.FINE_TUNING if self.score >= BOUNDARY and self.tells else Stage.INJECTION
 
     @property
     def decided(self) -> bool:
@@ -79,6 +83,11 @@ class BoundaryResult:
     def informative(self) -> bool:
         """Whether any vote was won: a judge that only ties says nothing."""
         return self.votes_on + self.votes_off > 0
+
+    @property
+    def tells(self) -> bool:
+        """Whether a run may start from the score: it is decided, or at least a guess on 32 prompts."""
+        return self.informative and (self.decided or self.prompts >= FEW_PROMPTS)
 
 
 @dataclass(frozen=True)
@@ -141,4 +150,12 @@ class Decision:
     @property
     def decided(self) -> bool:
         """Whether it was measured and 0.5 lay outside the interval."""
-        return self.low is not None and self.high is not None and not self.low <= BOUNDARY <= self.high
+        return self.result is not None and self.result.decided
+
+    @property
+    def result(self) -> BoundaryResult | None:
+        """The measurement behind it; None where there was none."""
+        if not self.measured:
+            return None
+        values = {entry.name: getattr(self, entry.name) for entry in fields(BoundaryResult)}
+        return BoundaryResult(**{name: value for name, value in values.items() if value is not None})

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple
 
-from lit_align.boundary.result import BOUNDARY, BoundaryResult, Decision
+from lit_align.boundary.result import BOUNDARY, FEW_PROMPTS, BoundaryResult, Decision
 from lit_align.records import Stage
 
 Undecided = Literal["stay", "follow"]
+TIES = "the judge told no answers apart"
 
 
 class Choice(NamedTuple):
@@ -30,10 +31,11 @@ class Choice(NamedTuple):
 class Switch:
     """Which of the two sources, by the score.
 
-    A first measurement takes the better guess: injection below 0.5, fine-tuning from 0.5 on. After that,
-    one measurement asks to leave the stage if its score lies beyond 0.5 by `hysteresis` on the other side
-    (in injection: score >= 0.5 + h; in fine-tuning: score < 0.5 - h) and, with `undecided` "stay", if 0.5
-    lies outside its interval; and the stage is left once `patience` measurements in a row have asked.
+    A first measurement takes the better guess: injection below 0.5, fine-tuning from 0.5 on; undecided on fewer than
+    32 prompts it takes injection, which comes first (:attr:`BoundaryResult.stage`). After that, one measurement asks to
+    leave the stage if its score lies beyond 0.5 by `hysteresis` on the other side (in injection: score >= 0.5 + h; in
+    fine-tuning: score < 0.5 - h) and, with `undecided` "stay", if 0.5 lies outside its interval; and the stage is left
+    once `patience` measurements in a row have asked.
 
     Args:
         patience: measurements in a row that must ask for the change, at least 1.
@@ -55,9 +57,10 @@ class Switch:
 
     def choose(self, result: BoundaryResult, history: Sequence[Decision]) -> Choice:
         """The decision on `result`, which must be informative, after the decisions in `history`."""
-        sure = "" if result.decided else ", the better guess: 0.5 is inside the interval"
+        guess = "" if result.decided else ", undecided, the better guess: 0.5 is inside the interval"
         if not history:
-            return _choice(result.stage, f"first measurement{sure}")
+            few = f", undecided on fewer than {FEW_PROMPTS} prompts: injection comes first"
+            return _choice(result.stage, f"first measurement{guess if result.tells else few}")
         stage = Stage(history[-1].stage)
         beyond = self._beyond(result.score, stage)
         if not beyond and result.stage != stage:
@@ -70,7 +73,7 @@ class Switch:
         if asked < self.patience:
             return _choice(stage, f"stays: {asked} of {self.patience} measurements in a row ask for the change")
         other = Stage.INJECTION if stage is Stage.FINE_TUNING else Stage.FINE_TUNING
-        return _choice(other, f"the score crossed 0.5: from {_name(stage)} to {_name(other)}{sure}")
+        return _choice(other, f"the score crossed 0.5: from {_name(stage)} to {_name(other)}{guess}")
 
     def _beyond(self, score: float, stage: Stage) -> bool:
         if stage is Stage.INJECTION:
@@ -80,30 +83,30 @@ class Switch:
     def _asked_before(self, stage: Stage, history: Sequence[Decision]) -> int:
         """How many of the latest measurements asked to leave `stage` without its being left."""
         count = 0
-        for past in (one for one in reversed(history) if one.measured):
+        for past in (decision.result for decision in reversed(history) if decision.result is not None):
             # A decision that entered `stage` had a score on its side, so the count ends there.
-            if past.score is None or not self._asks(past.score, past, stage):
+            if not self._asks(past, stage):
                 break
             count += 1
         return count
 
-    def _asks(self, score: float, past: Decision, stage: Stage) -> bool:
-        informative = bool(past.votes_on or past.votes_off)
-        return informative and self._beyond(score, stage) and (past.decided or self.undecided == "follow")
+    def _asks(self, past: BoundaryResult, stage: Stage) -> bool:
+        return past.informative and self._beyond(past.score, stage) and (past.decided or self.undecided == "follow")
 
 
-def without_information(history: Sequence[Decision], has_static_pairs: bool) -> Choice:
-    """What a measurement decides whose judge told no two answers apart: nothing changes.
+def without_information(history: Sequence[Decision], has_static_pairs: bool, why: str = TIES) -> Choice:
+    """What a measurement decides that tells nothing: nothing changes.
 
     Args:
         history: the decisions before it.
         has_static_pairs: whether a first decision can be for off-policy pairs, which then come first.
+        why: it tells nothing.
     """
     if history:
         last = history[-1]
-        return Choice(last.on_policy_share, "stays: the judge told no answers apart", Stage(last.stage))
+        return Choice(last.on_policy_share, f"stays: undecided, {why}", Stage(last.stage))
     stage = Stage.INJECTION if has_static_pairs else Stage.FINE_TUNING
-    return _choice(stage, f"begins with {_name(stage)}: the judge told no answers apart")
+    return _choice(stage, f"begins with {_name(stage)}: undecided, {why}")
 
 
 def _choice(stage: Stage, reason: str) -> Choice:
@@ -132,12 +135,13 @@ def as_decision(
         raise ValueError(f"a schedule's on-policy share must be in [0, 1], got {choice.share} at step {step}")
     assumed = Stage.FINE_TUNING if choice.share >= BOUNDARY else Stage.INJECTION
     stage = choice.stage or (result.stage if result else assumed)
-    found = {} if result is None else {one.name: getattr(result, one.name) for one in fields(result)}
+    measured = {} if result is None else {entry.name: getattr(result, entry.name) for entry in fields(result)}
+    unsaid = result is not None and not result.decided and "undecided" not in choice.reason
     return Decision(
         step=step,
         stage=stage.value,
         on_policy_share=float(choice.share),
-        reason=choice.reason,
+        reason=f"{choice.reason}, undecided" if unsaid else choice.reason,
         share_of_training=share_of_training if result else None,
-        **found,
+        **measured,
     )

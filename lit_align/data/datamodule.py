@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -305,6 +306,17 @@ class AlignmentDataModule(LightningDataModule):
     def group_of(self, prompt: Prompt) -> str:
         """The group of a held-out prompt: one of each is measured on, since prompts that are alike tell the same."""
         return self.held_out_prompts.group_of(prompt)
+
+    def val_fraction_for(self, prompts: int) -> float | None:
+        """The `val_fraction` that leaves so many prompts to measure the boundary on, in hundredths.
+
+        None where the held-out rows are given, or where more would be held out than trained on.
+        """
+        if self.val is not None:
+            return None
+        of_held_out = self.boundary_fraction if self.sampler is not None and self.boundary_fraction else 1.0
+        fraction = math.ceil(100 * prompts / of_held_out / (len(self.train_sets) + len(self.held_out))) / 100
+        return fraction if fraction <= 0.5 else None
 
     def offer_round(self, sets: Sequence[CandidateSet]) -> None:
         """Makes the next on-policy round of candidates that were sampled for a measurement.

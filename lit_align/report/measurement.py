@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lit_align.boundary.meaning import SIDES, meaning
 from lit_align.boundary.result import BOUNDARY, BoundaryResult, Characteristics
 from lit_align.records import Stage
+from lit_align.report.text import fill
 
 ENDED = {
     "decided": "stopped there: {} lies outside the interval",
@@ -25,12 +27,13 @@ FIGURES = {
 """The figures that fit on a screen; the record holds all."""
 
 
-def result_record(result: BoundaryResult, how: str) -> dict[str, Any]:
-    """The keys of a line of `boundary.jsonl`, without `step`.
+def result_record(result: BoundaryResult, how: str, sides: tuple[str, str] = SIDES) -> dict[str, Any]:
+    """The keys of a line of `boundary.jsonl`, without `step`, and what they mean for the data to train on.
 
     Args:
         result: the measurement.
         how: what it was measured on, the beginning of `reason`.
+        sides: who was compared, see :func:`~lit_align.boundary.meaning.meaning`.
     """
     return {
         "stage": result.stage.value,
@@ -38,6 +41,7 @@ def result_record(result: BoundaryResult, how: str) -> dict[str, Any]:
         "decided": result.decided,
         **asdict(result),
         "reason": f"{how}; {_verdict(result)}",
+        "meaning": meaning(result, sides),
     }
 
 
@@ -49,23 +53,23 @@ def _verdict(result: BoundaryResult) -> str:
         return f"decided, {ended}"
     if result.decided:
         return f"decided: {BOUNDARY} lies outside the interval; {ended}"
-    return f"undecided, the better guess: {BOUNDARY} lies inside the interval; {ended}"
+    return f"undecided: {BOUNDARY} lies inside the interval; {ended}"
 
 
-def readable(found: Mapping[str, Any]) -> str:
-    """A few lines for the terminal."""
-    stage = "preference fine-tuning" if found["stage"] == Stage.FINE_TUNING.value else "preference injection"
-    advice = "on-policy" if found["on_policy_share"] else "off-policy"
-    name = "Boundary score, graded," if found["graded"] else "Boundary score"
-    lines = [
-        f"{name} {found['score']:.3f} ({found['low']:.3f} to {found['high']:.3f}) on {found['prompts']} "
-        f"prompts: {found['votes_on']} votes on-policy, {found['votes_off']} off-policy, {found['ties']} ties"
-        + (f", {found['abstentions']} abstentions." if found["abstentions"] else "."),
-        f"Stage: {stage}, train on {advice} data. {found['reason'].capitalize()}.",
-        *([f"The judge: {found['judge_warning']}"] if found["judge_warning"] else []),
-        *_table(found["characteristics"]),
+def readable(record: Mapping[str, Any]) -> str:
+    """A few lines for a terminal of 80 columns."""
+    stage = "preference fine-tuning" if record["stage"] == Stage.FINE_TUNING.value else "preference injection"
+    name = "Boundary score, graded," if record["graded"] else "Boundary score"
+    undecided = "" if record["decided"] else " (undecided)"
+    paragraphs = [
+        f"{name} {record['score']:.3f} ({record['low']:.3f} to {record['high']:.3f}) on {record['prompts']} "
+        f"prompts: {record['votes_on']} votes on-policy, {record['votes_off']} off-policy, {record['ties']} ties"
+        + (f", {record['abstentions']} abstentions." if record["abstentions"] else "."),
+        f"Stage: {stage}{undecided}. {record['reason'].capitalize()}.",
+        record["meaning"],
+        *([f"The judge: {record['judge_warning']}"] if record["judge_warning"] else []),
     ]
-    return "\n".join(lines)
+    return "\n".join([*(fill(text, indent="") for text in paragraphs), *_table(record["characteristics"])])
 
 
 def _table(sides: Characteristics) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
+from lit_align.boundary.meaning import SIDES
+from lit_align.boundary.result import Decision
 from lit_align.checkpoint import AlignmentCheckpoint, last_checkpoint
 from lit_align.judges import Judge
 from lit_align.module import AlignmentModule
+from lit_align.report.crossing import crossing, for_the_next_run
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateCallback
 from lit_align.step_watch import StepWatch
@@ -24,9 +26,9 @@ from lit_align.step_watch import StepWatch
 class RunSummary(Callback):
     """Writes `summary.json` into the run folder at the end of a fit and prints it as text.
 
-    It holds the decisions, whether the run crossed into preference fine-tuning, the win rate against the start,
-    the rows that were left out, the on-policy rounds, what judges have to report, the last metrics and where the
-    time went. After an interruption it says how to go on.
+    It holds the decisions, whether the run crossed into preference fine-tuning, what the last measurement means for
+    the next run, the win rate against the start, the rows that were left out, the on-policy rounds, what judges have to
+    report, the last metrics and where the time went. After an interruption it says how to go on.
 
     Args:
         show: prints the text; the file is written in any case.
@@ -91,14 +93,16 @@ class RunSummary(Callback):
             print("", *told, sep="\n", flush=True)
 
     def _collect(self, trainer: Trainer) -> dict[str, Any]:
-        decisions = [asdict(decision) for decision in _history(trainer)]
+        history, policy = _history(trainer), isinstance(trainer.lightning_module, AlignmentModule)
+        decisions = [asdict(decision) for decision in history]
         win_rate = _win_rate(trainer)
         watch = getattr(trainer.lightning_module, "step_watch", None)
         result = asdict(win_rate.result) if win_rate is not None and win_rate.result is not None else None
         return {
             "steps": trainer.global_step,
             "steps_left_out": watch.skipped if isinstance(watch, StepWatch) else 0,
-            "crossing": crossing(decisions) if isinstance(trainer.lightning_module, AlignmentModule) else None,
+            "crossing": crossing(history) if policy else None,
+            "next": for_the_next_run(history, _sides(trainer)) if policy else None,
             "decisions": decisions,
             "win_rate": result,
             "rows": dict(getattr(trainer.datamodule, "counts", {}) or {}),  # type: ignore[attr-defined]
@@ -127,53 +131,6 @@ class RunSummary(Callback):
         return [] if win_rate is None else win_rate.answers[: win_rate.samples_to_show]
 
 
-def crossing(decisions: list[dict[str, Any]]) -> dict[str, Any]:
-    """Whether the run moved from preference injection to preference fine-tuning because the score crossed 0.5.
-
-    Args:
-        decisions: the lines of `boundary.jsonl`.
-
-    Returns:
-        `crossed` (bool), `step` (of the decision that switched, or None) and `text`, one honest sentence.
-    """
-    scored = [decision for decision in decisions if decision["score"] is not None]
-    if not scored:
-        return {"crossed": False, "step": None, "text": "The boundary was not measured in this run."}
-    measured = [decision for decision in scored if not _only_ties(decision)]
-    if not measured:
-        text = "The judge told no answers apart: the run's stage was not measured."
-        return {"crossed": False, "step": None, "text": text}
-    first, last = measured[0], measured[-1]
-    if first["score"] >= 0.5:
-        text = f"The run began in preference fine-tuning ({_words(first)}): nothing to cross."
-        return {"crossed": False, "step": None, "text": text}
-    over = [decision for decision in measured if decision["score"] >= 0.5]
-    if not over:
-        best = max(measured, key=lambda decision: decision["score"])
-        text = f"The score did not reach 0.5 (highest: {_words(best)}): the run stayed in preference injection."
-        return {"crossed": False, "step": None, "text": text}
-    switched = next((decision for decision in over if decision["stage"] == "fine_tuning"), None)
-    if switched is None:
-        text = (
-            f"The score reached 0.5 ({_words(over[0])}), but the schedule did not leave preference injection: "
-            f"{over[-1]['reason']}"
-        )
-        return {"crossed": False, "step": None, "text": text}
-    text = f"The run crossed into preference fine-tuning ({_words(switched)})."
-    if last["stage"] != "fine_tuning":
-        text += f" It went back to preference injection ({_words(last)})."
-    return {"crossed": True, "step": switched["step"], "text": text}
-
-
-def _only_ties(decision: Mapping[str, Any]) -> bool:
-    return bool(decision.get("ties")) and not (decision.get("votes_on") or decision.get("votes_off"))
-
-
-def _words(decision: Mapping[str, Any]) -> str:
-    interval = f"interval {decision['low']:.2f} to {decision['high']:.2f}"
-    return f"score {decision['score']:.2f} at step {decision['step']}, {interval}"
-
-
 def _way_on(trainer: Trainer) -> str:
     folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks}
     last = last_checkpoint(Path(folder) for folder in folders if folder)
@@ -188,9 +145,18 @@ def _root(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def _history(trainer: Trainer) -> list[Any]:
-    found = [callback for callback in trainer.callbacks if isinstance(callback, BoundaryCallback)]  # type: ignore[attr-defined]
-    return list(found[0].history) if found else []
+def _boundary(trainer: Trainer) -> BoundaryCallback | None:
+    return next((c for c in trainer.callbacks if isinstance(c, BoundaryCallback)), None)  # type: ignore[attr-defined]
+
+
+def _history(trainer: Trainer) -> list[Decision]:
+    boundary = _boundary(trainer)
+    return [] if boundary is None else list(boundary.history)
+
+
+def _sides(trainer: Trainer) -> tuple[str, str]:
+    boundary = _boundary(trainer)
+    return SIDES if boundary is None else boundary.sides
 
 
 def _win_rate(trainer: Trainer) -> WinRateCallback | None:

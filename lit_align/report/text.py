@@ -21,11 +21,12 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
     """
     blocks = [
         _decisions(summary["decisions"]),
-        _fill(summary["crossing"]["text"]) if summary["crossing"] is not None else "",
+        fill(summary["crossing"]["text"]) if summary["crossing"] is not None else "",
+        fill(summary["next"]) if summary["next"] is not None else "",
         _win_rate(summary["win_rate"], answers),
         _rows(summary["rows"]),
         _rounds(summary["rounds"]),
-        *[_fill(f"{line[:1].upper()}{line[1:]}.") for line in summary["judges"]],
+        *[fill(f"{line[:1].upper()}{line[1:]}.") for line in summary["judges"]],
         _metrics(summary["metrics"]),
         _left_out(summary.get("steps_left_out", 0), summary["steps"]),
         _time(summary["steps"], summary["seconds"]),
@@ -34,8 +35,9 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
     return "\n".join(["", *[block for block in blocks if block]])
 
 
-def _fill(text: str, indent: str = "") -> str:
-    return textwrap.fill(text, WIDTH, initial_indent="", subsequent_indent=indent or "  ")
+def fill(text: str, indent: str = "  ") -> str:
+    """Wraps a paragraph, of which all lines but the first are indented."""
+    return textwrap.fill(text, WIDTH, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _decisions(decisions: Sequence[Mapping[str, Any]]) -> str:
@@ -50,7 +52,7 @@ def _decisions(decisions: Sequence[Mapping[str, Any]]) -> str:
             f"{one['step']:>6}  {STAGES.get(one['stage'], one['stage']):<11}  {100 * one['on_policy_share']:>7.0f} %  "
             f"{score:>5}  {interval:<12}  {one['prompts'] or 0:>7}  {one['seconds'] or 0:>5.0f}"
         )
-        lines.append(_fill(f"        {one['reason']}", indent=" " * 8))
+        lines.append(fill(f"        {one['reason']}", indent=" " * 8))
     return "\n".join(lines)
 
 
@@ -61,9 +63,11 @@ def _win_rate(result: Mapping[str, Any] | None, answers: Sequence[Mapping[str, A
         f"Win rate against the start: {100 * result['score']:.0f} % "
         f"({100 * result['low']:.0f} to {100 * result['high']:.0f} %) on {result['prompts']} held-out prompts"
     )
+    if result["low"] <= 0.5 <= result["high"]:
+        text += ", undecided"
     if result["mean_before"] is not None:
         text += f", mean score {result['mean_before']:.2f} -> {result['mean_after']:.2f}"
-    lines = [_fill(text + ".")]
+    lines = [fill(text + ".")]
     for one in answers:
         lines.append(f"  prompt  {_one_line(one['prompt'])}")
         lines.append(f"  before  {_one_line(one['before'])}")
@@ -94,7 +98,7 @@ def _rows(counts: Mapping[str, int]) -> str:
     reasons = ", ".join([f"{count} {_reason(name)}" for name, count in left.items()])
     if unused:
         reasons += f"{' and' if reasons else 'nothing but'} what only a judge's rule would read: {', '.join(unused)}"
-    return _fill(f"{read}; left out or changed: {reasons or 'nothing'}.") if counts else ""
+    return fill(f"{read}; left out or changed: {reasons or 'nothing'}.") if counts else ""
 
 
 def _unused(name: str) -> str:
@@ -115,7 +119,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
     ties = sum(int(one.get("ties", 0)) for one in rounds)
     text = f"On-policy rounds: {len(rounds)}, {candidates} sampled answers gave {pairs} pairs ({ties} ties)."
     reused = sum(int(one.get("reused", 0)) for one in rounds)
-    return _fill(f"{text} {reused} of the answers came from measurements." if reused else text)
+    return fill(f"{text} {reused} of the answers came from measurements." if reused else text)
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:
@@ -127,13 +131,13 @@ def _metrics(metrics: Mapping[str, float]) -> str:
         "val/rewards/accuracies": "validation accuracy",
     }
     shown = [f"{label} {metrics[name]:.3g}" for name, label in names.items() if name in metrics]
-    return _fill(f"Last metrics: {', '.join(shown)}.") if shown else ""
+    return fill(f"Last metrics: {', '.join(shown)}.") if shown else ""
 
 
 def _left_out(left_out: int, steps: int) -> str:
     if not left_out:
         return ""
-    return _fill(f"{left_out} of {steps} steps were left out: their loss or gradients were NaN or infinite.")
+    return fill(f"{left_out} of {steps} steps were left out: their loss or gradients were NaN or infinite.")
 
 
 def _time(steps: int, seconds: Mapping[str, float]) -> str:
@@ -143,7 +147,7 @@ def _time(steps: int, seconds: Mapping[str, float]) -> str:
         if name != "total" and spent >= 0.5
     ]
     detail = f": {', '.join(parts)}" if parts else ""
-    return _fill(f"Time: {_duration(seconds['total'])} for {steps} steps{detail}.")
+    return fill(f"Time: {_duration(seconds['total'])} for {steps} steps{detail}.")
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,36 @@
+"""What a measurement lacks to decide, said before it is taken."""
+
+from __future__ import annotations
+
+from lit_align.boundary.data import BoundaryData
+from lit_align.boundary.power import USUAL_SCORE, prompts_to_decide
+
+
+def shortage(data: BoundaryData, max_prompts: int, alpha: float, sequential: bool) -> str | None:
+    """How many prompts a decision takes and how to get them; None where there are as many as one usually takes.
+
+    Args:
+        data: the data module, set up.
+        max_prompts: prompts that a measurement takes at most.
+        alpha: the chance of error, in (0, 1).
+        sequential: whether a measurement stops once it is decided.
+    """
+    there = len({data.group_of(candidates.prompt) for candidates in data.measured_on if candidates.candidates})
+    fewest, usual = (prompts_to_decide(score, alpha, sequential) for score in (0.0, USUAL_SCORE))
+    usable = min(there, max_prompts)
+    if usable >= usual:
+        return None
+    can = "can decide nothing" if usable < fewest else "are few"
+    takes = f"a decision takes {fewest} at least, and about {usual} at a score of {USUAL_SCORE}"
+    cures = _more_prompts(data, [count for count in (fewest, usual) if count > there])
+    if max_prompts < usual:
+        cures.append(f"`boundary.max_prompts: {usual}` takes so many")
+    cure = ", ".join(cures)
+    return f"{usable} prompt{'s' * (usable != 1)} to measure on {can}: {takes}. {cure[:1].upper()}{cure[1:]}."
+
+
+def _more_prompts(data: BoundaryData, counts: list[int]) -> list[str]:
+    """Which `val_fraction` gives so many prompts, or that it takes more rows."""
+    fractions = {count: data.val_fraction_for(count) for count in counts}
+    gives = [f"`data.val_fraction: {fraction:g}` gives {count}" for count, fraction in fractions.items() if fraction]
+    return gives if all(fractions.values()) else [*gives, "more held-out rows give more"]
