@@ -72,6 +72,11 @@ class AlignmentModule(PairModule):
         """The policy's tokenizer, loaded when first asked for, without the model."""
         return self.spec.load_tokenizer()
 
+    @functools.cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that the model's own generation config ends an answer at."""
+        return self.spec.load_stop_ids()
+
     def configure_model(self) -> None:
         if self.policy is not None:
             return

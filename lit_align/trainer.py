@@ -352,7 +352,9 @@ class _CheckpointPaths(_CheckpointConnector):
                     f'`ckpt_path` is "last", and there is no checkpoint in {trainer.run_folder}: give the folder of '
                     "the run (--trainer.default_root_dir), the checkpoint's own path, or no ckpt_path for the start"
                 )
-        return super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+        # Known from here on, not from when it is loaded: the data's tokens depend on when the run began.
+        self._ckpt_path = super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+        return self._ckpt_path
 
 
 def _own_callbacks(given: list[Callback], checkpointing: bool, bar: bool) -> list[Callback]:

@@ -186,7 +186,14 @@ def test_what_changes_the_numbers_is_in_the_identity_and_nothing_else(tiny_model
     for equal in (
         replace(spec, dtype="float32"),
         replace(spec, lora=LoraSpec(r=2)),
-        replace(spec, gradient_checkpointing=True, chat_template="{{ x }}", attn_implementation="eager", compile=True),
+        replace(
+            spec,
+            gradient_checkpointing=True,
+            chat_template="{{ x }}",
+            chat_template_kwargs={"x": 1},
+            attn_implementation="eager",
+            compile=True,
+        ),
     ):
         assert model_identity(equal) == known
     policy = replace(spec, lora=LoraSpec(r=2)).load_model()

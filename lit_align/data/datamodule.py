@@ -21,13 +21,14 @@ from lit_align.data.needs import require, require_for_callbacks, require_held_ou
 from lit_align.data.policy_rounds import PolicyRounds
 from lit_align.data.reading import require_splits
 from lit_align.data.reference_feed import ReferenceFeed
-from lit_align.data.resume import goes_on_alike
+from lit_align.data.resume import goes_on_alike, parse_date
 from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
 from lit_align.data.static import PairMaker, Source, make_static
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
+from lit_align.policy.template_values import fix_date, writes_date
 from lit_align.progress import note
 from lit_align.records import CandidateSet, Prompt
 from lit_align.sampling import Sampler
@@ -72,6 +73,8 @@ class AlignmentDataModule(LightningDataModule):
             bytes a completion token and 20 a completion; "auto" is `reference` in the cache folder
             (`$LIT_ALIGN_CACHE` or `~/.cache/lit-align`). null keeps none, and the reference runs at each step.
         seed: seed of every draw.
+        date: what a chat template writes for today, such as 2026-11-29 or 2026-11-29 08:00; null is the time at which
+            the run began, which its checkpoints keep.
 
     Attributes:
         counts: what was read, dropped, cut and kept; keys of held-out data begin with `val/`, those of
@@ -114,6 +117,7 @@ class AlignmentDataModule(LightningDataModule):
         boundary_fraction: float = 0.5,
         reference_cache: str | None = "auto",
         seed: int = 0,
+        date: str | None = None,
     ) -> None:
         super().__init__()
         for key, number in (("batch_size", batch_size), ("round_prompts", round_prompts)):
@@ -132,6 +136,7 @@ class AlignmentDataModule(LightningDataModule):
         self.selector = selector if selector is not None else BestWorst()
         self.judge, self.relabel, self.sampler = judge, relabel, sampler
         self.round_prompts, self.seed = round_prompts, seed
+        self.start = None if date is None else parse_date(date)
         self.boundary_fraction = boundary_fraction
         self.reference_cache = reference_cache
         self.run = TrainerView(self)
@@ -173,11 +178,12 @@ class AlignmentDataModule(LightningDataModule):
 
     def make_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """What tokenises prompts and pairs."""
-        return Encoder(tokenizer, self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
+        limits = (self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
+        return Encoder(tokenizer, *limits, self.run.stop_ids)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """What :meth:`setup` does, with a tokenizer and without a Trainer."""
-        self.encoder = self.make_encoder(tokenizer)
+        self.encoder = self.make_encoder(self._dated(tokenizer))
         maker = PairMaker(
             self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, self.run.bar,
             self.run.needs_target,
@@ -203,6 +209,17 @@ class AlignmentDataModule(LightningDataModule):
         self._prepared = True
         if self._pending_state is not None:
             self.load_state_dict(self._pending_state)
+
+    def _dated(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+        """The tokenizer with the run's date in a template that writes today's."""
+        kept = self.start is not None
+        self.start = self.start or self.run.start()
+        if writes_date(tokenizer) and not kept and self.run.rank == 0:
+            note(
+                f"The chat template writes the date: {self.start:%Y-%m-%d} all through this run. Another run finds its "
+                f"stored reference log-probs with the data's `date: {self.start}`"
+            )
+        return fix_date(tokenizer, self.start)
 
     def sources(self) -> tuple[Source, Source | None]:
         """Where the training and the held-out rows come from; None where the latter are a share of the former.
@@ -369,6 +386,7 @@ class AlignmentDataModule(LightningDataModule):
             return self._pending_state or {}
         return {
             "fingerprint": self._fingerprint,
+            "start": str(self.start),
             "settings": self._settings(),
             "on_policy_share": self._share,
             "dealt": self._dealer.state_dict(),

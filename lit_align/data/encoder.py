@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lit_align.data.chat_check import ChatCheck
+from lit_align.data.loading import Record
 from lit_align.data.reading import BadRow
 from lit_align.data.tokens import Stops, Tokens
 from lit_align.policy.chat_template import QUESTION, ChatRefused, ChatTemplate, PlainText
@@ -109,7 +111,8 @@ class Encoder:
         self.pad_id = int(pad) if pad is not None else self.stop_ids[-1]
         bos, first = tokenizer.bos_token_id, list(tokenizer("a")["input_ids"])[:1]
         self._writes_bos = tokenizer.chat_template is None and bos is not None and first == [bos]  # as it was trained
-        self._ahead = _Ahead({}, {})
+        self._check = ChatCheck(tokenizer, self.template)
+        self._ahead = _Ahead({}, {}, {})
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The prompt's ids, cut from the left where `cut_prompt` asks for it.
@@ -136,9 +139,34 @@ class Encoder:
             return list(candidate.token_ids)
         ids = self._ahead.answers.get((prompt, _as_text(candidate)))
         if ids is None:
-            ids = self._tokens.behind([self._written_answer(prompt, candidate, self._written_prompt(prompt))])[0]
+            ids = self._tokens.behind([self._written_answer(prompt, candidate, self.write_prompt(prompt))])[0]
         ended = candidate.finish_reason is FinishReason.STOP and (not ids or ids[-1] not in self.stop_ids)
         return [*ids, self.end_id] if ended else list(ids)
+
+    def write_prompt(self, prompt: Prompt) -> str:
+        """The prompt as text.
+
+        Raises:
+            ValueError: if the tokenizer has no chat template and the prompt is more than one turn of the user.
+            BadRow: if the chat template refuses the prompt.
+        """
+        text = self._ahead.written.get(prompt)
+        if text is None:
+            with bad_row("a prompt"):
+                text = self.template.write_prompt(prompt)
+        return text
+
+    def look_at(self, record: Record, counts: Counter[str]) -> None:
+        """Counts what the chat template makes of a row without a word, and says it once: :class:`ChatCheck`.
+
+        Args:
+            record: the row's.
+            counts: where it is counted.
+
+        Raises:
+            BadRow: if the chat template refuses the prompt.
+        """
+        self._check.look_at(record, self.write_prompt(record.prompt), counts)
 
     def fits(self, prompt: Prompt) -> bool:
         """Whether the prompt can be used: within the limit, or to be cut."""
@@ -187,17 +215,19 @@ class Encoder:
         answers: dict[tuple[Prompt, Candidate], str] = {}
         for pair in pairs:
             with suppress(BadRow):  # raised again when this pair's turn comes
-                written = prompts.get(pair.prompt) or self._written_prompt(pair.prompt)
+                written = prompts.get(pair.prompt) or self.write_prompt(pair.prompt)
                 prompts[pair.prompt] = written
                 for candidate in _static_answers(pair):
                     answers[pair.prompt, candidate] = self._written_answer(pair.prompt, candidate, written)
         prompt_ids = [self._with_bos(ids) for ids in self._tokens.at_start(list(prompts.values()))]
         answer_ids = self._tokens.behind(list(answers.values()))
-        self._ahead = _Ahead(dict(zip(prompts, prompt_ids, strict=True)), dict(zip(answers, answer_ids, strict=True)))
+        self._ahead = _Ahead(
+            prompts, dict(zip(prompts, prompt_ids, strict=True)), dict(zip(answers, answer_ids, strict=True))
+        )
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         ids = self._ahead.prompts.get(prompt)
-        return ids if ids is not None else self._with_bos(self._tokens.at_start([self._written_prompt(prompt)])[0])
+        return ids if ids is not None else self._with_bos(self._tokens.at_start([self.write_prompt(prompt)])[0])
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """The ids of a prompt with one beginning-of-sequence token, where it has any."""
@@ -205,10 +235,6 @@ class Encoder:
         if bos is None or ids[:1] == [bos]:
             return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
         return [bos, *ids] if self._writes_bos else ids
-
-    def _written_prompt(self, prompt: Prompt) -> str:
-        with bad_row("a prompt"):
-            return self.template.write_prompt(prompt)
 
     def _written_answer(self, prompt: Prompt, candidate: Candidate, written_prompt: str) -> str:
         with bad_row("an answer"):
@@ -240,8 +266,9 @@ def bad_row(where: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Ahead:
-    """Ids of prompts and of answers, as text ended or cut, that were tokenised ahead."""
+    """Prompts as text and as ids, and the ids of answers, that were tokenised ahead."""
 
+    written: dict[Prompt, str]
     prompts: dict[Prompt, list[int]]
     answers: dict[tuple[Prompt, Candidate], list[int]]
 

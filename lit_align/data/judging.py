@@ -163,6 +163,7 @@ def encode_record(
     try:
         if needs_target:
             _require_target(record)
+        encoder.look_at(record, counts)
         if encoder.fits(record.prompt):
             return encode_pairs(pairs, encoder, counts)
     except BadRow as error:

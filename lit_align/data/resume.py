@@ -3,9 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
+
+
+def parse_date(text: str) -> datetime:
+    """A day, or a day and the time of it.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError as error:
+        raise ValueError(f"expected `date` as 2026-11-29 or 2026-11-29 08:00:00, got {text!r}") from error
+
+
+def saved_start(checkpoint: str | Path | None, name: str) -> datetime | None:
+    """When the run of a checkpoint began; None where there is no such file, or it does not say.
+
+    Args:
+        checkpoint: its path. No weights are read.
+        name: the data module's, under which its state is kept.
+    """
+    if checkpoint is None or not Path(checkpoint).is_file():
+        return None
+    state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True).get(name, {})
+    return datetime.fromisoformat(state["start"]) if "start" in state else None
 
 
 def goes_on_alike(state: Mapping[str, Any], fingerprint: str, settings: Mapping[str, Any]) -> bool:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
+
+from lit_align.data.ranks import gather
+from lit_align.data.resume import saved_start
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -54,6 +58,17 @@ class TrainerView:
     def needs_target(self) -> bool:
         """Whether the module's loss asks for each row's own target."""
         return bool(getattr(getattr(self.module, "loss", None), "needs_target", False))
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that the policy's generation config ends an answer at."""
+        return tuple(getattr(self.module, "stop_ids", ()))
+
+    def start(self) -> datetime:
+        """When the run began: as its checkpoint has it, of a fresh run now; the same on every rank."""
+        checkpoint = getattr(self.trainer, "ckpt_path", None)
+        start = saved_start(checkpoint, type(self._data).__qualname__) or datetime.now().replace(microsecond=0)
+        return gather(start)[0]
 
     def sorted_together(self) -> int:
         """Micro-batches, from the next one on, whose pairs may change places: those left of the optimizer step.

@@ -16,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,6 +28,7 @@ from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
+from lit_align.policy.template_values import set_defaults
 
 Context = Callable[[], AbstractContextManager[Any]]
 
@@ -43,7 +45,19 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     if spec.chat_template is not None:
         tokenizer.chat_template = _template(spec.chat_template)
+    if spec.chat_template_kwargs:
+        set_defaults(tokenizer, spec.chat_template_kwargs)
     return tokenizer
+
+
+def load_stop_ids(spec: PolicySpec) -> tuple[int, ...]:
+    """See :meth:`PolicySpec.load_stop_ids`."""
+    try:
+        config = GenerationConfig.from_pretrained(locate_model(spec.model), revision=spec.revision or "main")
+    except OSError:
+        return ()
+    ids = config.eos_token_id
+    return () if ids is None else tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
 def load_model(spec: PolicySpec) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -48,6 +48,8 @@ class PolicySpec:
         attn_implementation: such as "sdpa", "eager" or "flash_attention_2"; None takes the model's default.
         trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
         chat_template: a Jinja file or the template's text, in place of the tokenizer's own.
+        chat_template_kwargs: values for variables of the chat template, such as `enable_thinking: false`, in training,
+            sampling and measuring alike. A row's own go before these. A tokenizer that is saved keeps them.
     """
 
     model: str
@@ -61,6 +63,7 @@ class PolicySpec:
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def may_offload(self) -> bool:
@@ -76,6 +79,12 @@ class PolicySpec:
         from lit_align.policy.load import load_tokenizer
 
         return load_tokenizer(self)
+
+    def load_stop_ids(self) -> tuple[int, ...]:
+        """The end-of-sequence ids of the model's generation config; none where it has no such file."""
+        from lit_align.policy.load import load_stop_ids
+
+        return load_stop_ids(self)
 
     def load_model(self) -> nn.Module:
         """Loads the model, ready for training: adapters attached, the rest frozen, base dropout off.

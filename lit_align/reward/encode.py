@@ -56,6 +56,10 @@ class RewardEncoder(Encoder):
     def tokenise_ahead(self, pairs: Sequence[PreferencePair]) -> None:
         """Nothing: a chat is tokenised as a whole."""
 
+    def write_prompt(self, prompt: Prompt) -> str:
+        """The prompt as text; without a chat template any chat is one."""
+        return prompt_text(prompt) if self.tokenizer.chat_template is None else super().write_prompt(prompt)
+
     def _row(self, prompt: Prompt, answer: Candidate) -> Inputs:
         with bad_row("a prompt"):
             return encode_answer(self.tokenizer, prompt, answer)[0]
