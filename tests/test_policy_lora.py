@@ -10,9 +10,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from lit_align.policy import LoraSpec, PolicySpec
+from lit_align.batch import Padded
+from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps
 from lit_align.policy.lora import InPlaceLora, add_in_place
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
+from tests.tiny import save_tiny_model, tiny_llama_config
 
 IDS = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(0))
 
@@ -140,3 +142,33 @@ def test_fresh_saved_and_quantised_models_have_it(tiny_model: Path, tmp_path: Pa
     four_bit = PolicySpec(str(tiny_model), lora=LoraSpec(r=2), quantization="nf4").load_model()
     for model, name in ((fresh, ""), (saved, ""), (four_bit, "4bit")):
         assert {type(layer).__name__ for layer in adapted(model)} == {f"InPlaceLoraLinear{name}"}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"]])
+def test_an_adapted_head_shares_the_prompt(tmp_path: Path, targets: list[str], tied: bool) -> None:
+    config = tiny_llama_config()
+    config.tie_word_embeddings = tied
+    folder = save_tiny_model(tmp_path, config=config)
+    model = PolicySpec(str(folder), dtype="float32", lora=LoraSpec(r=4, target_modules=targets)).load_model()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+    prompt = Padded.from_sequences([[5, 6, 7], [8]], 0)
+    completions = [Padded.from_sequences([[9, 10], [11, 12, 13]], 0), Padded.from_sequences([[14], [15, 16]], 0)]
+    gradients = []
+    forward = CompletionForward()
+    for way in (forward, plain_logps):
+        found = way(model, prompt, completions)
+        sum(one.sum().sum() for one in found).backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+        gradients[-1] += [one.logps[one.mask].detach() for one in found]
+    assert forward._checks[model].accepted and len(gradients[0]) == len(gradients[1]) >= 4
+    for ours, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-4)
+    with torch.no_grad(), model.disable_adapter():
+        found = forward(model, prompt, completions)
+    base = AutoModelForCausalLM.from_pretrained(folder)
+    for one, wanted in zip(found, plain_logps(base, prompt, completions), strict=True):
+        torch.testing.assert_close(one.logps[one.mask], wanted.logps[wanted.mask].detach(), atol=1e-5, rtol=0)

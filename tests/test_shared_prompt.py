@@ -120,7 +120,7 @@ def test_equal_to_plain_rows(name: str, attention: str, monkeypatch: pytest.Monk
         warnings.simplefilter("error")  # the check on the first batch accepts it
         forward = CompletionForward()
         forward(model, PROMPT, COMPLETIONS)
-    assert forward._shares[model]
+    assert forward._checks[model].accepted
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -253,7 +253,9 @@ def test_under_autocast_a_prompt_is_shared_and_attended_to_in_float32() -> None:
         warnings.simplefilter("error")
         loss_of(forward(model, PROMPT, COMPLETIONS)).backward()
         plain = loss_of(plain_logps(model, PROMPT, COMPLETIONS)).item()
-    assert forward._shares[model] and abs(plain - loss_of(plain_logps(model, PROMPT, COMPLETIONS)).item()) > 1e-2
+    assert (
+        forward._checks[model].accepted and abs(plain - loss_of(plain_logps(model, PROMPT, COMPLETIONS)).item()) > 1e-2
+    )
     shared = [call for call in watch.calls if call[0].shape[-2] == 21 and len(call[0]) == 3]
     assert len(shared) == model.config.num_hidden_layers  # type: ignore[union-attr]
     assert {tensor.dtype for call in shared for tensor in call} == {torch.float32}

@@ -13,6 +13,7 @@ from transformers import DynamicCache, PretrainedConfig
 
 from lit_align.plan.model import blank_rows, dtype_of
 from lit_align.plan.tracker import KV_CACHE, MemoryTracker
+from lit_align.policy.outputs import logits_alone
 from lit_align.policy.shared_prompt import attention_mask, takes_mask
 from lit_align.sampling.decode import can_share
 from lit_align.sampling.draw import Draw
@@ -162,6 +163,7 @@ def _logits(model: Any, rows: int, tokens: int, cache: Any) -> Tensor:
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **logits_alone(config),
     ).logits
     return logits[:, -1].float()
 

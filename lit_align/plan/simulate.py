@@ -16,8 +16,9 @@ from lit_align.plan.model import blank_rows, config_of, dtype_of, empty_policy, 
 from lit_align.plan.sampling import Samples, sample
 from lit_align.plan.tracker import HEAD, OPTIMIZER, REFERENCE, MemoryTracker, hold_model, is_adapter
 from lit_align.policy.attention import cheaper_attention
-from lit_align.policy.forward import stopped_before
 from lit_align.policy.head import token_logps
+from lit_align.policy.outputs import logits_alone
+from lit_align.policy.shared_logps import stopped_before
 from lit_align.policy.shared_prompt import Mask, SharedRows, attention_mask, takes_mask
 from lit_align.policy.spec import PolicySpec
 from lit_align.sampling.draw import Draw
@@ -162,7 +163,13 @@ def _forward(setup: Setup, tracker: MemoryTracker, model: Any) -> Tensor:
     mask = attention_mask(layout, model.config, dtype_of(model)) if shares else None
     head = model.get_output_embeddings()
     with stopped_before(head) as hidden, _attention(setup, model, layout, mask):
-        model(input_ids=layout.ids, attention_mask=mask, position_ids=layout.positions, use_cache=False)
+        model(
+            input_ids=layout.ids,
+            attention_mask=mask,
+            position_ids=layout.positions,
+            use_cache=False,
+            **logits_alone(model.config),
+        )
     tokens = torch.empty(batch * count * length, dtype=torch.long, device="meta")
     gathered = hidden[0][tokens, tokens]
     with tracker.item(HEAD):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_align.batch import Padded
 from lit_align.policy.head import collisions
+from lit_align.policy.outputs import logits_alone
 
 NEGLIGIBLE = 1e-30
 """Gradients by a log-prob below this one are 0: float32 has eight digits more below it before it gets denormal."""
@@ -137,7 +138,8 @@ def _logits_at(model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, column
     """The model's logits at N chosen positions, [N, vocabulary]."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     with _gather_before(head, rows, columns) as gathered:
-        logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
+        alone = logits_alone(model.config)
+        logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **alone).logits
     return logits[0] if gathered else logits[rows, columns]
 
 

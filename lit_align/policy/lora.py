@@ -44,7 +44,7 @@ class InPlaceLora(LoraLayer):
         dropout = self.lora_dropout[name]
         dropped = flat if isinstance(dropout, nn.Identity) else dropout(flat.to(dtype))
         together = _add_low_rank(self.base_layer(flat), dropped, down, up, self.scaling[name], dtype)
-        return together.view(*x.shape[:-1], -1)
+        return together.view(*x.shape[:-1], together.shape[-1])
 
     def _only_adapter(self) -> str | None:
         """The one active adapter, where it is a plain one; None where peft has more to do than W x + s B A x."""

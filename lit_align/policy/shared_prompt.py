@@ -125,7 +125,18 @@ def attention_mask(rows: SharedRows, config: PretrainedConfig, dtype: torch.dtyp
 
 def takes_mask(config: PretrainedConfig) -> bool:
     """Whether the model's attention can be told by a mask who sees whom."""
-    return config._attn_implementation in (*DENSE_MASKS, FLEX) and layer_kinds(config) <= {FULL, SLIDING}
+    return unfit_attention(config) is None
+
+
+def unfit_attention(config: PretrainedConfig) -> str | None:
+    """Why a mask cannot tell the model's attention who sees whom; None where it can."""
+    if config._attn_implementation not in (*DENSE_MASKS, FLEX):
+        return (
+            f"its attention {config._attn_implementation!r} takes no such mask "
+            '(attn_implementation: "sdpa" or "eager" does)'
+        )
+    others = layer_kinds(config) - {FULL, SLIDING}
+    return f"it has layers of the kind {', '.join(sorted(others))}" if others else None
 
 
 def _window(config: PretrainedConfig) -> int | None:

@@ -1,0 +1,70 @@
+"""Log-probs of completions from rows that hold a prompt once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_align.batch import Padded
+from lit_align.policy.attention import cheaper_attention
+from lit_align.policy.head import token_logps
+from lit_align.policy.logps import TokenLogps
+from lit_align.policy.outputs import logits_alone
+from lit_align.policy.shared_prompt import FLEX, attention_mask, shared_rows
+
+
+def shared_logps(
+    model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False
+) -> list[TokenLogps]:
+    """Several completions of B prompts in one row each, from one forward pass; see `shared_prompt.py`."""
+    config: Any = model.config
+    rows = shared_rows(prompt, completions)
+    if config._attn_implementation == FLEX:
+        rows = rows.packed()
+    mask = attention_mask(rows, config, embedding_weight(model).dtype)
+    index = torch.arange(len(rows.ids), device=rows.ids.device)[:, None]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    with stopped_before(head) as hidden, cheaper_attention(model, rows, mask):
+        model(
+            input_ids=rows.ids,
+            attention_mask=mask,
+            position_ids=rows.positions,
+            use_cache=False,
+            **logits_alone(config),
+        )
+    pairs = list(zip(completions, rows.predicting, strict=True))
+    gathered = torch.cat([hidden[0][index.expand_as(at)[one.mask], at[one.mask]] for one, at in pairs])
+    targets = torch.cat([one.ids[one.mask] for one in completions])
+    values, collisions = token_logps(gathered, targets, head, config, with_collisions)
+    sizes = [int(one.mask.sum()) for one in completions]
+    collided = [None] * len(sizes) if collisions is None else collisions.split(sizes)
+    return [
+        TokenLogps.from_flat(one.mask, part, collision)
+        for one, part, collision in zip(completions, values.split(sizes), collided, strict=True)
+    ]
+
+
+@contextmanager
+def stopped_before(head: nn.Module) -> Iterator[list[Tensor]]:
+    """Keeps what the LM head is given, [B, T, H], and gives it nothing to do."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        kept.append(inputs[0])
+        return (inputs[0][:, :0], *inputs[1:])
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield kept
+    finally:
+        handle.remove()
+
+
+def embedding_weight(model: nn.Module) -> Tensor:
+    """Of the model's input embeddings: its dtype and device are those of the weights."""
+    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    return next(embeddings.parameters())
