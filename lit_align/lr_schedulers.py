@@ -127,7 +127,7 @@ def steps_of_fit(trainer: Trainer) -> int:
     Raises:
         ValueError: where it has no end.
     """
-    from lit_align.trainer import MANY_EPOCHS
+    from lit_align.trainer_defaults import MANY_EPOCHS
 
     endless = trainer.max_epochs is None or trainer.max_epochs < 0 or trainer.max_epochs >= MANY_EPOCHS
     if endless and trainer.max_steps > 0:

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -20,14 +20,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
-from lit_align.checkpoint import AlignmentCheckpoint, last_checkpoint
-from lit_align.progress import AlignmentProgressBar, note
+from lit_align.checkpoint import last_checkpoint
+from lit_align.progress import note
 from lit_align.report.measurement import readable, result_record
-from lit_align.report.summary import RunSummary
 from lit_align.strategies import check_strategy
+from lit_align.trainer_defaults import check_accumulation, default_loggers, epochs_by_default, own_callbacks
 
 DEFAULT_ROOT = "runs/default"
-MANY_EPOCHS = 100_000  # with max_steps the steps end a run; without an epoch limit Lightning miscounts its totals
 
 
 class AlignmentTrainer(Trainer):
@@ -40,16 +39,16 @@ class AlignmentTrainer(Trainer):
     Args:
         default_root_dir: the run folder; None means `runs/default`.
         max_steps: optimizer steps to train, -1 for no limit.
-        max_epochs: passes over the training pairs; None means 1, or no limit where `max_steps` is given.
-        logger: None means a CSV and a TensorBoard logger in the run folder; False means none.
+        max_epochs: passes over the training pairs; None means 1, or no limit where `max_steps` or `max_time` is given.
+        logger: None means a CSV and a TensorBoard logger in the run folder, False means none.
         callbacks: added to a checkpoint, a progress bar and a summary, unless one of that kind is among them.
-        log_every_n_steps: optimizer steps between two logged rows.
+        log_every_n_steps: optimizer steps between two logged rows; None means 1.
         gradient_clip_val: largest norm of the gradient; None does not clip.
         num_sanity_val_steps: validation batches to try before training.
         use_distributed_sampler: leave it off, the data module shards by rank itself.
         enable_model_summary: prints Lightning's table of submodules at the start.
-        enable_progress_bar: shows the progress bar.
-        enable_checkpointing: keeps checkpoints.
+        enable_progress_bar: shows the progress bar; None does, but with `barebones`.
+        enable_checkpointing: keeps checkpoints; None does, but with `barebones`.
         kwargs: all other arguments of `lightning.pytorch.Trainer`.
 
     Raises:
@@ -64,34 +63,39 @@ class AlignmentTrainer(Trainer):
     def __init__(
         self,
         *,
-        default_root_dir: str | None = None,
+        default_root_dir: str | Path | None = None,
         max_steps: int = -1,
         max_epochs: int | None = None,
         logger: Logger | list[Logger] | bool | None = None,
         callbacks: Callback | list[Callback] | None = None,
-        log_every_n_steps: int = 1,
+        log_every_n_steps: int | None = None,
         gradient_clip_val: float | None = 1.0,
         num_sanity_val_steps: int = 0,
         use_distributed_sampler: bool = False,
         enable_model_summary: bool = False,
-        enable_progress_bar: bool = True,
-        enable_checkpointing: bool = True,
+        enable_progress_bar: bool | None = None,
+        enable_checkpointing: bool | None = None,
         **kwargs: Any,
     ) -> None:
         check_strategy(kwargs.get("strategy", "auto"))
-        root = default_root_dir or DEFAULT_ROOT
+        check_accumulation(kwargs.get("accumulate_grad_batches", 1))
+        root = str(default_root_dir or DEFAULT_ROOT)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        own = _own_callbacks(given, enable_checkpointing, enable_progress_bar)
+        bare = bool(kwargs.get("barebones"))  # Lightning refuses what is on beside it
+        enable_checkpointing, enable_progress_bar = (
+            not bare if enabled is None else enabled for enabled in (enable_checkpointing, enable_progress_bar)
+        )
+        own = own_callbacks(given, enable_checkpointing, enable_progress_bar)
         for callback in [*given, *own]:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(root, run_folder.CHECKPOINTS).absolute())
         super().__init__(
             default_root_dir=root,
             max_steps=max_steps,
-            max_epochs=max_epochs if max_epochs is not None else (1 if max_steps == -1 else MANY_EPOCHS),
-            logger=_default_loggers(root) if logger is None or logger is True else logger,
+            max_epochs=epochs_by_default(given, max_steps, kwargs) if max_epochs is None else max_epochs,
+            logger=default_loggers(root) if logger is True or (logger is None and not bare) else logger,
             callbacks=[*given, *own],
-            log_every_n_steps=log_every_n_steps,
+            log_every_n_steps=(0 if bare else 1) if log_every_n_steps is None else log_every_n_steps,
             gradient_clip_val=gradient_clip_val,
             num_sanity_val_steps=num_sanity_val_steps,
             use_distributed_sampler=use_distributed_sampler,
@@ -355,22 +359,3 @@ class _CheckpointPaths(_CheckpointConnector):
         # Known from here on, not from when it is loaded: the data's tokens depend on when the run began.
         self._ckpt_path = super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
         return self._ckpt_path
-
-
-def _own_callbacks(given: list[Callback], checkpointing: bool, bar: bool) -> list[Callback]:
-    own: list[Callback] = []
-    if bar and not any(isinstance(callback, ProgressBar) for callback in given):
-        own.append(AlignmentProgressBar())
-    if not any(isinstance(callback, RunSummary) for callback in given):
-        own.append(RunSummary())
-    if checkpointing and not any(isinstance(callback, ModelCheckpoint) for callback in given):
-        own.append(AlignmentCheckpoint())
-    return own
-
-
-def _default_loggers(root: str) -> list[Logger]:
-    """Both number their versions, so that a resumed run loses no row of the interrupted one."""
-    return [
-        CSVLogger(root, name=run_folder.CSV_LOGS),
-        TensorBoardLogger(root, name=run_folder.TENSORBOARD_LOGS, default_hp_metric=False),
-    ]

@@ -17,7 +17,13 @@ from lit_align.data.encoder import Encoder, TokenizedPair, TooLong
 from lit_align.data.held_out import HeldOut
 from lit_align.data.loader import TrainFeed, collate, held_out_loader
 from lit_align.data.loading import OnBadRow
-from lit_align.data.needs import require, require_for_callbacks, require_held_out, require_pairs
+from lit_align.data.needs import (
+    require,
+    require_for_callbacks,
+    require_held_out,
+    require_pairs,
+    require_static_to_overfit,
+)
 from lit_align.data.policy_rounds import PolicyRounds
 from lit_align.data.reading import require_splits
 from lit_align.data.reference_feed import ReferenceFeed
@@ -171,6 +177,7 @@ class AlignmentDataModule(LightningDataModule):
             )
         if stage == "fit":
             require_for_callbacks(self, self.trainer)
+            require_static_to_overfit(self, self.trainer)
         if not self._prepared:
             self.prepare(module.tokenizer)
         if stage == "fit":
@@ -199,13 +206,13 @@ class AlignmentDataModule(LightningDataModule):
             require_pairs(self)
         if self.held_out_prompts.pool and self.run.rank == 0:
             note(str(self.held_out_prompts))
-        self._off = OffPolicySource(self.train_pairs, self.seed)
+        self._off = self._static_source()
         self._on = OnPolicySource(
             len(self.train_sets), self.round_prompts, self.seed, self._rounds.fresh, self._rounds.offered
         )
         before_static = self.reference_feed.before_static
         self._dealer = Dealer(self._off, self._on, self.batch_size, self.seed, self.run, before_static)
-        self._fingerprint = fingerprint(self.train_pairs, self.train_sets)
+        self._fingerprint = fingerprint(self._off.pairs, self.train_sets)
         self._prepared = True
         if self._pending_state is not None:
             self.load_state_dict(self._pending_state)
@@ -220,6 +227,15 @@ class AlignmentDataModule(LightningDataModule):
                 f"stored reference log-probs with the data's `date: {self.start}`"
             )
         return fix_date(tokenizer, self.start)
+
+    def _static_source(self) -> OffPolicySource:
+        """All training pairs; with `overfit_batches` those of the first micro-batches, again and again."""
+        batches = self.run.overfitted(self.micro_batches_per_epoch)
+        if batches is None:
+            return OffPolicySource(self.train_pairs, self.seed)
+        pairs = self.train_pairs[: batches * self.batch_size * self.run.world]
+        self.counts["outside_overfit_batches"] = len(self.train_pairs) - len(pairs)
+        return OffPolicySource(pairs, self.seed, shuffled=False)
 
     def sources(self) -> tuple[Source, Source | None]:
         """Where the training and the held-out rows come from; None where the latter are a share of the former.

@@ -50,6 +50,19 @@ def require_for_callbacks(data: AlignmentDataModule, trainer: Any) -> None:
             )
 
 
+def require_static_to_overfit(data: AlignmentDataModule, trainer: Any) -> None:
+    """Raises a ValueError where a fit is to overfit some batches and other pairs may come in between."""
+    if not getattr(trainer, "overfit_batches", 0):
+        return
+    schedules = [type(callback).__name__ for callback in _boundary_callbacks(trainer)]
+    if schedules or data.on_policy_share > 0:
+        brings = f"the boundary ({schedules[0]})" if schedules else f"an on-policy share of {data.on_policy_share:g}"
+        raise ValueError(
+            f"overfit_batches trains on the same static pairs again and again, and {brings} brings in new ones: "
+            "--boundary null and --data.on_policy_share 0 leave the static pairs alone"
+        )
+
+
 def require_held_out(data: AlignmentDataModule, trainer: Any) -> None:
     """Raises a ValueError where a boundary is to be measured and no held-out prompt is left."""
     if any(one.candidates for one in data.held_out_prompts.measured_on):

@@ -20,14 +20,16 @@ _EMPTY_ROUNDS = 3
 
 
 class _Order:
-    """The endless seeded order of n things: one permutation an epoch."""
+    """The endless order of n things: one seeded permutation an epoch, or over and over as they are."""
 
-    def __init__(self, size: int, seed: int, purpose: str) -> None:
-        self.size, self.seed, self.purpose = size, seed, purpose
+    def __init__(self, size: int, seed: int, purpose: str, shuffled: bool = True) -> None:
+        self.size, self.seed, self.purpose, self.shuffled = size, seed, purpose, shuffled
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> int:
         epoch, index = divmod(position, self.size)
+        if not self.shuffled:
+            return index
         if epoch != self._epoch:
             rng = np.random.default_rng(derive_seed(self.seed, self.purpose, epoch))
             self._epoch, self._permutation = epoch, rng.permutation(self.size)
@@ -35,17 +37,18 @@ class _Order:
 
 
 class OffPolicySource:
-    """Static pairs in seeded order, epoch after epoch.
+    """Static pairs, epoch after epoch.
 
     Args:
         pairs: all training pairs, the same on every rank.
         seed: the run's seed.
+        shuffled: in seeded order, another one each epoch; else as they are.
     """
 
-    def __init__(self, pairs: Sequence[TokenizedPair], seed: int) -> None:
+    def __init__(self, pairs: Sequence[TokenizedPair], seed: int, shuffled: bool = True) -> None:
         self.pairs = pairs
         self.cursor = 0
-        self._order = _Order(len(pairs), seed, "off-policy")
+        self._order = _Order(len(pairs), seed, "off-policy", shuffled)
 
     def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:
         """This rank's next `count` pairs; the cursor moves on by those of all ranks."""

@@ -54,6 +54,13 @@ class TrainerView:
         """Micro-batches of an optimizer step, at the moment."""
         return int(getattr(self.trainer, "accumulate_grad_batches", 1) or 1)
 
+    def overfitted(self, batches: int) -> int | None:
+        """Of so many micro-batches of an epoch, the first that the Trainer's `overfit_batches` takes; None: all."""
+        limit = getattr(self.trainer, "overfit_batches", 0)
+        if not limit:
+            return None
+        return max(1, int(limit * batches)) if isinstance(limit, float) else min(limit, batches)
+
     @property
     def needs_target(self) -> bool:
         """Whether the module's loss asks for each row's own target."""
