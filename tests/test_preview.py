@@ -122,11 +122,11 @@ def test_colours_are_those_of_a_terminal_that_wants_them(monkeypatch: pytest.Mon
 
 
 def test_parts_and_special_tokens_are_told_apart_with_and_without_colours(tmp_path: Path) -> None:
-    row = {"prompt": "Hi?", "chosen": " Yes. ", "rejected": "No <|im_end|> no"}
+    row = {"prompt": "Hi?", "chosen": " Yes. ", "rejected": "No <|im_start|> no"}
     data = AlignmentDataModule(write(tmp_path / "rows.jsonl", [row]))
     lines = shown(data).splitlines()
     assert "  │ ⟦<|im_start|>⟧user↵" in lines and "  │ ⟦<|im_start|>⟧assistant↵" in lines
-    assert "  + ·Yes.·⟦<|im_end|>⟧" in lines and "  - No·⟦<|im_end|>⟧·no⟦<|im_end|>⟧" in lines
+    assert "  + ·Yes.·⟦<|im_end|>⟧" in lines and "  - No·⟦<|im_start|>⟧·no⟦<|im_end|>⟧" in lines
     coloured = shown(data, colour=True)
     assert "\x1b[32;7m<|im_end|>\x1b[0m" in coloured and "⟦" not in coloured
     assert [line for line in STYLES.sub("", coloured).splitlines() if line.startswith("  + ")] == [
@@ -197,11 +197,8 @@ def test_the_template_s_own_text_is_held_against_the_tokens() -> None:
         assert comparison.differs is differs
         assert comparison.rest == ("<think>\n\n</think>\nYes.<|im_end|>\n" if differs else "\n")
         assert comparison.ours == ("Yes.<|im_end|>" if differs else "")
-    refusing = tiny_tokenizer()
-    refusing.chat_template = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}"
-    encoder = Encoder(tiny_tokenizer())
-    encoder.tokenizer = refusing
-    assert "one turn" in compare(encoder, CHAT, Candidate("Yes."), [1]).refused
+    alone = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}{{ messages[0].content }}"
+    assert "one turn" in compare(Encoder(tiny_tokenizer(alone)), CHAT, Candidate("Yes."), [1]).refused
 
 
 def test_parts_that_the_template_does_not_write_are_named(tmp_path: Path) -> None:
@@ -212,7 +209,7 @@ def test_parts_that_the_template_does_not_write_are_named(tmp_path: Path) -> Non
     assert "writes nothing of: `tools`, `reasoning_content` of the chosen answer." in text
     no_system = tiny_tokenizer("{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}")
     chat = (Message("system", "Be kind."), *CHAT)
-    assert list(unwritten(Encoder(no_system), chat, Candidate("Yes."), "it")) == ["`content` of turn 1"]
+    assert unwritten(Encoder(no_system), chat, Candidate("Yes."), "it") == ["`content` of turn 1"]
 
 
 def test_pieces_are_the_text_of_the_tokens() -> None:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.encoder import Encoder
-from lit_align.records import Candidate, Prompt, answer_turn, prompt_turns, template_arguments
-
-REFUSALS = (TemplateError, ValueError, TypeError)
-"""What a template raises at a chat that it does not take."""
+from lit_align.policy.chat_template import ChatRefused, ChatTemplate
+from lit_align.records import Candidate, Chat, Message, Prompt
 
 
 @dataclass(frozen=True)
@@ -89,11 +85,11 @@ def compare(encoder: Encoder, prompt: Prompt, answer: Candidate, ids: Sequence[i
         ids: of both.
         cut: tokens cut off the left end, which are left out of the comparison.
     """
-    if encoder.tokenizer.chat_template is None:
+    if not isinstance(encoder.template, ChatTemplate):
         return Comparison(None)
     try:
-        template = rendered(encoder, prompt, answer)
-    except REFUSALS as error:
+        template = encoder.template.write_whole(prompt, answer)
+    except ChatRefused as error:
         return Comparison(None, refused=str(error))
     text = _decoded(encoder.tokenizer, ids)
     if cut:
@@ -102,12 +98,7 @@ def compare(encoder: Encoder, prompt: Prompt, answer: Candidate, ids: Sequence[i
     return Comparison(template, same, text[same:])
 
 
-def rendered(encoder: Encoder, prompt: Prompt, answer: Candidate) -> str:
-    """What the template writes for the whole chat."""
-    return _written(encoder, [*prompt_turns(prompt), answer_turn(answer)], template_arguments(prompt))
-
-
-def unwritten(encoder: Encoder, prompt: Prompt, answer: Candidate, name: str) -> Iterator[str]:
+def unwritten(encoder: Encoder, prompt: Prompt, answer: Candidate, name: str) -> list[str]:
     """Names of those parts of a chat without which the template writes the same text.
 
     Args:
@@ -116,24 +107,47 @@ def unwritten(encoder: Encoder, prompt: Prompt, answer: Candidate, name: str) ->
         answer: the assistant's turn.
         name: what the answer is called.
     """
-    if encoder.tokenizer.chat_template is None:
-        return
-    turns, arguments = [*prompt_turns(prompt), answer_turn(answer)], template_arguments(prompt)
-    with suppress(*REFUSALS):  # said where the texts are compared
-        whole = _written(encoder, turns, arguments)
-        for key in arguments:
-            if _written(encoder, turns, {k: v for k, v in arguments.items() if k != key}) == whole:
-                yield f"`{key}`"
-        for at, turn in enumerate(turns):
-            place = name if at == len(prompt) else f"turn {at + 1}"
-            for key in (key for key, value in turn.items() if key != "role" and value):
-                emptied = {**turn, key: ""} if key == "content" else {k: v for k, v in turn.items() if k != key}
-                if _written(encoder, [*turns[:at], emptied, *turns[at + 1 :]], arguments) == whole:
-                    yield f"`{key}` of {place}"
+    template = encoder.template
+    if not isinstance(template, ChatTemplate):
+        return []
+
+    def written(prompt: Prompt, answer: Candidate) -> str | None:
+        try:
+            return template.write_whole(prompt, answer)
+        except ChatRefused:
+            return None
+
+    whole = written(prompt, answer)
+    parts = _without_each(prompt, answer, name)
+    if whole is None:
+        return []
+    return [part for part, chat, turn in parts if written(chat, turn) == whole]
 
 
-def _written(encoder: Encoder, turns: list[dict[str, Any]], arguments: dict[str, Any]) -> str:
-    return str(encoder.tokenizer.apply_chat_template(turns, **arguments, tokenize=False))
+def _without_each(prompt: Prompt, answer: Candidate, name: str) -> Iterator[tuple[str, Prompt, Candidate]]:
+    """Each part of a chat by its name, with the chat that lacks it."""
+    tools, kwargs = (prompt.tools, prompt.template_kwargs) if isinstance(prompt, Chat) else ("", "")
+    if tools:
+        yield "`tools`", Chat(prompt, "", kwargs), answer
+    for key in json.loads(kwargs or "{}"):
+        others = {k: v for k, v in json.loads(kwargs).items() if k != key}
+        yield f"`{key}`", Chat(prompt, tools, json.dumps(others)), answer
+    for at, message in enumerate(prompt):
+        for key, content, turn in _parts(message.content, message.turn):
+            turns = [*prompt[:at], Message(message.role, content, turn), *prompt[at + 1 :]]
+            yield f"`{key}` of turn {at + 1}", Chat(turns, tools, kwargs), answer
+    for key, text, turn in _parts(answer.text, answer.turn):
+        yield f"`{key}` of {name}", prompt, replace(answer, text=text, turn=turn)
+
+
+def _parts(content: str, turn: str) -> Iterator[tuple[str, str, str]]:
+    """The keys of a turn, each with the content and the JSON of the turn without it."""
+    if content and not turn:
+        yield "content", "", ""
+    whole = json.loads(turn or "{}")
+    for key in (key for key, value in whole.items() if key != "role" and value):
+        others = {**whole, "content": ""} if key == "content" else {k: v for k, v in whole.items() if k != key}
+        yield key, "" if key == "content" else content, json.dumps(others)
 
 
 def _compare_ends(template: str, text: str) -> Comparison:
