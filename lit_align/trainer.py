@@ -283,6 +283,8 @@ class AlignmentTrainer(Trainer):
         """
         from lit_align.preview import preview_run
 
+        self.strategy.connect(model)  # the data ask the Trainer's module for what decides the tokens
+        datamodule.trainer = self
         for line in preview_run(model, cast(Any, datamodule), rows, row, held_out, judge):
             if self.is_global_zero:
                 note(line)

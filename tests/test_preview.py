@@ -21,7 +21,7 @@ from lit_align.preview.rows import PreviewRow, RowReader, is_free
 from lit_align.preview.show import RowText
 from lit_align.preview.terminal import Terminal, cells, plain
 from lit_align.records import Candidate, Message
-from tests.tiny import tiny_tokenizer
+from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 STYLES = re.compile(r"\x1b\[[0-9;]*m")
 CHAT = (Message("user", "Hi?"),)
@@ -248,6 +248,20 @@ def test_the_command_loads_no_weights(config: Path, capsys: pytest.CaptureFixtur
     assert main(["preview", "--config", str(config), "--data.val_fraction", "0.3", "--held_out", "true"]) == 0
     out = capsys.readouterr().out
     assert out.count("rows.jsonl, row") == 3 and "tokens, held out" in out and "trained on" not in out
+
+
+def test_the_model_s_own_stops_are_those_of_the_preview(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (config.parent / "model/generation_config.json").write_text('{"eos_token_id": [2, 0]}')
+    assert main(["preview", "--config", str(config), "--rows", "1"]) == 0
+    assert "stop at <|im_end|> (2), <|endoftext|> (0)" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_an_answer_that_the_template_changes_is_said(tmp_path: Path) -> None:
+    row = {"prompt": "Hi?", "chosen": "<think>Hm.</think>Yes.", "rejected": "No."}
+    template = CHAT_TEMPLATE.replace("message['content'] }}", "message['content'].split('</think>')[-1] }}")
+    text = shown(AlignmentDataModule(write(tmp_path / "rows.jsonl", [row])), chat_template=template)
+    assert "The template writes the chosen answer otherwise than the row has it." in text
+    assert "rejected answer otherwise" not in text and "  + Yes.⟦<|im_end|>⟧" in text
 
 
 @pytest.mark.parametrize(

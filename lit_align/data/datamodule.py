@@ -190,7 +190,7 @@ class AlignmentDataModule(LightningDataModule):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """What :meth:`setup` does, with a tokenizer and without a Trainer."""
-        self.encoder = self.make_encoder(self._dated(tokenizer))
+        self.encoder = self.make_dated_encoder(tokenizer)
         maker = PairMaker(
             self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, self.run.bar,
             self.run.needs_target,
@@ -217,8 +217,8 @@ class AlignmentDataModule(LightningDataModule):
         if self._pending_state is not None:
             self.load_state_dict(self._pending_state)
 
-    def _dated(self, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-        """The tokenizer with the run's date in a template that writes today's."""
+    def make_dated_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
+        """What tokenises this run's prompts and pairs: a template that writes today's date writes the run's."""
         kept = self.start is not None
         self.start = self.start or self.run.start()
         if writes_date(tokenizer) and not kept and self.run.rank == 0:
@@ -226,7 +226,7 @@ class AlignmentDataModule(LightningDataModule):
                 f"The chat template writes the date: {self.start:%Y-%m-%d} all through this run. Another run finds its "
                 f"stored reference log-probs with the data's `date: {self.start}`"
             )
-        return fix_date(tokenizer, self.start)
+        return self.make_encoder(fix_date(tokenizer, self.start))
 
     def _static_source(self) -> OffPolicySource:
         """All training pairs; with `overfit_batches` those of the first micro-batches, again and again."""

@@ -10,7 +10,7 @@ from itertools import groupby
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.data.encoder import Encoder
-from lit_align.policy.chat_template import ChatRefused, ChatTemplate
+from lit_align.policy.chat_template import ChatRefused, ChatTemplate, holds
 from lit_align.records import Candidate, Chat, Message, Prompt
 
 
@@ -107,21 +107,27 @@ def unwritten(encoder: Encoder, prompt: Prompt, answer: Candidate, name: str) ->
         answer: the assistant's turn.
         name: what the answer is called.
     """
-    template = encoder.template
-    if not isinstance(template, ChatTemplate):
-        return []
-
-    def written(prompt: Prompt, answer: Candidate) -> str | None:
-        try:
-            return template.write_whole(prompt, answer)
-        except ChatRefused:
-            return None
-
-    whole = written(prompt, answer)
-    parts = _without_each(prompt, answer, name)
+    whole = _written(encoder, prompt, answer)
     if whole is None:
         return []
-    return [part for part, chat, turn in parts if written(chat, turn) == whole]
+    parts = _without_each(prompt, answer, name)
+    return [part for part, chat, turn in parts if _written(encoder, chat, turn) == whole]
+
+
+def changes(encoder: Encoder, prompt: Prompt, answer: Candidate) -> bool:
+    """Whether the template writes an answer's text otherwise, blanks aside."""
+    whole = _written(encoder, prompt, answer)
+    return whole is not None and not answer.turn and not holds(whole, answer.text)
+
+
+def _written(encoder: Encoder, prompt: Prompt, answer: Candidate) -> str | None:
+    """The whole chat; None where there is no template, or it does not write the chat."""
+    if not isinstance(encoder.template, ChatTemplate):
+        return None
+    try:
+        return encoder.template.write_whole(prompt, answer)
+    except ChatRefused:
+        return None
 
 
 def _without_each(prompt: Prompt, answer: Candidate, name: str) -> Iterator[tuple[str, Prompt, Candidate]]:

@@ -28,7 +28,7 @@ def preview_run(
 
     Args:
         module: of the run, before `configure_model`.
-        data: of the run, before `setup`.
+        data: of the run, connected to its Trainer, before `setup`.
         rows: how many, from the front.
         row: this one alone, from 1; None means `rows`.
         held_out: of the held-out data.
@@ -41,10 +41,9 @@ def preview_run(
     for name, number in (("rows", rows), ("row", row)):
         if number is not None and number < 1:
             raise ValueError(f"expected `{name}` to be at least 1, got {number}")
-    encoder = data.make_encoder(module.tokenizer)
+    encoder = data.make_dated_encoder(module.tokenizer)
     samples = hasattr(module, "policy")
-    needs_target = bool(getattr(getattr(module, "loss", None), "needs_target", False))
-    reader = RowReader(data, encoder, needs_target, ask_judge)
+    reader = RowReader(data, encoder, data.run.needs_target, ask_judge)
     use = "held out" if held_out else "trained on"
     text = RowText(terminal or Terminal.of(sys.stdout), encoder, *_names(data), samples, use)
     shown = list(reader.rows(held_out, row or 1, rows if row is None else 1))

@@ -9,7 +9,7 @@ from textwrap import fill, shorten
 from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.loading import as_set
 from lit_align.data.reading import BadRow
-from lit_align.preview.rendering import Comparison, Piece, compare, pieces, unwritten
+from lit_align.preview.rendering import Comparison, Piece, changes, compare, pieces, unwritten
 from lit_align.preview.rows import PreviewPair, PreviewRow
 from lit_align.preview.terminal import BOLD, CYAN, DIM, GREEN, RED, REVERSE, YELLOW, Cell, Terminal, cells, plain
 from lit_align.records import Candidate, CandidateSet, PreferencePair
@@ -160,8 +160,12 @@ class RowText:
             yield from self._note(f"The template writes the same text{of_which}{goes_on}.")
 
     def _unwritten(self, pair: PreviewPair) -> Iterator[str]:
-        answers = (("the chosen answer", pair.pair.chosen), ("the rejected answer", pair.pair.rejected))
-        parts = [part for name, answer in answers for part in unwritten(self.encoder, pair.pair.prompt, answer, name)]
+        """What of the chat the template leaves out, and answers that it does not write as they are."""
+        prompt, parts = pair.pair.prompt, list[str]()
+        for name, answer in (("the chosen answer", pair.pair.chosen), ("the rejected answer", pair.pair.rejected)):
+            parts += unwritten(self.encoder, prompt, answer, name)
+            if changes(self.encoder, prompt, answer):
+                yield from self._note(f"The template writes {name} otherwise than the row has it.")
         if parts:
             yield from self._note(f"The template writes nothing of: {', '.join(dict.fromkeys(parts))}.")
 
