@@ -54,6 +54,7 @@ class FakeData(LightningDataModule):
         self.train_pairs: list[str] = ["a static pair"]
         self.offered: list[tuple[int, int, list[CandidateSet]]] = []
         self.groups: dict[str, str] = {}
+        self.labels: dict[Prompt, list[tuple[str, str]]] = {}
         self.fractions: dict[int, float] = {}
         self.restored = False
         self.share = -1.0

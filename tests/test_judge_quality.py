@@ -12,7 +12,7 @@ import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
 from lit_align.judges import CombinedJudge, Comparison, JudgePart, PairwiseJudge, RecordedScores, RuleJudge
-from lit_align.judges.quality import bias_warning, calibration, longer_wins, quality_of, wilson
+from lit_align.judges.quality import bias_warning, calibration, contradiction_warning, longer_wins, quality_of, wilson
 from lit_align.records import Candidate, Message, PreferencePair
 from lit_align.report.judge import judge_quality, readable
 
@@ -137,6 +137,25 @@ def test_a_coin_is_named_and_few_pairs_are_not_enough() -> None:
     same_length = pairs_of([("good", "badd")] * 30)
     said = RuleJudge(lambda prompt, candidates, row: [float(text == "good") for text in candidates])
     assert "these pairs do not tell" in " ".join(readable(judge_quality(said, same_length)).split())
+
+
+def test_a_judge_that_is_worse_than_a_coin_is_called_that() -> None:
+    turned = RuleJudge(lambda prompt, candidates, row: [-float("good" in text) for text in candidates])
+    quality = judge_quality(turned, mixed())
+    assert quality.accuracy.value == 0 and len(quality.warnings) == 1
+    assert "worse than a coin: it is right in 0 % (0 to 6) of the pairs. Are chosen and rejected swapped" in " ".join(
+        readable(quality).split()
+    )
+    assert "coin's" not in readable(quality)
+
+
+def test_labels_are_held_against_verdicts() -> None:
+    assert contradiction_warning([0.0] * 6, range(6)) is None
+    assert "right in 0 % (0 to 49) of 7 labelled pairs" in (contradiction_warning([0.0] * 7, range(7)) or "")
+    assert contradiction_warning([0.0] * 70, [n // 10 % 3 for n in range(70)]) is None  # three prompts say little
+    assert contradiction_warning([0.5] * 70, range(70)) is None and contradiction_warning([], []) is None
+    assert contradiction_warning([0.0, 1.0, 0.0] * 9, range(27)) is None
+    assert contradiction_warning([0.0, 1.0, 0.0] * 30, range(90)) is not None
 
 
 def test_a_judge_made_of_several_is_asked_as_one() -> None:

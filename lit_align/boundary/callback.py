@@ -172,7 +172,7 @@ class BoundaryCallback(Callback):
         seed = () if self.draw_seed is None else ("seed", self.draw_seed)
         purpose: tuple[str | int, ...] = ("boundary", step, *seed)
         prompts = draw(data, self.max_prompts, "prompts", *purpose)
-        measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential, self.graded)
+        measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential, self.graded, data.labels)
         for start in range(0, len(prompts), self.batch_prompts):
             static = own_share(prompts[start : start + self.batch_prompts])
             desc = f"sampling (boundary, from prompt {start + 1} of {len(prompts)})"

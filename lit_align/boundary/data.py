@@ -10,6 +10,7 @@ from typing import Protocol, cast
 from lightning.pytorch import Trainer
 
 from lit_align.data.alike import draw_unlike
+from lit_align.data.held_out import Labels
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, Prompt
 from lit_align.seeding import derive_seed
@@ -28,6 +29,11 @@ class BoundaryData(Protocol):
 
     def group_of(self, prompt: Prompt) -> str:
         """The group of prompts that are alike; a measurement takes one of each."""
+        ...
+
+    @property
+    def labels(self) -> Labels:
+        """(better, worse) answers to held-out prompts, as the data have it."""
         ...
 
     def val_fraction_for(self, prompts: int) -> float | None:

@@ -15,9 +15,11 @@ from lit_align.boundary.interval import mean_interval
 from lit_align.boundary.result import BoundaryResult, Characteristics, Method, Stopped
 from lit_align.boundary.sequential import SequentialTest, require_alpha
 from lit_align.boundary.votes import JudgedPrompt, PromptVotes, judge_prompts
+from lit_align.data.held_out import Labels
+from lit_align.data.judging import agreement
 from lit_align.data.ranks import gather_in_turn, shard
 from lit_align.judges.base import Judge
-from lit_align.judges.quality import bias_warning
+from lit_align.judges.quality import bias_warning, contradiction_warning
 from lit_align.metrics import characteristics
 from lit_align.records import CandidateSet
 
@@ -36,13 +38,22 @@ class Measurement:
             alone.
         graded: the score goes by how much better an answer is (:func:`~lit_align.judges.base.graded_votes`), and not
             by votes alone.
+        labels: (better, worse) static answers to prompts, which the judge is held against in passing.
     """
 
-    def __init__(self, judge: Judge, alpha: float = 0.05, sequential: bool = True, graded: bool = False) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        alpha: float = 0.05,
+        sequential: bool = True,
+        graded: bool = False,
+        labels: Labels | None = None,
+    ) -> None:
         require_alpha(alpha)
         self.judge = judge
         self.alpha = alpha
         self.graded = graded
+        self.labels: Labels = labels or {}
         self.judged: list[JudgedPrompt] = []
         self._test = SequentialTest(alpha) if sequential else None
         self._votes: list[PromptVotes] = []
@@ -102,7 +113,7 @@ class Measurement:
             method=method,
             alpha=self.alpha,
             stopped="decided" if self.done else at_the_end,
-            judge_warning=_judge_warning(self.judged) if on + off else None,
+            judge_warning=_judge_warning(self.judged, self.labels) if on + off else None,
             characteristics=_characteristics(self.judged),
             graded=self.graded,
         )
@@ -120,10 +131,15 @@ def _characteristics(judged: Sequence[JudgedPrompt]) -> Characteristics:
     return {side: _plain(characteristics(sets, candidates=count)) for side, sets in sides.items()}
 
 
-def _judge_warning(judged: Sequence[JudgedPrompt]) -> str | None:
-    """What the votes give away about the judge."""
-    lengths = [[[len(c.text) for c in side.candidates] for side in (one.on, one.off)] for one in judged]
-    return bias_warning([one.block for one in judged], [on for on, _ in lengths], [off for _, off in lengths])
+def _judge_warning(judged: Sequence[JudgedPrompt], labels: Labels) -> str | None:
+    """What the votes, and the scores of labelled answers, give away about the judge."""
+    right = [(at.off.prompt, value) for at in judged for value in agreement(labels.get(at.off.prompt, ()), at.off)]
+    lengths = [[[len(c.text) for c in side.candidates] for side in (at.on, at.off)] for at in judged]
+    warnings = (
+        contradiction_warning([value for _, value in right], [prompt for prompt, _ in right]),
+        bias_warning([at.block for at in judged], [on for on, _ in lengths], [off for _, off in lengths]),
+    )
+    return " ".join(filter(None, warnings)) or None
 
 
 def _usual_count(sets: Sequence[CandidateSet]) -> int:

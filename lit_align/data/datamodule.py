@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from lit_align.batch import PairBatch
 from lit_align.data.dealing import Dealer
 from lit_align.data.encoder import Encoder, TokenizedPair, TooLong
-from lit_align.data.held_out import HeldOut
+from lit_align.data.held_out import HeldOut, Labels
 from lit_align.data.loader import TrainFeed, collate, held_out_loader
 from lit_align.data.loading import OnBadRow
 from lit_align.data.needs import (
@@ -339,6 +339,11 @@ class AlignmentDataModule(LightningDataModule):
     def group_of(self, prompt: Prompt) -> str:
         """The group of a held-out prompt: one of each is measured on, since prompts that are alike tell the same."""
         return self.held_out_prompts.group_of(prompt)
+
+    @property
+    def labels(self) -> Labels:
+        """(better, worse) answers to held-out prompts, as the data have it."""
+        return self.held_out_prompts.labels
 
     def val_fraction_for(self, prompts: int) -> float | None:
         """The `val_fraction` that leaves so many prompts to measure the boundary on, in hundredths.

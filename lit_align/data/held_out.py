@@ -14,6 +14,9 @@ from lit_align.data.ranks import gather
 from lit_align.progress import note
 from lit_align.records import Candidate, CandidateSet, FinishReason, Prompt, prompt_identity, prompt_text
 
+Labels = Mapping[Prompt, Sequence[tuple[str, str]]]
+"""For each prompt the pairs of a better and a worse answer."""
+
 
 def set_apart(prompts: Iterable[Prompt], groups: Mapping[Prompt, str], fraction: float) -> frozenset[Prompt]:
     """The prompts that the boundary is measured on and that may be trained on afterwards.
@@ -58,6 +61,7 @@ class HeldOut:
         sets: all held-out prompts with their static candidates.
         apart: the prompts of the boundary. None: all prompts serve both ends, and nothing is handed on.
         groups: the group of each prompt that is like another one; any other is a group by itself.
+        labels: (better, worse) answers to a prompt, as the data have it.
 
     Attributes:
         evaluated_on: the prompts of the val pairs and the win rate.
@@ -67,10 +71,15 @@ class HeldOut:
     """
 
     def __init__(
-        self, sets: Sequence[CandidateSet], apart: frozenset[Prompt], groups: Mapping[Prompt, str] | None = None
+        self,
+        sets: Sequence[CandidateSet],
+        apart: frozenset[Prompt],
+        groups: Mapping[Prompt, str] | None = None,
+        labels: Labels | None = None,
     ) -> None:
         self.evaluated_on = [one for one in sets if one.prompt not in apart]
         self.pool = [one for one in sets if one.prompt in apart]
+        self.labels: Labels = labels or {}
         self._groups = groups or {}
         self._spent: set[str] = set()
         self.on_offer: list[CandidateSet] = []

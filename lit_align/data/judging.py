@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.loading import Record, SkipLog, as_set
@@ -13,6 +17,7 @@ from lit_align.data.reading import BadRow
 from lit_align.data.row_trace import RowTrace, SourceRow
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
+from lit_align.judges.quality import contradiction_warning
 from lit_align.records import CandidateSet, PreferencePair, Prompt
 from lit_align.seeding import derive_seed
 
@@ -51,6 +56,37 @@ def judge_sets(
     return scored
 
 
+def labels_of(record: Record) -> list[tuple[str, str]]:
+    """(better, worse) answer, as the data have it: chosen and rejected, or the best and the worst scored candidate."""
+    if isinstance(record, PreferencePair):
+        return [(record.chosen.text, record.rejected.text)]
+    scored = [candidate for candidate in record.candidates if candidate.score is not None]
+    ranked = sorted(scored, key=lambda candidate: candidate.score or 0.0)
+    tied = not ranked or ranked[0].score == ranked[-1].score
+    return [] if tied else [(ranked[-1].text, ranked[0].text)]
+
+
+def labels_by_prompt(records: Iterable[Record]) -> dict[Prompt, list[tuple[str, str]]]:
+    """The (better, worse) answers to each prompt."""
+    labels: defaultdict[Prompt, list[tuple[str, str]]] = defaultdict(list)
+    for record in records:
+        labels[record.prompt] += labels_of(record)
+    return dict(labels)
+
+
+def agreement(labels: Sequence[tuple[str, str]], judged: CandidateSet) -> list[float]:
+    """For each label 1 where the scores agree with it, 0 where they turn it round, 0.5 for a tie; without scores none.
+
+    Args:
+        labels: (better, worse) answers of the prompt.
+        judged: candidates of the prompt with a judge's scores.
+    """
+    scores = {candidate.text: candidate.score for candidate in judged.candidates}
+    pairs = [(scores.get(better), scores.get(worse)) for better, worse in labels]
+    margins = [better - worse for better, worse in pairs if better is not None and worse is not None]
+    return [0.5 + 0.5 * float(np.sign(margin)) for margin in margins if not math.isnan(margin)]
+
+
 def judge_records(
     records: Sequence[Record], judge: Judge | None, relabel: bool, progress: Callable[[int], object] | None = None
 ) -> list[Record]:
@@ -72,7 +108,16 @@ def judge_records(
     judged = list(records)
     for index, answer in zip(indices, scored, strict=True):
         judged[index] = answer
+    _warn_of_contradiction(judge, [(records[i].prompt, labels_of(records[i]), as_set(judged[i])) for i in indices])
     return judged
+
+
+def _warn_of_contradiction(judge: Judge, judged: Sequence[tuple[Prompt, list[tuple[str, str]], CandidateSet]]) -> None:
+    """Says so where a judge that scores labelled data anew turns the labels round."""
+    right = [(prompt, value) for prompt, labels, scored in judged for value in agreement(labels, scored)]
+    warning = contradiction_warning([value for _, value in right], [prompt for prompt, _ in right])
+    if warning is not None:
+        rank_zero_warn(f"the judge {judge.identity}: {warning}")
 
 
 def needs_judge(record: Record, judge: Judge | None, relabel: bool) -> bool:

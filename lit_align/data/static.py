@@ -11,7 +11,7 @@ from tqdm import tqdm
 from lit_align.data.alike import group_alike
 from lit_align.data.encoder import Encoder, TokenizedPair
 from lit_align.data.held_out import HeldOut, set_apart
-from lit_align.data.judging import encode_records, judge_records
+from lit_align.data.judging import encode_records, judge_records, labels_by_prompt
 from lit_align.data.loading import (
     OnBadRow,
     Record,
@@ -104,7 +104,7 @@ def make_static(
     apart, groups = boundary_prompts(val_records, boundary_fraction)
     val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in apart, val_rows)
     val_rows.unreadable(bad_rows)
-    prompts = HeldOut(held_out, apart, groups)
+    prompts = HeldOut(held_out, apart, groups, labels_by_prompt(val_records))
     if apart:
         val_counts["prompts_measured"], val_counts["prompts_evaluated"] = len(prompts.pool), len(prompts.evaluated_on)
     counts.update({f"val/{key}": count for key, count in val_counts.items()})

@@ -22,6 +22,7 @@ from lit_align.judges.quality_record import (
 
 BINS = 10
 LENGTH_ALONE = 0.95
+_TURNED_ROUND = "Are chosen and rejected swapped in the data, or is its rule, rubric or scale turned round?"
 
 
 def quality_of(
@@ -157,6 +158,25 @@ def bias_warning(blocks: Sequence[np.ndarray], on: Sequence[Sequence[int]], off:
     )
 
 
+def contradiction_warning(right: Sequence[float], groups: Sequence[Hashable]) -> str | None:
+    """What a judge's verdicts on labelled pairs say of it, where they turn the labels round.
+
+    Args:
+        right: for each pair 1 where the judge prefers the answer that is labelled better, 0.5 for a tie, else 0.
+        groups: what each pair belongs to, see :func:`quality_of`.
+
+    Returns:
+        A warning where the share of right verdicts lies below 0.5, with a chance of error of 1 %.
+    """
+    share = _Measures(np.asarray(_numbered(groups), dtype=np.int64), 0.99).share(np.asarray(right, dtype=np.float64))
+    if share.value is None or share.high >= 0.5:
+        return None
+    return (
+        f"It contradicts the data's labels: it is right in {_percent(share)} of {share.count} labelled pairs, which is "
+        f"worse than a coin. {_TURNED_ROUND}"
+    )
+
+
 class _Measures:
     """Shares with intervals of values that come in groups."""
 
@@ -219,6 +239,8 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 def _warnings(accuracy: Share, order: OrderConsistency | None, length: LengthBias) -> list[str]:
     found = []
+    if accuracy.value is not None and accuracy.high < 0.5:
+        found.append(f"It is worse than a coin: it is right in {_percent(accuracy)} of the pairs. {_TURNED_ROUND}")
     if order is not None and order.position_decides.low > 0.5:
         decided = order.position_decides.count * (order.position_decides.value or 0.0)
         found.append(

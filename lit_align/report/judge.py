@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from lit_align.data.alike import group_alike
 from lit_align.judges import CachedJudge, Comparison, Judge, PairwiseJudge, PointwiseJudge, RewardModelJudge
 from lit_align.judges.quality import quality_of
 from lit_align.judges.quality_record import Calibration, JudgeQuality, LengthBias, OrderConsistency, Share
@@ -49,12 +50,13 @@ def judge_quality(
         votes, orders = votes + found, orders + both
         if progress is not None:
             progress(len(some))
+    alike = group_alike(pair.prompt for pair in pairs)
     return quality_of(
         judge.identity,
         votes,
         [(len(pair.chosen.text), len(pair.rejected.text)) for pair in pairs],
         orders=orders or None,
-        groups=[pair.prompt for pair in pairs],
+        groups=[alike[pair.prompt] for pair in pairs],
         confidence=confidence,
     )
 

@@ -23,6 +23,7 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
         _decisions(summary["decisions"]),
         fill(summary["crossing"]["text"]) if summary["crossing"] is not None else "",
         fill(summary["next"]) if summary["next"] is not None else "",
+        _judge(summary["decisions"]),
         _win_rate(summary["win_rate"], answers),
         _rows(summary["rows"]),
         _rounds(summary["rounds"]),
@@ -54,6 +55,12 @@ def _decisions(decisions: Sequence[Mapping[str, Any]]) -> str:
         )
         lines.append(fill(f"        {one['reason']}", indent=" " * 8))
     return "\n".join(lines)
+
+
+def _judge(decisions: Sequence[Mapping[str, Any]]) -> str:
+    """What the last measurement gave away about its judge."""
+    last = next((decision for decision in reversed(decisions) if decision["score"] is not None), None)
+    return fill(f"The judge: {last['judge_warning']}") if last is not None and last["judge_warning"] else ""
 
 
 def _win_rate(result: Mapping[str, Any] | None, answers: Sequence[Mapping[str, Any]]) -> str:
