@@ -1,18 +1,19 @@
-"""Measures real models against a pool of the others, by recorded verdicts: all prompts, and only as many as it takes.
+"""Measures each of several real models against all others, by recorded scores, on all prompts and sequentially.
 
     python benchmarks/alpaca_eval.py CANDIDATES
 
 CANDIDATES is a JSONL file (also .gz) with a row for each prompt: `prompt` and `candidates`, each of them with
-`model`, `text` and `score`. Each model in turn plays the policy; the others' answers are the static ones. Exits
-with 1 where a score differs from the share of votes computed directly.
+`model`, `text` and `score`. Each model in turn plays the policy; the other models' answers are the static ones. The
+exit code is 1 if a score differs from the share of votes computed directly.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ from lit_align.data.loading import as_set, load_records
 from lit_align.records import CandidateSet
 
 TOLERANCE = 1e-9
+HEADER = ("model", "all prompts", "score", "interval", "stage", "sequential", "fewest to most", "agree", "undecided")
 
 
 def main() -> int:
     options = _options()
     sets = [as_set(record) for record in load_records(options.candidates)]
-    models = sorted({str(candidate.model) for one in sets for candidate in one.candidates})
-    found = {model: measured(sets, model, options.alpha, options.seeds) for model in models}
-    ranked = sorted(found.items(), key=lambda item: item[1]["all"].score)
+    candidates = chain.from_iterable(candidate_set.candidates for candidate_set in sets)
+    models = sorted({str(candidate.model) for candidate in candidates})
+    results = {model: measure_model(sets, model, options.alpha, options.seeds) for model in models}
+    ranked = sorted(results.items(), key=lambda item: item[1]["all"].score)
     header = [
         "model",
         "all prompts",
@@ -43,57 +46,57 @@ def main() -> int:
         "agree",
         "undecided",
     ]
-    print(table(header, [_row(model, one) for model, one in ranked]))
-    worst = max(abs(one["all"].score - one["direct"]) for one in found.values())
-    print(f"\nlargest difference from the votes counted directly: {worst:.1e}")
+    print(table(header, [_row(model, result) for model, result in ranked]))
+    largest_difference = max(abs(result["all"].score - result["direct"]) for result in results.values())
+    print(f"\nlargest difference from the votes counted directly: {largest_difference:.1e}")
     write_json(
         options.output,
         {
             "machine": machine(1),
             "alpha": options.alpha,
             "seeds": options.seeds,
-            "largest_difference": worst,
-            "models": {
-                model: {"all": asdict(one["all"]), "sequential": [asdict(run) for run in one["sequential"]]}
-                for model, one in ranked
-            },
+            "largest_difference": largest_difference,
+            "models": {model: _as_json(result) for model, result in ranked},
         },
     )
-    return int(worst > TOLERANCE)
+    return int(largest_difference > TOLERANCE)
 
 
-def measured(sets: Sequence[CandidateSet], model: str, alpha: float, seeds: int) -> dict[str, Any]:
-    """One model against the others: on all prompts, sequentially with each seed, and the score by hand."""
-    on = [_those(one, model, True) for one in sets]
-    off = [_those(one, model, False) for one in sets]
+def measure_model(sets: Sequence[CandidateSet], model: str, alpha: float, seeds: int) -> dict[str, Any]:
+    """Measures a model against the others: on all prompts, sequentially with each seed, and directly."""
+    on = [_select(candidate_set, lambda name: name == model) for candidate_set in sets]
+    off = [_select(candidate_set, lambda name: name != model) for candidate_set in sets]
     return {
         "all": measure_recorded(on, off, alpha, sequential=False),
         "sequential": [measure_recorded(on, off, alpha, seed=seed) for seed in range(seeds)],
-        "direct": directly(on, off),
+        "direct": count_directly(on, off),
     }
 
 
-def directly(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> float:
-    """The mean over prompts of the share of pairs that the first side wins, ties half; each prompt comes once."""
+def count_directly(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> float:
+    """Averages over prompts the share of comparisons that the first side wins, with ties as half a win."""
     shares = []
     for a, b in zip(on, off, strict=True):
-        won = [
+        votes = [
             (x.score > y.score) + (x.score == y.score) / 2  # type: ignore[operator]
-            for x in a.candidates
-            for y in b.candidates
+            for x, y in product(a.candidates, b.candidates)
         ]
-        if won:
-            shares.append(sum(won) / len(won))
+        if votes:
+            shares.append(sum(votes) / len(votes))
     return sum(shares) / len(shares)
 
 
-def _those(one: CandidateSet, model: str, mine: bool) -> CandidateSet:
-    return replace(one, candidates=tuple(c for c in one.candidates if (c.model == model) == mine))
+def _select(candidate_set: CandidateSet, has_model: Callable[[str | None], bool]) -> CandidateSet:
+    return replace(candidate_set, candidates=tuple(c for c in candidate_set.candidates if has_model(c.model)))
 
 
-def _row(model: str, found: dict[str, Any]) -> list[str]:
-    whole: BoundaryResult = found["all"]
-    runs: list[BoundaryResult] = found["sequential"]
+def _as_json(result: dict[str, Any]) -> dict[str, Any]:
+    return {"all": asdict(result["all"]), "sequential": list(map(asdict, result["sequential"]))}
+
+
+def _row(model: str, result: dict[str, Any]) -> list[str]:
+    whole: BoundaryResult = result["all"]
+    runs: list[BoundaryResult] = result["sequential"]
     prompts = [run.prompts for run in runs]
     return [
         model,
@@ -111,8 +114,8 @@ def _row(model: str, found: dict[str, Any]) -> list[str]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("candidates", help="the file of prompts with scored candidates")
-    parser.add_argument("--seeds", type=int, default=20, help="orders of the prompts")
-    parser.add_argument("--alpha", type=float, default=0.05, help="the chance of error")
+    parser.add_argument("--seeds", type=int, default=20, help="how many random orders of the prompts to measure")
+    parser.add_argument("--alpha", type=float, default=0.05, help="the probability of a wrong decision")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/alpaca_eval.json"))
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a random model, pairs of given lengths, both trainers on them, and the report."""
+"""Shared parts of the benchmarks: a random model, pairs of given lengths, both trainers on them, and the report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FIRST_PLAIN_ID = 2  # 0 pads, 1 ends a completion
 
 @dataclass(frozen=True)
 class Shape:
-    """Tokens of the prompt and of each of the two completions of a pair."""
+    """The lengths of a pair in tokens: its prompt and each of its two completions."""
 
     name: str
     prompt: int
@@ -72,21 +72,21 @@ Pair = dict[str, list[int]]
 
 
 def random_pairs(count: int, lengths: Callable[[random.Random], tuple[int, int, int]], vocabulary: int) -> list[Pair]:
-    """`count` pairs of random tokens.
+    """Makes pairs of random tokens.
 
     Args:
-        count: how many.
-        lengths: draws the tokens of a pair's prompt, chosen and rejected completion.
-        vocabulary: size of the model's; all of it but the two special ids is drawn from.
+        count: number of pairs.
+        lengths: draws the lengths of a pair's prompt, chosen and rejected completion.
+        vocabulary: size of the model's vocabulary; tokens are drawn from it without the two special ids.
     """
-    draw = random.Random(0)
+    rng = random.Random(0)
 
     def tokens(length: int) -> list[int]:
-        return [draw.randrange(FIRST_PLAIN_ID, vocabulary) for _ in range(length)]
+        return [rng.randrange(FIRST_PLAIN_ID, vocabulary) for _ in range(length)]
 
     pairs = []
     for _ in range(count):
-        prompt, chosen, rejected = lengths(draw)
+        prompt, chosen, rejected = lengths(rng)
         pairs.append({"prompt_ids": tokens(prompt), "chosen_ids": tokens(chosen), "rejected_ids": tokens(rejected)})
     return pairs
 
@@ -95,30 +95,29 @@ def random_pairs(count: int, lengths: Callable[[random.Random], tuple[int, int, 
 
 
 def pair_batches(pairs: Sequence[Pair], batch_size: int) -> list[Any]:
-    """The pairs as lit-align's micro-batches, in order."""
+    """Makes lit-align's micro-batches of the pairs, in order."""
     import torch
 
     from lit_align.batch import Padded, PairBatch
 
     batches = []
     for start in range(0, len(pairs), batch_size):
-        part = pairs[start : start + batch_size]
-        prompt, chosen, rejected = (
-            Padded.from_sequences([pair[key] for pair in part], 0)
-            for key in ("prompt_ids", "chosen_ids", "rejected_ids")
-        )
-        on_policy = torch.zeros(len(part), dtype=torch.bool)
-        batches.append(PairBatch(prompt, chosen, rejected, on_policy, torch.full((len(part),), torch.nan)))
+        batch = pairs[start : start + batch_size]
+        prompt = Padded.from_sequences([pair["prompt_ids"] for pair in batch], 0)
+        chosen = Padded.from_sequences([pair["chosen_ids"] for pair in batch], 0)
+        rejected = Padded.from_sequences([pair["rejected_ids"] for pair in batch], 0)
+        on_policy = torch.zeros(len(batch), dtype=torch.bool)
+        batches.append(PairBatch(prompt, chosen, rejected, on_policy, torch.full((len(batch),), torch.nan)))
     return batches
 
 
 def lit_module(model: Path | str, rank: int | None, dtype: str, learning_rate: float, compiled: bool = False) -> Any:
-    """lit-align's module with DPO and AdamW, fused as TRL's is; `rank` None trains all weights."""
+    """Makes lit-align's module with DPO and AdamW, which is fused as in TRL; `rank` None trains all weights."""
     import torch
 
+    from lit_align import AlignmentModule
     from lit_align.losses import DPO
-    from lit_align.module import AlignmentModule
-    from lit_align.policy.spec import LoraSpec, PolicySpec
+    from lit_align.policy import LoraSpec, PolicySpec
 
     lora = None if rank is None else LoraSpec(r=rank, alpha=2 * rank)
     module = AlignmentModule(
@@ -138,7 +137,7 @@ def lit_fit(module: Any, batches: Sequence[Any], steps: int, callback: Any, fold
 
 
 def lit_trainer(steps: int, callback: Any, folder: Path) -> Any:
-    """A plain Lightning trainer that writes nothing."""
+    """Makes a plain Lightning trainer that writes nothing."""
     from lightning.pytorch import Trainer
 
     return Trainer(
@@ -171,10 +170,10 @@ def trl_trainer(
     folder: Path,
     callbacks: Sequence[Any] = (),
 ) -> Any:
-    """TRL's DPOTrainer on the same tokens, in the same order, with no work that the other side does not do.
+    """Makes TRL's DPOTrainer for the same tokens in the same order, without any work that lit-align does not do.
 
-    No gradient checkpointing, no gradient clipping, no logging, no truncation. Its fused LM head is always on. The
-    losses of its steps are in `step_losses`.
+    No gradient checkpointing, no gradient clipping, no logging, no truncation. Its fused LM head is always on.
+    `step_losses` has the losses of its steps.
     """
     import torch
     from datasets import Dataset
@@ -182,7 +181,7 @@ def trl_trainer(
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from trl import DPOConfig
 
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
     config = DPOConfig(
         **trl_plain(folder),
         learning_rate=learning_rate,
@@ -201,21 +200,21 @@ def trl_trainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)),
         args=config,
         train_dataset=Dataset.from_list(list(pairs)),
-        processing_class=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"),
+        processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"),
         callbacks=list(callbacks),
         peft_config=None if rank is None else trl_lora(rank),
     )
 
 
 def trl_plain(folder: Path) -> dict[str, Any]:
-    """Settings of any of TRL's trainers: nothing that costs time and that the other side does not do."""
+    """Settings of all TRL trainers: they switch off what costs time and lit-align does not do."""
     import torch
 
     return {
         "output_dir": str(folder),
         "beta": BETA,
         "gradient_checkpointing": False,
-        "bf16": False,  # no autocast: the weights are in the precision asked for, as on the other side
+        "bf16": False,  # no autocast: the weights have the precision of `dtype`, as in lit-align
         "use_cpu": not torch.cuda.is_available(),
         "logging_strategy": "no",
         "save_strategy": "no",
@@ -225,14 +224,14 @@ def trl_plain(folder: Path) -> dict[str, Any]:
 
 
 def trl_lora(rank: int) -> Any:
-    """The adapters of :func:`lit_module`."""
+    """Makes the config of the same adapters as :func:`lit_module`."""
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _tokenised_dpo_trainer() -> Any:
-    """The class of TRL's DPOTrainer for pairs of ids, which keeps the loss of each step."""
+    """A subclass of TRL's DPOTrainer that takes token ids and records the loss of each step."""
     from trl import DPOTrainer
 
     class TokenisedDPOTrainer(DPOTrainer):
@@ -241,7 +240,7 @@ def _tokenised_dpo_trainer() -> Any:
             self.step_losses: list[float] = []
 
         def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset  # tokenised already
+            return dataset  # the pairs are token ids already
 
         def training_step(self, *args: Any, **kwargs: Any) -> Any:
             loss = super().training_step(*args, **kwargs)
@@ -255,12 +254,12 @@ def _tokenised_dpo_trainer() -> Any:
 
 
 ALLOCATORS = {"kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}, "system": {}}
-"""What glibc does with freed memory in a measured process: keeps it, as lit-align has it in every fit on a CPU
-(`lit_align/host_memory.py`), or gives it back, as it comes; a lit-align fit still keeps it then."""
+"""How glibc treats freed memory in a measured process. kept: it keeps it, as lit-align sets in every fit on a CPU
+(`lit_align/host_memory.py`). system: the default, which returns it; a lit-align fit still sets the other."""
 
 
 def measured_environment(threads: int, allocator: str = "kept") -> dict[str, str]:
-    """The environment of a measured process: no network, `threads` threads that wait as torch has them by default."""
+    """Returns the environment of a measured process: no network, `threads` threads of torch."""
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")},
         **ALLOCATORS[allocator],
@@ -272,7 +271,7 @@ def measured_environment(threads: int, allocator: str = "kept") -> dict[str, str
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """Where a measurement was made, and how busy it was there."""
+    """Describes the machine of a measurement and its load."""
     return {
         "system": platform.platform(),
         "processor": _processor(),
@@ -299,7 +298,7 @@ def _version(name: str) -> str | None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, aligned for the terminal."""
+    """Formats a table in Markdown, aligned for the terminal."""
     from lit_align.markdown import markdown_table
 
     return markdown_table([header, *rows], aligned=True)

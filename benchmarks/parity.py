@@ -2,14 +2,15 @@
 
     python benchmarks/parity.py
 
-Full training in float32 of a small random Llama, prompts and completions of mixed lengths. Exits with 1 where a
-loss of a step differs by more than the tolerance.
+Full training in float32 of a small random Llama, prompts and completions of mixed lengths. The exit code is 1 if the
+loss of any step differs by more than the tolerance.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,8 @@ from common import (
 )
 
 MODEL = RandomLlama(hidden=96, layers=3, vocabulary=512)
-LONGEST_PROMPT, LONGEST_COMPLETION = 48, 40
+LONGEST_PROMPT = 48
+LONGEST_COMPLETION = 40
 
 
 def main() -> int:
@@ -42,16 +44,16 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = MODEL.save(folder / "model")
-        pairs = random_pairs(options.steps * options.batch_size, _mixed, MODEL.vocabulary)
-        ours = lit_losses(model, pairs, options, folder)
-        theirs = trl_losses(model, pairs, options, folder)
-    differences = [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+        pairs = random_pairs(options.steps * options.batch_size, _draw_lengths, MODEL.vocabulary)
+        lit = lit_losses(model, pairs, options, folder)
+        trl = trl_losses(model, pairs, options, folder)
+    differences = [abs(a - b) for a, b in zip(lit, trl, strict=True)]
     rows = [
         [str(step), f"{a:.6f}", f"{b:.6f}", f"{d:.1e}"]
-        for step, (a, b, d) in enumerate(zip(ours, theirs, differences, strict=True))
+        for step, (a, b, d) in enumerate(zip(lit, trl, differences, strict=True))
     ]
     print(table(["step", "lit-align", "TRL", "difference"], rows))
-    equal = len(ours) == options.steps and max(differences) <= options.tolerance
+    equal = len(lit) == options.steps and max(differences) <= options.tolerance
     print(
         f"largest difference {max(differences):.1e}, tolerance {options.tolerance:.0e}: "
         f"{'equal' if equal else 'NOT EQUAL'}"
@@ -63,8 +65,8 @@ def main() -> int:
             "machine": machine(options.threads),
             "options": vars(options),
             "model": MODEL,
-            "lit_align": ours,
-            "trl": theirs,
+            "lit_align": lit,
+            "trl": trl,
             "largest_difference": max(differences),
             "equal": equal,
         },
@@ -103,19 +105,19 @@ def trl_losses(model: Path, pairs: list[Pair], options: argparse.Namespace, fold
     return losses
 
 
-def _mixed(draw: Any) -> tuple[int, int, int]:
-    return draw.randint(1, LONGEST_PROMPT), draw.randint(1, LONGEST_COMPLETION), draw.randint(1, LONGEST_COMPLETION)
+def _draw_lengths(rng: random.Random) -> tuple[int, int, int]:
+    return rng.randint(1, LONGEST_PROMPT), rng.randint(1, LONGEST_COMPLETION), rng.randint(1, LONGEST_COMPLETION)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps")
-    parser.add_argument("--batch-size", type=int, default=4, help="pairs a step")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of both sides")
+    parser.add_argument("--batch-size", type=int, default=4, help="pairs per step")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="learning rate of both sides")
     parser.add_argument(
-        "--trl-learning-rate", type=float, help="another one for TRL: shows what a difference looks like"
+        "--trl-learning-rate", type=float, help="another learning rate for TRL, to see what a difference looks like"
     )
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of a step's loss")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest allowed difference of a step's loss")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/parity.json"))
     return parser.parse_args()

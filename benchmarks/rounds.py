@@ -1,6 +1,6 @@
 """Both sides of `onpolicy.py`: on-policy rounds with lit-align and with TRL, each as its users run them.
 
-The model, the prompts and the rule are the same. See `onpolicy.py` for what is counted.
+The model, the prompts and the rule are the same. `onpolicy.py` says what the time of a round covers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from common import lit_module, lit_trainer, trl_lora, trl_plain
 from lightning.pytorch import Callback
 
 CANDIDATES = 2
-"""TRL's online DPO draws two, no more and no less."""
+"""TRL's online DPO always draws two."""
 
 
 class Steps(Protocol):
@@ -29,7 +29,7 @@ class Steps(Protocol):
 
 
 def words_and_letters(text: str) -> float:
-    """The rule: letters a word, in lower case twice. It grades finely, so few candidates tie."""
+    """Scores a text by its letters per word, counted twice in lower case. The scale is fine, so few candidates tie."""
     words = text.split()
     return sum(word.isascii() + len(word) * (1 + word.islower()) for word in words) / max(len(words), 1)
 
@@ -39,7 +39,7 @@ def lit_rule(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[fl
 
 
 def run_lit_rounds(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
-    """Rounds of a data module under a Lightning fit, before its first step."""
+    """Runs rounds of a data module in a Lightning fit, before its first step."""
     from lit_align.data import AlignmentDataModule
     from lit_align.judges import RuleJudge
     from lit_align.sampling import TransformersSampler
@@ -74,14 +74,14 @@ def run_lit_rounds(settings: dict[str, Any], steps: Steps, folder: Path) -> None
                 stats = data.round_stats
                 parts = {key: stats[key] for key in ("sample_seconds", "judge_seconds", "reference_seconds")}
                 steps.end(pairs=stats["pairs"], ties=stats["ties"], **parts)
-            trainer.should_stop = True  # a training step is not part of a round, of its memory neither
+            trainer.should_stop = True  # a training step counts neither for the time nor for the memory of a round
 
     module = lit_module(settings["model"], settings["rank"], settings["dtype"], 1e-5)
     lit_trainer(1, Rounds(), folder).fit(module, data)
 
 
 def run_trl_rounds(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
-    """The rounds of TRL's OnlineDPOTrainer, in micro-batches, by its own methods and in its own order."""
+    """Runs rounds of TRL's OnlineDPOTrainer, in micro-batches, by its own methods and in its own order."""
     trainer = _online_dpo_trainer(settings, folder)
     steps.ready()
     prompts = [[{"role": "user", "content": text}] for text in settings["prompts"]]
@@ -89,15 +89,17 @@ def run_trl_rounds(settings: dict[str, Any], steps: Steps, folder: Path) -> None
         prompts = settings["prompts"]
     for _ in range(settings["steps"]):
         steps.begin()
-        pairs = tokens = 0
+        pairs = 0
+        tokens = 0
         for start in range(0, len(prompts), settings["peer_prompts"]):
-            chosen, count = _micro_batch(trainer, prompts[start : start + settings["peer_prompts"]])
-            pairs, tokens = pairs + len(chosen), tokens + count
+            margins, sampled_tokens = _micro_batch(trainer, prompts[start : start + settings["peer_prompts"]])
+            pairs += len(margins)
+            tokens += sampled_tokens
         steps.end(pairs=pairs, tokens=tokens)
 
 
 def _micro_batch(trainer: Any, prompts: Sequence[Any]) -> tuple[torch.Tensor, int]:
-    """What a training step of TRL does before its loss, but for the policy's own log-probs."""
+    """Does the part of TRL's training step before the loss, without the policy's own log-probs."""
     trainer.model.train()
     prompt_ids, prompt_mask, ids, mask, _ = trainer._generate(trainer.model, list(prompts))
     with torch.no_grad(), trainer.model.disable_adapter():
@@ -131,7 +133,7 @@ def _online_dpo_trainer(settings: dict[str, Any], folder: Path) -> Any:
         temperature=settings["temperature"],
         top_p=settings["top_p"],
         top_k=0,
-        generation_kwargs={"min_new_tokens": 1},  # as on the other side
+        generation_kwargs={"min_new_tokens": 1},  # as in lit-align
     )
     return OnlineDPOTrainer(
         model=spec.load_model(),

@@ -1,10 +1,9 @@
-"""One side of `step.py` or `onpolicy.py`, in a process of its own: does one step on each request.
+"""One side of `step.py` or `onpolicy.py`, in its own process: does one step on each request.
 
-Reads its settings as JSON from the first line of standard input, then one request a line: `step` answers with the
-seconds of one training step, or of one on-policy round and the pairs that it gave; `rate` with the multiply-adds a
-second of a matrix product, between steps. Ends with the steps, after the peak of its memory.
-Answers are JSON, one a line, on the standard output that it was started with; what libraries print goes to standard
-error.
+It reads its settings as JSON from the first line of standard input, then one request per line. The answer to `step` has
+the seconds of one training step, or of one on-policy round with its number of pairs; the answer to `rate`, between
+steps, has the multiply-adds per second of a matrix product. After the last step the process answers with its peak
+memory and ends. Answers are JSON, one per line, on standard output; the output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -38,11 +37,13 @@ PRODUCTS = 25
 
 
 class Steps:
-    """Lets the training loop run on when a step is asked for, and answers with its time."""
+    """Holds the training loop until a step is requested, and answers with its time."""
 
     def __init__(self, requests: TextIO, answers: TextIO, dtype: torch.dtype) -> None:
-        self._requests, self._answers, self._dtype = requests, answers, dtype
-        self._began = 0.0
+        self._requests = requests
+        self._answers = answers
+        self._dtype = dtype
+        self._start = 0.0
 
     def ready(self, **facts: Any) -> None:
         self.answer(ready=True, resident=resident(), **facts)
@@ -53,11 +54,11 @@ class Steps:
         if request != "step":
             raise SystemExit(f"expected the request 'step' or 'rate', got {request!r}")
         synchronize()
-        self._began = time.perf_counter()
+        self._start = time.perf_counter()
 
     def end(self, **facts: Any) -> None:
         synchronize()
-        self.answer(seconds=time.perf_counter() - self._began, **facts)
+        self.answer(seconds=time.perf_counter() - self._start, **facts)
 
     def answer(self, **content: Any) -> None:
         print(json.dumps(content), file=self._answers, flush=True)
@@ -103,13 +104,14 @@ def run_lit(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
     batches = [batch.to(device) for batch in pair_batches(equal_pairs(settings), settings["pairs"])]
     for batch in batches:
         chosen, rejected = module.run_reference(batch)
-        batch.reference_chosen_logps, batch.reference_rejected_logps = chosen.sum(), rejected.sum()
+        batch.reference_chosen_logps = chosen.sum()
+        batch.reference_rejected_logps = rejected.sum()
     steps.ready(work=work(module.policy, settings))
     lit_fit(module, batches, settings["steps"], LitSteps(steps), folder)
 
 
 def run_plain(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
-    """The same module without what makes it cheap: two plain rows a pair, peft's own LoRA layers, the reference at
+    """Trains the same module without its fast paths: two plain rows per pair, peft's LoRA layers, the reference in
     every step."""
     InPlaceLoraLinear.forward = LoraLinear.forward  # type: ignore[method-assign]
     module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE)
@@ -146,22 +148,24 @@ SIDES = {
 
 
 def equal_pairs(settings: dict[str, Any]) -> list[Pair]:
-    """Two batches of pairs that all have the same lengths: nobody pays for padding."""
+    """Makes two batches of pairs that all have the same lengths, so that neither side pads."""
     vocabulary = AutoConfig.from_pretrained(locate_model(settings["model"])).vocab_size
-    prompt, completion = settings["prompt"], settings["completion"]
-    return random_pairs(2 * settings["pairs"], lambda _: (prompt, completion, completion), vocabulary)
+    lengths = (settings["prompt"], settings["completion"], settings["completion"])
+    return random_pairs(2 * settings["pairs"], lambda _: lengths, vocabulary)
 
 
 def work(model: Any, settings: dict[str, Any]) -> dict[str, int]:
-    """What one step cannot do without, and the size of the model.
+    """Counts the multiply-adds that one step cannot avoid, and the model's parameters.
 
-    Every token of a pair passes each layer once, forward and backward, the head sees completion tokens alone, and
-    attention is counted where it is not masked. Only what is trained has a gradient of its weights.
+    Every token of a pair passes each layer once, forward and backward; the head sees only completion tokens; attention
+    counts only without the mask. Only trained weights have a gradient.
 
     Returns:
-        `multiply_adds` of a step, `parameters`, and `trained` ones among them.
+        The `multiply_adds` of a step, the number of `parameters`, and of `trained` parameters.
     """
-    pairs, prompt, completion = settings["pairs"], settings["prompt"], settings["completion"]
+    pairs = settings["pairs"]
+    prompt = settings["prompt"]
+    completion = settings["completion"]
     head = model.get_output_embeddings()
     tokens = pairs * (prompt + 2 * completion)
     total = 0
@@ -171,32 +175,31 @@ def work(model: Any, settings: dict[str, Any]) -> dict[str, int]:
             rows = 2 * pairs * completion if module is head else tokens
             total += passes * rows * module.in_features * module.out_features
     config = model.config
-    width = config.num_attention_heads * (
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-    seen = prompt * (prompt + 1) // 2 + 2 * (completion * prompt + completion * (completion + 1) // 2)
-    total += config.num_hidden_layers * 6 * width * pairs * seen  # two products forward, four backward
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config.num_attention_heads * head_width
+    attended = prompt * (prompt + 1) // 2 + 2 * (completion * prompt + completion * (completion + 1) // 2)
+    total += config.num_hidden_layers * 6 * width * pairs * attended  # two products forward, four backward
     parameters = list(model.parameters())
     return {
         "multiply_adds": total,
-        "parameters": sum(one.numel() for one in parameters),
-        "trained": sum(one.numel() for one in parameters if one.requires_grad),
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
     }
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """Multiply-adds a second of a product of square matrices, the median of several."""
+    """Measures the multiply-adds per second of a product of square matrices, as the median of several."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = PRODUCT[device]
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    left @ right
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a @ b
     seconds = []
     for _ in range(PRODUCTS):
         synchronize()
-        began = time.perf_counter()
-        left @ right
+        start = time.perf_counter()
+        a @ b
         synchronize()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return size**3 / statistics.median(seconds)
 
 
@@ -206,12 +209,12 @@ def synchronize() -> None:
 
 
 def resident() -> int:
-    """Bytes of memory that the process holds now."""
+    """Returns the bytes of memory that the process holds now."""
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """The most bytes of memory that the process has held."""
+    """Returns the most bytes of memory that the process has held."""
     return _status("VmHWM")
 
 

@@ -1,12 +1,11 @@
-"""Times one training step of lit-align beside TRL's DPOTrainer at its best, or beside itself done plainly.
+"""Times one training step of lit-align and of TRL's DPOTrainer at its best, or of lit-align without its fast paths.
 
     python benchmarks/step.py --peer trl
     python benchmarks/step.py --peer plain
 
-A step is forward, loss, backward and optimizer, with LoRA on all linear layers and the reference computed ahead on
-both sides. Each side trains in a process of its own; the processes take turns of a few steps, one after the other as in
-training. The floor is what the step's multiply-adds would take at the rate of a plain matrix product, measured between
-the turns.
+A step is forward, loss, backward and optimizer, with LoRA on all linear layers and the reference computed in advance
+on both sides. Each side trains in its own process; the processes take turns of a few consecutive steps. The floor is
+the time of the step's multiply-adds at the rate of a plain matrix product, measured between the turns.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ SHAPES = {
 WARM_UP = 1
 GB = 1e9
 BUSY = 0.5
-"""Load average from which timings are not to be trusted."""
-ALLOCATOR_HELP = "kept: glibc keeps freed memory on both sides; system: as it comes, and lit-align sets it by itself"
+"""Load average above which timings are not reliable."""
+ALLOCATOR_HELP = "kept: glibc keeps freed memory on both sides; system: the default, which lit-align changes by itself"
 SIDE = Path(__file__).with_name("side.py")
 
 
@@ -67,7 +66,7 @@ def _write(options: argparse.Namespace, before: dict[str, Any], results: list[di
 
 
 def measure(shape: Shape, model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Both sides on one shape, in turns."""
+    """Measures both sides on one shape, in turns."""
     settings = {
         "model": model,
         "prompt": shape.prompt,
@@ -86,11 +85,12 @@ def measure(shape: Shape, model: str, options: argparse.Namespace) -> dict[str, 
         for turn in range(WARM_UP + options.repeats):
             rates.append(lit.ask("rate")["rate"])
             for key, side in (("lit_align", lit), ("peer", peer)):
-                took = [side.ask("step")["seconds"] for _ in range(options.consecutive)]
+                times = [side.ask("step")["seconds"] for _ in range(options.consecutive)]
                 if turn >= WARM_UP:
-                    seconds[key] += took
-                print(f"{shape.name} {turn}: {key} {' '.join(f'{one:.2f}' for one in took)} s", file=sys.stderr)
-        lit.peak, peer.peak = lit.answer(), peer.answer()
+                    seconds[key] += times
+                print(f"{shape.name} {turn}: {key} {' '.join(map('{:.2f}'.format, times))} s", file=sys.stderr)
+        lit.peak = lit.answer()
+        peer.peak = peer.answer()
         return _result(shape, options, seconds, rates, lit, peer)
 
 
@@ -100,7 +100,7 @@ class Side:
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         self.name = name
         self.peak: dict[str, Any] = {}
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the side
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed in __exit__
         self._process = subprocess.Popen(
             [sys.executable, str(SIDE)],
             stdin=subprocess.PIPE,
@@ -125,10 +125,10 @@ class Side:
         return self.answer()
 
     def answer(self) -> dict[str, Any]:
-        """The next answer.
+        """Waits for the next answer.
 
         Raises:
-            RuntimeError: where the process ended without one; holds the end of what it printed.
+            RuntimeError: the process ended without one; the message has the end of its output.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -166,12 +166,11 @@ def _result(
             "peak_host_memory": side.peak["peak"],
             "of_floor": median / floor,
         }
-    ours, theirs = sides["lit_align"], sides["peer"]
     return {
         "shape": shape,
         **sides,
-        "speed_ratio": theirs["seconds"] / ours["seconds"],
-        "memory_ratio": ours["peak_memory"] / theirs["peak_memory"],
+        "speed_ratio": sides["peer"]["seconds"] / sides["lit_align"]["seconds"],
+        "memory_ratio": sides["lit_align"]["peak_memory"] / sides["peer"]["peak_memory"],
         "work": lit.start["work"],
         "multiply_adds_per_second": rate,
         "all_rates": rates,
@@ -180,20 +179,21 @@ def _result(
 
 
 def _row(result: dict[str, Any]) -> list[str]:
-    ours, theirs = result["lit_align"], result["peer"]
+    lit = result["lit_align"]
+    peer = result["peer"]
     return [
         str(result["shape"]),
-        f"{ours['seconds']:.3g}",
-        f"{theirs['seconds']:.3g}",
-        f"{ours['pairs_per_second']:.3g}",
-        f"{theirs['pairs_per_second']:.3g}",
+        f"{lit['seconds']:.3g}",
+        f"{peer['seconds']:.3g}",
+        f"{lit['pairs_per_second']:.3g}",
+        f"{peer['pairs_per_second']:.3g}",
         f"{result['speed_ratio']:.2f}x",
-        f"{ours['peak_memory'] / GB:.2f}",
-        f"{theirs['peak_memory'] / GB:.2f}",
+        f"{lit['peak_memory'] / GB:.2f}",
+        f"{peer['peak_memory'] / GB:.2f}",
         f"{result['memory_ratio']:.2f}x",
         f"{result['floor_seconds']:.3g}",
-        f"{ours['of_floor']:.2f}x",
-        f"{theirs['of_floor']:.2f}x",
+        f"{lit['of_floor']:.2f}x",
+        f"{peer['of_floor']:.2f}x",
     ]
 
 
@@ -215,7 +215,7 @@ def _shape(text: str) -> Shape:
     prompt, _, completion = text.partition("+2x")
     if not (prompt.isdigit() and completion.isdigit() and int(prompt) > 0 and int(completion) > 0):
         raise argparse.ArgumentTypeError(
-            f"a shape is one of {', '.join(SHAPES)}, or tokens such as 150+2x250, but this is {text!r}"
+            f"expected one of {', '.join(SHAPES)}, or tokens such as 150+2x250, got {text!r}"
         )
     return Shape(text, int(prompt), int(completion))
 
@@ -234,20 +234,20 @@ def _options() -> argparse.Namespace:
         type=_shape,
         nargs="+",
         default=list(SHAPES.values()),
-        help=f"of {', '.join(SHAPES)}, or tokens such as 150+2x250; default: those three",
+        help=f"any of {', '.join(SHAPES)}, or tokens such as 150+2x250; default: these three",
     )
-    parser.add_argument("--pairs", type=int, default=4, help="pairs a step")
-    parser.add_argument("--repeats", type=int, default=3, help="timed turns a side, after one that is not")
-    parser.add_argument("--consecutive", type=int, default=3, help="steps a turn, one right after the other")
-    parser.add_argument("--rank", type=int, default=16, help="of the LoRA adapters on all linear layers")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the base's weights")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs per step")
+    parser.add_argument("--repeats", type=int, default=3, help="timed turns per side, after one warm-up turn")
+    parser.add_argument("--consecutive", type=int, default=3, help="consecutive steps per turn")
+    parser.add_argument("--rank", type=int, default=16, help="rank of the LoRA adapters on all linear layers")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="dtype of the base model")
     parser.add_argument("--compile", action="store_true", help="torch.compile on both sides; not with --peer plain")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of torch")
     parser.add_argument("--allocator", choices=list(ALLOCATORS), default="kept", help=ALLOCATOR_HELP)
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks/step.json"))
     options = parser.parse_args()
     if options.compile and options.peer == "plain":
-        parser.error("--compile compiles both sides, and the plain one is not compiled: leave it out")
+        parser.error("--compile does not work with --peer plain, which is never compiled: leave one of them out")
     return options
 
 
