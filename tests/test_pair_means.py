@@ -15,12 +15,13 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from lit_align.batch import Padded, PairBatch
+from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.data import AlignmentDataModule
-from lit_align.losses import SLiCHF
+from lit_align.losses import DPO, SLiCHF
 from lit_align.module import AlignmentModule
 from lit_align.pair_means import PairMeans
 from lit_align.pair_module import PairModule
-from lit_align.policy import PolicySpec
+from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.reward import RewardDataModule, RewardModule
 from tests.two_ranks import DDP, on_two_ranks
 
@@ -172,6 +173,34 @@ def test_a_fit_that_ended_amid_a_step_leaves_nothing_to_the_next(tiny_model: Pat
         fit(module, tmp_path, accumulate_grad_batches=2, callbacks=[Broken()])
     rows, _ = fit(module, tmp_path, accumulate_grad_batches=2, max_steps=1)
     assert close(rows.rows[0][1], by_hand(module, BATCHES[:2]))
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """A tensor on the meta device has no values: whatever asks for one fails."""
+    means, counted = PairMeans(), torch.ones(2, dtype=torch.bool, device="meta")
+    for _ in range(3):
+        means.add({"loss": torch.empty(2, device="meta"), "wins": counted}, counted)
+    assert [mean.device.type for mean in means.take(lambda sums: sums).values()] == ["meta", "meta"]
+
+
+def test_a_resumed_run_logs_what_the_whole_one_does(tiny_model: Path, tmp_path: Path) -> None:
+    def run(steps: int, ckpt: Path | None = None) -> list[dict[str, float]]:
+        torch.manual_seed(0)
+        rows, module = Rows(), AlignmentModule(PolicySpec(str(tiny_model), lora=LoraSpec(r=2)), DPO())
+        data = AlignmentDataModule(write(tmp_path / "train.jsonl", 0, 16), batch_size=2, reference_cache=None)
+        task = trainer(
+            tmp_path, max_steps=steps, max_epochs=9, accumulate_grad_batches=3, logger=rows, enable_checkpointing=True,
+            callbacks=[AlignmentCheckpoint(str(tmp_path), every_n_train_steps=1)],
+        )  # fmt: skip
+        task.fit(module, data, ckpt_path=ckpt)
+        return [metrics for _, metrics in rows.rows]
+
+    whole = run(4)
+    run(2)
+    resumed = run(4, tmp_path / "last.ckpt")
+    assert len(resumed) == 2
+    for metrics, expected in zip(resumed, whole[2:], strict=True):
+        assert close(metrics, expected)
 
 
 # -- two processes
