@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_align.float32_copies import copies_of, over_float32, take_gradients
 from lit_align.seeding import derive_seed
 
 Weights = list[Tensor]
@@ -76,7 +77,8 @@ class LookAhead:
 
     def _own_optimizer(self) -> Optimizer:
         """A copy of the run's, which goes its own way."""
-        optimizer: Optimizer = self._module.make_optimizer(self._trained)
+        whole = copies_of(self._trainer.optimizers[0]) if self._trainer.optimizers else {}
+        optimizer = over_float32(self._module.make_optimizer, self._trained, whole)
         if self._trainer.optimizers:  # none where nothing is trained, as in `lit-align measure`
             optimizer.load_state_dict(deepcopy(self._trainer.optimizers[0].state_dict()))
         return optimizer
@@ -93,6 +95,7 @@ class LookAhead:
             for parameter in self._trained:
                 if parameter.grad is not None:
                     parameter.grad = cast(Tensor, trainer.strategy.reduce(parameter.grad, reduce_op="mean"))
+        take_gradients(optimizer)
         self._module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         optimizer.step()
 

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_align.batch import PairBatch
+from lit_align.float32_copies import copies_of, over_float32, take_gradients, whole_weights
 from lit_align.host_memory import keep_freed_memory
 from lit_align.hyperparameters import describe_run
 from lit_align.interruption import mid_accumulation
@@ -25,6 +26,7 @@ from lit_align.lr_schedulers import WarmupSchedule, steps_of_fit
 from lit_align.optimizer_settings import KEY as SETTINGS_KEY
 from lit_align.optimizer_settings import OptimizerSettings, Scheduler, carry_on
 from lit_align.pair_means import PairMeans
+from lit_align.progress import note
 from lit_align.seeding import derive_seed
 from lit_align.step_watch import OnNonFinite, StepWatch, demand_finite
 from lit_align.strategies import check_strategy
@@ -66,7 +68,7 @@ class PairModule(LightningModule):
         check_strategy(self.trainer.strategy)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self._make_over_float32()
         self._settings = OptimizerSettings.of(optimizer)
         scheduler = self._scheduler_of(optimizer)
         if scheduler is not None:
@@ -80,6 +82,21 @@ class PairModule(LightningModule):
             never: Any = {"scheduler": scheduler, "monitor": PLATEAU_METRIC, "frequency": sys.maxsize}
             return {"optimizer": optimizer, "lr_scheduler": never}
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _make_over_float32(self) -> Optimizer:
+        """The optimizer. What it trains in half precision it holds in float32, on a resume as the checkpoint has it."""
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        saved = {} if self._resumed is None else self._resumed["state_dict"]
+        whole = {parameter: saved[name] for name, parameter in trained.items() if name in saved}
+        optimizer = over_float32(self.make_optimizer, trained.values(), whole)
+        copies = copies_of(optimizer)
+        if copies and self.trainer.is_global_zero:
+            size = sum(copy.numel() for copy in copies.values())
+            note(
+                f"{size:,} trained weights are in {_dtypes(copies)}, in which small steps are lost: the optimizer "
+                f"works on float32 copies of them ({4 * size / (1 << 30):.2f} GiB)."
+            )
+        return optimizer
 
     def _scheduler_of(self, optimizer: Optimizer) -> Scheduler | None:
         if self._make_scheduler is None:
@@ -96,7 +113,7 @@ class PairModule(LightningModule):
                 config.scheduler.step(self.trainer.callback_metrics[PLATEAU_METRIC])
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The configured optimizer over these parameters."""
+        """The configured optimizer over these parameters; see :func:`lit_align.float32_copies.over_float32`."""
         return self._make_optimizer(parameters)
 
     def on_fit_start(self) -> None:
@@ -109,6 +126,11 @@ class PairModule(LightningModule):
         position = getattr(data, "delivered", self.trainer.fit_loop.total_batch_idx)
         torch.manual_seed(derive_seed(getattr(data, "seed", 0), "train", self.global_rank, position))
         self.step_watch.begin(self.trained_buffers())
+
+    def on_after_backward(self) -> None:
+        """Adds gradients up in float32; on several devices once they are reduced, after the last micro-batch."""
+        if self.trainer.world_size == 1 or not mid_accumulation(self.trainer):
+            take_gradients(self.trainer.optimizers[0])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Looks whether the step is finite."""
@@ -206,7 +228,11 @@ class PairModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what is trained, never the frozen base."""
         names = self.saved_names()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in names}
+        weights = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
+        by_parameter = {parameter: name for name, parameter in self.named_parameters()}
+        for optimizer in self.trainer.optimizers if self._trainer is not None else ():
+            weights = whole_weights(optimizer, by_parameter, weights)
+        checkpoint["state_dict"] = weights
         demand_finite(checkpoint["state_dict"], self.global_step)
         checkpoint[SKIPPED_KEY] = self.step_watch.skipped
         if self._settings is not None:
@@ -226,6 +252,10 @@ class PairModule(LightningModule):
         self.step_watch.skipped = checkpoint.get(SKIPPED_KEY, 0)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
+
+
+def _dtypes(parameters: Iterable[nn.Parameter]) -> str:
+    return " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))
 
 
 def _demand_equal(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:

@@ -16,7 +16,7 @@ from lit_align.by_length import batches_by_length
 from lit_align.judges.base import ABSTAINED, PointwiseJudge, blaming
 from lit_align.judges.inputs import Inputs, encode_answer, padding_of
 from lit_align.judges.local import config_of, identity_of, source_of, torch_device
-from lit_align.policy.adapter import load_adapter
+from lit_align.policy.adapter import load_adapter, read_weights
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import locate_adapter
@@ -199,15 +199,14 @@ def _with_adapter(model: Any, adapter: str, missing: set[str]) -> Any:
         ValueError: where neither the base nor the adapter has what makes the score, or the adapter does not fit.
     """
     from peft import PeftConfig
-    from peft.utils import load_peft_weights
 
-    name = locate_adapter(adapter)
-    lacking = [key for key in sorted(missing) if not any(known.endswith(key) for known in load_peft_weights(name))]
+    saved = read_weights(adapter)
+    lacking = [key for key in sorted(missing) if not any(name.endswith(key) for name in saved)]
     if lacking:
         raise ValueError(
             f"neither the base nor the adapter {adapter!r} has the weights {lacking}, which make the score: save the "
             "adapter with its output layer (peft does so for task_type SEQ_CLS)"
         )
-    config = PeftConfig.from_pretrained(name)
+    config = PeftConfig.from_pretrained(locate_adapter(adapter))
     config.inference_mode = True
     return load_adapter(adapter, model, config)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 
+from lit_align.float32_copies import copies_of, over_float32, take_gradients
 from lit_align.plan.model import blank_rows, config_of, dtype_of, empty_policy, kernels_of, with_segments
 from lit_align.plan.sampling import Samples, sample
-from lit_align.plan.tracker import HEAD, OPTIMIZER, REFERENCE, MemoryTracker, hold_model, is_adapter
+from lit_align.plan.tracker import GRADIENTS, HEAD, OPTIMIZER, REFERENCE, MemoryTracker, hold_model, is_adapter
 from lit_align.policy.attention import cheaper_attention
 from lit_align.policy.head import token_logps
 from lit_align.policy.outputs import logits_alone
@@ -126,17 +127,21 @@ def _train(
 
     Lightning frees the gradients of a step after the forward of the next.
     """
-    optimizer = setup.optimizer(trained)
+    optimizer = over_float32(setup.optimizer, trained)
+    for copy in copies_of(optimizer).values():
+        tracker.hold(copy, OPTIMIZER)
     for _ in range(2):
         for micro_batch in range(min(setup.accumulate, 2)):
             tracker.restart()
             values = _forward(setup, tracker, model)
             _raise(moments, FORWARD, tracker)
             if micro_batch == 0:
-                model.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=True)
             tracker.restart()
             values.sum().backward()
             del values
+            with tracker.item(GRADIENTS):
+                take_gradients(optimizer)
             _raise(moments, BACKWARD, tracker)
         tracker.restart()
         _step(setup, optimizer, tracker)

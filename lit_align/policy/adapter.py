@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lit_align.policy.source import locate_adapter
+from lit_align.policy.source import is_local, locate_adapter
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -25,13 +25,13 @@ def load_adapter(adapter: str, model: PreTrainedModel, config: PeftConfig) -> Pe
         config: the adapter's settings, such as :func:`saved_config` gives.
 
     Raises:
-        FileNotFoundError: the folder holds no adapter.
+        FileNotFoundError: the folder holds no adapter, or its settings alone.
         ValueError: the adapter's weights are not those that the base and the settings ask for.
     """
     from peft import get_peft_model
 
     of_base = {id(parameter) for parameter in model.parameters()}
-    weights = _read_weights(adapter)
+    weights = read_weights(adapter)
     recorded = config.base_model_name_or_path  # peft puts this base's name in its place
     adapted: PeftModel = get_peft_model(model, config)
     problem = _fill(adapted, weights, of_base)
@@ -88,11 +88,26 @@ def saved_config(adapter: str, model: PreTrainedModel) -> PeftConfig:
     return config
 
 
-def _read_weights(adapter: str) -> dict[str, Tensor]:
-    from peft.utils import load_peft_weights
+def read_weights(adapter: str) -> dict[str, Tensor]:
+    """A saved adapter's weights, by the names that peft gives them.
 
+    Args:
+        adapter: a folder that peft saved, or a hub id.
+
+    Raises:
+        FileNotFoundError: the folder holds no adapter, or its settings alone.
+        ValueError: the file cannot be read.
+    """
+    from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
+
+    name, files = locate_adapter(adapter), (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+    if is_local(adapter) and not any(Path(name, file).is_file() for file in files):
+        raise FileNotFoundError(
+            f"The adapter {adapter!r} has settings but no weights: expected {' or '.join(files)} beside its "
+            "adapter_config.json. Copy the whole folder that peft's `save_pretrained` wrote."
+        )
     try:
-        return dict(load_peft_weights(locate_adapter(adapter), device="cpu"))
+        return dict(load_peft_weights(name, device="cpu"))
     except (OSError, ValueError):
         raise  # these say what is wrong
     except Exception as error:

@@ -8,7 +8,6 @@ from pathlib import Path
 from lit_align.policy.gguf import converted_gguf
 
 PACKAGE_SCHEME = "package://"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def locate_model(model: str) -> str:
@@ -47,7 +46,7 @@ def locate_adapter(adapter: str) -> str:
     """The folder that holds a saved adapter, or the hub id as it came.
 
     Raises:
-        FileNotFoundError: where a path holds no adapter, or its settings alone.
+        FileNotFoundError: where a path holds no adapter.
     """
     if not is_local(adapter):
         return adapter
@@ -55,11 +54,6 @@ def locate_adapter(adapter: str) -> str:
     if not (path / "adapter_config.json").is_file():
         raise FileNotFoundError(
             f"`adapter` must be a folder that peft saved, but {path.absolute()} holds no adapter_config.json."
-        )
-    if not any((path / name).is_file() for name in _ADAPTER_WEIGHTS):
-        raise FileNotFoundError(
-            f"The adapter {path.absolute()} has settings but no weights: expected {' or '.join(_ADAPTER_WEIGHTS)} "
-            "beside adapter_config.json. Copy the whole folder that peft's `save_pretrained` wrote."
         )
     return str(path)
 

@@ -37,7 +37,8 @@ class PolicySpec:
         model: a hub id, a local folder, the path of a GGUF file, or `package://PACKAGE/FILE` for a file
             inside an installed Python package. A GGUF file is converted to safetensors once, in the cache.
         revision: branch, tag or commit of a hub id.
-        dtype: the base's weights; "auto" takes the dtype they are stored in.
+        dtype: the base's weights; "auto" takes the dtype they are stored in. Weights that are trained in half
+            precision have float32 copies in the optimizer, so that small steps count.
         quantization: "nf4" loads the frozen base in 4 bits with double quantisation (QLoRA, arXiv 2305.14314).
         lora: fresh adapters to train.
         adapter: folder or hub id of a saved adapter to go on training, in place of `lora`.

@@ -1,0 +1,85 @@
+"""Float32 copies of trained weights in half precision: what the optimizer steps, so that small steps are not lost.
+
+A weight in bfloat16 has 8 significant bits: a step below 1/512 of it leaves it as it was, and DPO's usual steps are far
+smaller. The model computes with the weights rounded; the optimizer holds, and a checkpoint keeps, them whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_align.policy.precision import HALF_PRECISIONS
+
+Copies = dict[nn.Parameter, nn.Parameter]
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+_COPIES: WeakKeyDictionary[Optimizer, Copies] = WeakKeyDictionary()
+
+
+def over_float32(
+    make: MakeOptimizer, parameters: Iterable[nn.Parameter], whole: Mapping[nn.Parameter, Tensor] | None = None
+) -> Optimizer:
+    """An optimizer over float32 copies of the parameters in half precision, and over the others themselves.
+
+    After each of its steps the parameters are the copies, rounded. After a backward, :func:`take_gradients` must run.
+
+    Args:
+        make: makes an optimizer.
+        parameters: those that are trained.
+        whole: of some of them, the values to begin with where those are known beyond half precision.
+    """
+    parameters, whole = list(parameters), whole or {}
+    copies: Copies = {
+        parameter: nn.Parameter(whole.get(parameter, parameter.detach()).to(parameter.device, torch.float32, copy=True))
+        for parameter in parameters
+        if parameter.dtype in HALF_PRECISIONS
+    }
+    optimizer = make([copies.get(parameter, parameter) for parameter in parameters])
+    if copies:
+        _COPIES[optimizer] = copies
+        optimizer.register_step_post_hook(_round)
+    return optimizer
+
+
+def copies_of(optimizer: Optimizer) -> Copies:
+    """The float32 copy of each parameter in half precision that an optimizer trains."""
+    return _COPIES.get(optimizer, {})
+
+
+def take_gradients(optimizer: Optimizer) -> None:
+    """Moves the gradients of parameters in half precision to their copies, where they add up in float32."""
+    for parameter, copy in copies_of(optimizer).items():
+        if parameter.grad is not None:
+            gradient, parameter.grad = parameter.grad.float(), None
+            copy.grad = gradient if copy.grad is None else copy.grad.add_(gradient)
+
+
+def whole_weights(
+    optimizer: Optimizer, names: Mapping[nn.Parameter, str], weights: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Weights with the copies in the place of what was rounded from them.
+
+    A weight that something else has changed since the optimizer's last step, such as an average over steps, stays.
+
+    Args:
+        optimizer: trains some of the weights.
+        names: of its parameters.
+        weights: by name.
+    """
+    found = {names[parameter]: copy.detach() for parameter, copy in copies_of(optimizer).items() if parameter in names}
+    return {
+        name: found[name] if name in found and torch.equal(found[name].to(value.dtype), value) else value
+        for name, value in weights.items()
+    }
+
+
+@torch.no_grad()
+def _round(optimizer: Optimizer, *_: Any) -> None:
+    for parameter, copy in copies_of(optimizer).items():
+        parameter.copy_(copy)
