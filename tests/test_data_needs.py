@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM
 
 from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
 from lit_align.boundary import BoundaryCallback
@@ -16,6 +17,7 @@ from lit_align.module import AlignmentModule
 from lit_align.policy import PolicySpec
 from tests.boundary_fakes import quiet_trainer
 from tests.data_fakes import FakeSampler, LastDigit, data_module, pair_rows, trainer, write
+from tests.tiny import tiny_llama_config, tiny_tokenizer
 
 
 @pytest.fixture
@@ -81,6 +83,30 @@ def test_held_out_prompts_that_are_all_too_long(train: str, tmp_path: Path) -> N
     data.trainer.callbacks, data.trainer.max_steps = [BoundaryCallback()], 4
     with pytest.raises(ValueError, match=r"none of the data's is left \(val/.*val/prompt_too_long: 4"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize("kind", ["pair", "prompt", "padding"])
+def test_a_token_that_the_model_has_no_row_for_is_named(tmp_path: Path, kind: str) -> None:
+    """The tokenizer's last token is more than the embedding has rows for; only data that use it are refused."""
+    tokenizer = tiny_tokenizer()
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    config = tiny_llama_config(rows)
+    config.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    pairs = pair_rows(6)
+    fit_length = {"max_steps": 1}
+    quiet_trainer(tmp_path / "fine", **fit_length).fit(
+        AlignmentModule(PolicySpec(str(tmp_path)), DPO()),
+        datamodule=AlignmentDataModule(write(tmp_path / "fine.jsonl", pairs)),
+    )
+    if kind == "padding":
+        tokenizer.pad_token = "<|tool|>"
+        tokenizer.save_pretrained(tmp_path)
+    pairs[2] |= {"pair": {"chosen": "use <|tool|>"}, "prompt": {"prompt": "<|tool|>?"}, "padding": {}}[kind]
+    with pytest.raises(ValueError, match=rf"{rows} rows, and its tokenizer {rows + 1} tokens.*'<\|tool\|>' \({rows}\)"):
+        fit(tmp_path, tmp_path, AlignmentDataModule(write(tmp_path / "rows.jsonl", pairs)))
 
 
 def test_a_resumed_share_needs_its_sampler(train: str) -> None:

@@ -21,6 +21,7 @@ from lit_align.data.needs import (
     require,
     require_for_callbacks,
     require_held_out,
+    require_known_tokens,
     require_pairs,
     require_static_to_overfit,
 )
@@ -168,7 +169,8 @@ class AlignmentDataModule(LightningDataModule):
         """Reads, judges, pairs and tokenises, once.
 
         Raises:
-            ValueError: where a callback of a fit asks for a sampler, a judge or held-out prompts that are not there.
+            ValueError: where a callback of a fit asks for a sampler, a judge or held-out prompts that are not there,
+                or the data for tokens that the model does not have.
         """
         module = self.run.module
         if module is None:
@@ -180,6 +182,7 @@ class AlignmentDataModule(LightningDataModule):
             require_static_to_overfit(self, self.trainer)
         if not self._prepared:
             self.prepare(module.tokenizer)
+            require_known_tokens(self)
         if stage == "fit":
             require_held_out(self, self.trainer)
 

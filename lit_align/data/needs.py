@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,6 +10,7 @@ if TYPE_CHECKING:
     from lit_align.data.datamodule import AlignmentDataModule
 
 _MANY_STEPS = 100_000
+_NAMED = 3  # tokens in a message
 
 
 def require(data: AlignmentDataModule, what: str, *keys: str) -> None:
@@ -74,6 +76,33 @@ def require_held_out(data: AlignmentDataModule, trainer: Any) -> None:
                 f"{type(callback).__name__} measures on held-out prompts with static candidates, and none of the "
                 f"data's is left ({', '.join(counts)}): look at limits and rows"
             )
+
+
+def require_known_tokens(data: AlignmentDataModule) -> None:
+    """Raises a ValueError where the data have a token that the model's embedding has no row for."""
+    rows, tokenizer = data.run.vocabulary_size, data.encoder.tokenizer
+    if rows is None or len(tokenizer) <= rows:
+        return
+    foreign = [[id_ for id_ in ids if id_ >= rows] for ids in _all_ids(data)]
+    texts = sum(map(bool, foreign))
+    if texts:
+        ids = sorted({id_ for ids in foreign for id_ in ids})
+        tokens = ", ".join(f"{tokenizer.convert_ids_to_tokens(id_)!r} ({id_})" for id_ in ids[:_NAMED])
+        raise ValueError(
+            f"the model's embedding has {rows} rows, and its tokenizer {len(tokenizer)} tokens. Tokens without a row, "
+            f"such as {tokens}, are in {texts} of the data's prompts and answers or fill them up: take the tokenizer "
+            "that the model was trained with, or enlarge the model (`resize_token_embeddings` of transformers) and "
+            "save it with this one"
+        )
+
+
+def _all_ids(data: AlignmentDataModule) -> Iterator[list[int]]:
+    """The ids of each prompt and answer that a run may meet, and the padding's."""
+    yield [data.encoder.pad_id]
+    for pair in (*data.train_pairs, *data.val_pairs):
+        yield from (ids.tolist() for ids in (pair.prompt, pair.chosen, pair.rejected, pair.target) if ids is not None)
+    for one in (*data.train_sets, *data.held_out):
+        yield data.encoder.encode_prompt(one.prompt)
 
 
 def _boundary_callbacks(trainer: Any) -> list[BoundaryCallback]:

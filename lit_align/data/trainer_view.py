@@ -71,6 +71,12 @@ class TrainerView:
         """The tokens that the policy's generation config ends an answer at."""
         return tuple(getattr(self.module, "stop_ids", ()))
 
+    @property
+    def vocabulary_size(self) -> int | None:
+        """How many tokens the model has a row for in its embedding; None where that is not known."""
+        spec = getattr(self.module, "spec", None)
+        return None if spec is None else spec.load_vocabulary_size()
+
     def start(self) -> datetime:
         """When the run began: as its checkpoint has it, of a fresh run now; the same on every rank."""
         checkpoint = getattr(self.trainer, "ckpt_path", None)

@@ -87,6 +87,12 @@ class PolicySpec:
 
         return load_stop_ids(self)
 
+    def load_vocabulary_size(self) -> int | None:
+        """How many tokens the model's embedding has rows for; None where its config does not say."""
+        from lit_align.policy.load import read_config
+
+        return getattr(read_config(self).get_text_config(), "vocab_size", None)
+
     def load_model(self) -> nn.Module:
         """Loads the model, ready for training: adapters attached, the rest frozen, base dropout off.
 
