@@ -26,6 +26,9 @@ from lit_align.lr_schedulers import WarmupSchedule, steps_of_fit
 from lit_align.optimizer_settings import KEY as SETTINGS_KEY
 from lit_align.optimizer_settings import OptimizerSettings, Scheduler, carry_on
 from lit_align.pair_means import PairMeans
+from lit_align.policy.base_record import KEY as BASE_KEY
+from lit_align.policy.base_record import base_record, demand_same_base
+from lit_align.policy.spec import PolicySpec
 from lit_align.progress import note
 from lit_align.seeding import derive_seed
 from lit_align.step_watch import OnNonFinite, StepWatch, demand_finite
@@ -47,6 +50,8 @@ class PairModule(LightningModule):
         on_nonfinite: what a step whose loss or gradients are NaN or infinite does: "stop" ends the fit before it is
             taken and names its pairs, "skip" leaves it out and counts it.
     """
+
+    spec: PolicySpec
 
     def __init__(
         self,
@@ -234,6 +239,8 @@ class PairModule(LightningModule):
             weights = whole_weights(optimizer, by_parameter, weights)
         checkpoint["state_dict"] = weights
         demand_finite(checkpoint["state_dict"], self.global_step)
+        if self.global_rank == 0:  # whose file it is
+            checkpoint[BASE_KEY] = base_record(self.spec)
         checkpoint[SKIPPED_KEY] = self.step_watch.skipped
         if self._settings is not None:
             checkpoint[SETTINGS_KEY] = self._settings.as_state()
@@ -242,8 +249,9 @@ class PairModule(LightningModule):
         """Demands exactly the weights that this configuration trains.
 
         Raises:
-            ValueError: where the checkpoint holds others, or fewer, or of another shape.
+            ValueError: where the checkpoint holds others, or fewer, or of another shape, or was made on another base.
         """
+        demand_same_base(checkpoint, self.spec)
         self.configure_model()
         names = self.saved_names()  # first: it may load what is loaded when first needed
         own = self.state_dict()

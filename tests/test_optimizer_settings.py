@@ -24,12 +24,15 @@ from torch.utils.data import DataLoader
 from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.lr_schedulers import ScheduleSequence, WarmupSchedule
 from lit_align.pair_module import PairModule
+from lit_align.policy import PolicySpec
 
 MakeScheduler = Callable[[Optimizer], Any]
 
 
 class Line(PairModule):
     """One linear layer that learns to give 0."""
+
+    spec = PolicySpec("no/model")
 
     def __init__(self, make: Callable[[Any], Optimizer], scheduler: MakeScheduler | None) -> None:
         super().__init__(make, scheduler)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,18 @@ def _weight_files(folder: Path) -> list[Path]:
 def _content(paths: Iterable[Path]) -> str:
     """One hash of the content of all files."""
     with ThreadPoolExecutor() as pool:  # hashing lets other threads run
-        digests = list(pool.map(_digest, paths))
+        digests = list(pool.map(_digest_now, paths))
     return hashlib.blake2b(b"".join(digests), digest_size=16).hexdigest()
 
 
-def _digest(path: Path) -> bytes:
+def _digest_now(path: Path) -> bytes:
+    state = path.stat()
+    return _digest(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, changed: int, size: int) -> bytes:
+    """Of a file as it was when it was last changed: gigabytes are read once in a process."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
