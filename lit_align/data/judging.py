@@ -177,12 +177,7 @@ def encode_records(
         ]
         encoder.tokenise_ahead([pair for of_record in made for pair in of_record])
         for place, (record, selected, of_record) in enumerate(zip(some, made, counted, strict=True), start):
-            tokenised, reasons = None, of_record
-            try:
-                tokenised = encode_record(record, selected, encoder, of_record, needs_target)
-            except BadRow as error:
-                log.bad(error)
-                reasons = Counter([f"bad_row/{error.reason}"])
+            tokenised, reasons = _encode_or_skip(record, selected, encoder, of_record, needs_target, log)
             counts.update(of_record)
             if tokenised is not None:
                 kept.append(record)
@@ -195,6 +190,22 @@ def encode_records(
     encoder.tokenise_ahead([])
     counts["pairs"] += len(pairs)
     return pairs, kept
+
+
+def _encode_or_skip(
+    record: Record,
+    pairs: Sequence[PreferencePair],
+    encoder: Encoder,
+    counts: Counter[str],
+    needs_target: bool,
+    log: SkipLog,
+) -> tuple[list[TokenizedPair] | None, Counter[str]]:
+    """As :func:`encode_record`, and why pairs may be lacking; a bad row goes to the log."""
+    try:
+        return encode_record(record, pairs, encoder, counts, needs_target), counts
+    except BadRow as error:
+        log.bad(error)
+        return None, Counter([f"bad_row/{error.reason}"])
 
 
 def encode_record(
