@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def test_edits_meet_their_constraint(constraint: str) -> None:
 
 def test_the_prompts_are_the_ones_the_tool_writes(train: list[Row], held_out: list[Row]) -> None:
     for row in train + held_out:
-        possible = {f"{ask.format(row['topic'])} {said}" for ask in REQUESTS for said in INSTRUCTIONS[row["constraint"]]}
+        requests = [request.format(row["topic"]) for request in REQUESTS]
+        possible = {" ".join(parts) for parts in product(requests, INSTRUCTIONS[row["constraint"]])}
         assert row["prompt"] in possible
 
 
