@@ -51,6 +51,12 @@ def test_settings_for_a_template_that_is_not_there_are_an_error() -> None:
         set_defaults(tiny_tokenizer(), {"no thinking": True})
 
 
+def test_a_setting_that_the_template_never_mentions_is_said() -> None:
+    with pytest.warns(UserWarning, match="sets 'enable_thinking', which the chat template never mentions"):
+        set_defaults(tiny_tokenizer(), {"enable_thinking": True})
+
+
+@pytest.mark.filterwarnings("ignore:.*never mentions")
 def test_the_line_break_that_a_template_begins_with_stays() -> None:
     tokenizer = tiny_tokenizer("\n" + CHAT_TEMPLATE)
     before = prompt_text(tokenizer)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 _DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYZ"
@@ -31,6 +32,8 @@ def set_defaults(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) 
             raise ValueError(
                 f"expected the names in `chat_template_kwargs` to be variables of a template, got {name!r}"
             )
+        if name not in str(tokenizer.chat_template):
+            rank_zero_warn(f"`chat_template_kwargs` sets {name!r}, which the chat template never mentions")
     # `+%}` keeps a line break that the template begins with.
     lines = [f"{{% set {name} = {name} if {name} is defined else {value!r} +%}}" for name, value in values.items()]
     _prepend(tokenizer, "".join(lines))
