@@ -89,6 +89,21 @@ def test_a_static_answer_has_the_tokens_of_a_sampled_one(name: str, kind: str) -
         assert both == joint[: len(both)]
 
 
+@pytest.mark.parametrize("kind", ["bytes", "first"])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_sampled_answer_is_judged_by_the_text_that_a_row_would_have(name: str, kind: str) -> None:
+    encoder = encoder_of(name, kind)
+    ids = encoder.encode_completion(Candidate("Blue."), QUESTION)
+    sampled = encoder.as_in_data(candidate_of_ids(ids, encoder.stop_ids, encoder.tokenizer))
+    assert sampled.text.rstrip(" ") == "Blue." and sampled.token_ids == tuple(ids)
+
+
+def test_a_sampled_thought_in_a_channel_of_its_own_is_not_judged() -> None:
+    encoder = encoder_of("gpt-oss")
+    ids = encoder.encode_completion(turn(reasoning_content="It is day."), QUESTION)
+    assert encoder.as_in_data(candidate_of_ids(ids, encoder.stop_ids, encoder.tokenizer)).text == "Blue."
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_an_answer_that_was_cut_has_no_end(name: str) -> None:
     case, encoder = CASES[name], encoder_of(name)

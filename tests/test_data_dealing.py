@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from lit_align.batch import PairBatch
 from lit_align.data import AlignmentDataModule
 from lit_align.data.dealing import row_length
-from lit_align.data.encoder import TokenizedPair
 from lit_align.data.loader import collate
+from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.losses import DPO, IPO, SLiCHF
 from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec

@@ -1,7 +1,7 @@
 """Rows to records to pairs to tokens to batches, from static data and from the policy's own samples."""
 
 from lit_align.data.datamodule import AlignmentDataModule
-from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.encoder import Encoder
 from lit_align.data.filters import Filtered
 from lit_align.data.loader import TrainFeed
 from lit_align.data.loading import load_records, load_sets, merge_sets
@@ -14,6 +14,7 @@ from lit_align.data.selection import (
     PairSelector,
     QualityDiversity,
 )
+from lit_align.data.tokenized_pair import TokenizedPair
 
 __all__ = [
     "AlignmentDataModule",

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lit_align.batch import PairBatch
 from lit_align.data.dealing import Dealer
-from lit_align.data.encoder import Encoder, TokenizedPair, TooLong
+from lit_align.data.encoder import Encoder, TooLong
 from lit_align.data.held_out import HeldOut, Labels
 from lit_align.data.loader import TrainFeed, collate, held_out_loader
 from lit_align.data.loading import OnBadRow
@@ -33,6 +33,7 @@ from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
 from lit_align.data.static import PairMaker, Source, make_static
+from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
 from lit_align.policy.template_values import fix_date, writes_date

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from lit_align.data.chat_check import ChatCheck
 from lit_align.data.loading import Record
 from lit_align.data.reading import BadRow
+from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.data.tokens import Stops, Tokens
 from lit_align.policy.chat_template import QUESTION, ChatRefused, ChatTemplate, PlainText
 from lit_align.records import Candidate, FinishReason, Origin, PreferencePair, Prompt
@@ -21,44 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TooLong = Literal["drop", "cut_prompt"]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PairReference:
-    """What the reference gave to a pair when it was sampled.
-
-    Args:
-        chosen: [C] float32 log-probs of the chosen completion's tokens, in nats.
-        rejected: [R] float32, of the rejected one's.
-        version: how often the reference had been refreshed by then; a later one gives other values.
-    """
-
-    chosen: np.ndarray
-    rejected: np.ndarray
-    version: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedPair:
-    """A pair as int32 arrays of token ids.
-
-    Args:
-        prompt: [P] ids, chat template and generation prompt included.
-        chosen: [C] ids, end-of-turn token included where the completion ended.
-        rejected: [R] ids, likewise.
-        margin: chosen minus rejected score; NaN where unknown.
-        on_policy: whether the pair was sampled from the policy.
-        target: ids of SLiC-HF's regulariser target, where the row has one.
-        reference: of an on-policy pair, its reference log-probs, where the loss has a reference.
-    """
-
-    prompt: np.ndarray
-    chosen: np.ndarray
-    rejected: np.ndarray
-    margin: float
-    on_policy: bool
-    target: np.ndarray | None = None
-    reference: PairReference | None = None
 
 
 class Encoder:
@@ -142,6 +105,20 @@ class Encoder:
             ids = self._tokens.behind([self._written_answer(prompt, candidate, self.write_prompt(prompt))])[0]
         ended = candidate.finish_reason is FinishReason.STOP and (not ids or ids[-1] not in self.stop_ids)
         return [*ids, self.end_id] if ended else list(ids)
+
+    def as_in_data(self, sampled: Candidate) -> Candidate:
+        """A sampled answer with the text that a row would have for it, which judges compare with those of rows.
+
+        What the template writes before an answer's own text, such as a channel's header or a blank, is no part of it.
+        """
+        head = self.template.head
+        if sampled.token_ids is None or not head:
+            return sampled
+        if not head.strip():
+            return replace(sampled, text=sampled.text.removeprefix(head))
+        ids = [token for token in sampled.token_ids if token not in self.stop_ids]
+        text = str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+        return replace(sampled, text=text.rpartition(head)[2]) if head in text else sampled
 
     def write_prompt(self, prompt: Prompt) -> str:
         """The prompt as text.

@@ -10,12 +10,13 @@ from dataclasses import replace
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.encoder import Encoder
 from lit_align.data.loading import Record, SkipLog, as_set
 from lit_align.data.ranks import gather_in_turn, own_share
 from lit_align.data.reading import BadRow
 from lit_align.data.row_trace import RowTrace, SourceRow
 from lit_align.data.selection import PairSelector
+from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.judges import Judge
 from lit_align.judges.quality import contradiction_warning
 from lit_align.records import CandidateSet, PreferencePair, Prompt

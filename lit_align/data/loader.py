@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from lit_align.batch import Padded, PairBatch
-from lit_align.data.encoder import TokenizedPair
+from lit_align.data.tokenized_pair import TokenizedPair
 
 
 class _Feeds(Protocol):

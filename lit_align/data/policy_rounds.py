@@ -60,7 +60,10 @@ class PolicyRounds:
                     progress=bar.update,
                 )
             )
-        return [replace(one, candidates=tuple(drawn)) for one, drawn in zip(sets, sampled, strict=True)]
+        as_in_data = data.encoder.as_in_data
+        return [
+            replace(one, candidates=tuple(map(as_in_data, drawn))) for one, drawn in zip(sets, sampled, strict=True)
+        ]
 
     def fresh(self, indices: Sequence[int], index: int) -> Round:
         """A round of new samples for some of the training prompts.

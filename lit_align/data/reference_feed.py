@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_align.data.encoder import TokenizedPair
 from lit_align.data.loader import collate
 from lit_align.data.reference_logps import ReferenceLogps, Values, open_reference
+from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.data.trainer_view import LIMITS
 from lit_align.progress import note
 

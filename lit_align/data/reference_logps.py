@@ -16,9 +16,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from lit_align.batch import PairBatch
-from lit_align.data.encoder import PairReference, TokenizedPair
 from lit_align.data.ranks import gather, shard
 from lit_align.data.reference_store import ReferenceStore, completion_key
+from lit_align.data.tokenized_pair import PairReference, TokenizedPair
 from lit_align.policy.cache import cache_dir
 from lit_align.policy.identity import model_identity
 from lit_align.policy.logps import TokenLogps

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from lit_align.data.alike import group_alike
-from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.encoder import Encoder
 from lit_align.data.held_out import HeldOut, set_apart
 from lit_align.data.judging import encode_records, judge_records, labels_by_prompt
 from lit_align.data.loading import (
@@ -25,6 +25,7 @@ from lit_align.data.loading import (
 from lit_align.data.reading import BadRow
 from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import PairSelector
+from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.judges import Judge
 from lit_align.records import CandidateSet, Prompt
 

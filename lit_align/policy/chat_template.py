@@ -59,6 +59,7 @@ class PlainText:
     """What takes the place of a template where a tokenizer has none: the texts as they are."""
 
     source = ""
+    head = ""
     tail = ""
     between_turns = ""
     user_turn = ""
@@ -92,6 +93,7 @@ class ChatTemplate:
         source: the template's text.
         tail: what it writes behind the last answer of a chat.
         between_turns: what it writes between an answer and the user's next turn.
+        head: what it writes between a prompt and an answer's own text.
         user_turn: a chat of one user's turn, with the generation prompt.
 
     Raises:
@@ -109,6 +111,7 @@ class ChatTemplate:
         self.user_turn = as_text if self._takes_text else as_parts
         self.tail = self._written_behind_an_answer()
         self.between_turns = self._written_behind_an_answer(*QUESTION).partition(PROBE)[0]
+        self.head = self._written_before_an_answer()
 
     def write_prompt(self, prompt: Prompt) -> str:
         """The prompt as at inference, generation prompt included.
@@ -138,9 +141,8 @@ class ChatTemplate:
             ChatRefused: the template refuses the chat, fails, or does not write the answer.
         """
         turn, whole = answer_turn(candidate), self.write_whole(prompt, candidate)
-        text = whole[len(written_prompt) :] if whole.startswith(written_prompt) else None
-        if text is None:
-            text = behind(written_prompt, whole, turn)
+        text = behind(written_prompt, whole, turn)
+        if not whole.startswith(written_prompt):
             self._warn_of_difference(written_prompt, whole, text)
         if not text.strip():
             why = f"expected the chat template to write the answer {_short(candidate.text)}, it wrote {_short(whole)}"
@@ -193,6 +195,14 @@ class ChatTemplate:
         except ChatRefused:
             return ""
 
+    def _written_before_an_answer(self) -> str:
+        answer = Candidate(PROBE)
+        try:
+            prompt, whole = self.write_prompt(QUESTION), self.write_whole(QUESTION, answer)
+            return behind(prompt, whole, answer_turn(answer)).partition(PROBE)[0]
+        except ChatRefused:
+            return ""
+
     def _with_span(self, text: str, turn: Mapping[str, Any]) -> WrittenAnswer:
         body = text.removesuffix(self.tail)
         content = content_text(turn)
@@ -213,11 +223,11 @@ class ChatTemplate:
 
 
 def behind(prompt: str, whole: str, turn: Mapping[str, Any]) -> str:
-    """The answer in a whole chat that does not begin with the prompt.
+    """The answer in a whole chat: what follows the prompt, where the chat begins with it.
 
-    Blanks at the prompt's end are not written twice. A block that the prompt opens, such as `<think>`, is closed: with
-    the thought that the answer holds, or empty. Else the answer begins where its content does; behind a block that the
-    prompt closes, without the thought.
+    Where it does not, blanks at the prompt's end are not written twice. A block that the prompt opens, such as
+    `<think>`, is closed: with the thought that the answer holds, or empty. Else the answer begins where its content
+    does; behind a block that the prompt closes, without the thought.
 
     Args:
         prompt: with the generation prompt.
@@ -227,6 +237,8 @@ def behind(prompt: str, whole: str, turn: Mapping[str, Any]) -> str:
     Raises:
         ChatRefused: the whole chat does not hold the answer.
     """
+    if whole.startswith(prompt):
+        return whole[len(prompt) :]
     header = prompt.rstrip()
     if whole.startswith(header):
         return whole[len(header) :].lstrip()

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill, shorten
 
-from lit_align.data.encoder import Encoder, TokenizedPair
+from lit_align.data.encoder import Encoder
 from lit_align.data.loading import as_set
 from lit_align.data.reading import BadRow
+from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.preview.rendering import Comparison, Piece, changes, compare, pieces, unwritten
 from lit_align.preview.rows import PreviewPair, PreviewRow
 from lit_align.preview.terminal import BOLD, CYAN, DIM, GREEN, RED, REVERSE, YELLOW, Cell, Terminal, cells, plain
