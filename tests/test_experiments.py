@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from lit_align.judges.base import graded_votes
 from lit_align.records import Candidate
 from tests.tiny import save_tiny_model
 
+SVG = "{http://www.w3.org/2000/svg}"
 SETUP = Setup(fork_steps=2, batch_size=3, fork_prompts=2, evaluation_prompts=4)
 SCOUT = Arm("lists", 0, (), "off", 2)
 ON = replace(SCOUT, schedule="on")
@@ -282,11 +284,28 @@ def test_a_measurement_replayed_sequentially() -> None:
 def test_plots_are_pictures_with_their_points(tmp_path: Path) -> None:
     forks = forks_with([0.0, 1.0], [False, True])
     picture = ElementTree.fromstring(plots.forks_plot(forks, "win"))
-    filled = [e for e in picture.iter("{http://www.w3.org/2000/svg}circle") if e.get("fill") == plots.COLOURS[0]]
-    across = sorted(float(e.get("cx", "nan")) for e in filled)[:2]
-    assert across == [plots.LEFT, 760 - plots.RIGHT]  # at scores 0 and 1
+    markers = [e for e in picture.iter(f"{SVG}use") if f"fill: {plots.COLOURS[0]}" in e.get("style", "")]
+    points = sorted((float(e.get("x", "nan")), float(e.get("y", "nan"))) for e in markers)[:2]
+    background = picture.find(f".//{SVG}g[@id='patch_2']/{SVG}path")
+    assert background is not None
+    corners = re.findall(r"[ML] ([\d.]+) ([\d.]+)", background.get("d", ""))
+    left, right = (extreme(float(x) for x, _ in corners) for extreme in (min, max))
+    assert [x for x, _ in points] == [left, right]  # at scores 0 and 1
+    assert points[0][1] > points[1][1], "off-policy pairs brought more at 0, on-policy pairs at 1"
+    labels = {e.text for e in picture.iter(f"{SVG}text")}
+    assert {"lists", "boundary score before", "0.2", "1.0"} <= labels
+    assert plots.forks_plot(forks, "win") == plots.forks_plot(forks, "win")
     assert ElementTree.fromstring(plots.predictors_plot({"win": forks, "score": forks})) is not None
-    assert plots.ticks(0, 1) == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] and plots.ticks(2, 2) == [2]
+
+
+def test_a_plot_of_runs_is_their_mean() -> None:
+    assert plots.mean_curve([[(0.0, 0.0), (4.0, 1.0)], [(0.0, 0.0), (6.0, 0.0)]]) == [(0.0, 0.0), (5.0, 0.5)]
+    records = two_arms()
+    for name in ("off", "on"):
+        arm = Arm("lists", 0, (), name, 4, evaluate_every=2)
+        records[arm] = record(arm, (2, 5.0, [0.0, 0.5, 0.5, 0.5]), (4, 10.0, [1.0, 1.0, 0.5, 0.5]))
+    picture = ElementTree.fromstring(plots.runs_plot(records, "lists", "win"))
+    assert {"off, seeds: 1", "on, seeds: 1", "gain"} <= {e.text for e in picture.iter(f"{SVG}text")}
 
 
 def test_a_report_from_json_alone(tmp_path: Path) -> None:
@@ -296,4 +315,4 @@ def test_a_report_from_json_alone(tmp_path: Path) -> None:
         records.write(arm, json.loads(json.dumps(one)))
     text = write_report(records, [0], "cmd").read_text(encoding="utf-8")
     assert "2 of 69 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
-    assert (tmp_path / "forks-win.svg").read_text(encoding="utf-8").startswith("<svg")
+    assert (tmp_path / "forks-win.svg").read_text(encoding="utf-8").startswith("<?xml")
