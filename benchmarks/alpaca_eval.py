@@ -21,6 +21,7 @@ from common import machine, table, write_json
 
 from lit_align.boundary import BoundaryResult
 from lit_align.cli.measure import measure_recorded
+from lit_align.data.alike import group_alike
 from lit_align.data.loading import as_set, load_records
 from lit_align.records import CandidateSet
 
@@ -30,7 +31,7 @@ HEADER = ("model", "all prompts", "score", "interval", "stage", "sequential", "f
 
 def main() -> int:
     options = _options()
-    sets = [as_set(record) for record in load_records(options.candidates)]
+    sets = first_of_each_group([as_set(record) for record in load_records(options.candidates)])
     candidates = chain.from_iterable(candidate_set.candidates for candidate_set in sets)
     models = sorted({str(candidate.model) for candidate in candidates})
     results = {model: measure_model(sets, model, options.alpha, options.seeds) for model in models}
@@ -60,6 +61,12 @@ def main() -> int:
         },
     )
     return int(largest_difference > TOLERANCE)
+
+
+def first_of_each_group(sets: Sequence[CandidateSet]) -> list[CandidateSet]:
+    """Leaves out what a measurement would: prompts that are alike to an earlier one."""
+    groups = group_alike(candidates.prompt for candidates in sets)
+    return list({groups[candidates.prompt]: candidates for candidates in reversed(sets)}.values())[::-1]
 
 
 def measure_model(sets: Sequence[CandidateSet], model: str, alpha: float, seeds: int) -> dict[str, Any]:

@@ -37,10 +37,12 @@ class Spread:
     Args:
         votes: cross votes per prompt.
         concentration: a small one makes most prompts one-sided; None gives all prompts the same probability.
+        alike: prompts that share one probability, as near-duplicates do; they come in random order.
     """
 
     votes: int
     concentration: float | None = None
+    alike: int = 1
 
 
 SPREADS = {
@@ -49,6 +51,8 @@ SPREADS = {
     "mostly one-sided": Spread(4, 1.0),
     "many votes, mixed": Spread(40, 2.0),
     "one vote per prompt": Spread(1),
+    "mixed prompts, each twice": Spread(4, 2.0, alike=2),
+    "mixed prompts, each eight times": Spread(4, 2.0, alike=8),
 }
 
 
@@ -88,7 +92,9 @@ def simulate(
     if spread.concentration is not None:
         a = spread.concentration * score
         b = spread.concentration * (1 - score)
-        probabilities = rng.beta(a, b, (simulations, budget))
+        probabilities = rng.beta(a, b, (simulations, -(-budget // spread.alike)))
+        if spread.alike > 1:
+            probabilities = rng.permuted(np.repeat(probabilities, spread.alike, axis=1), axis=1)[:, :budget]
     votes = rng.binomial(spread.votes, probabilities, (simulations, budget))
     looks = np.minimum(np.arange(batch, budget + batch, batch), budget)
     counts = _counts_at(votes, looks, spread.votes)
@@ -165,7 +171,8 @@ def main() -> None:
 def _describe(spread: Spread) -> str:
     concentration = spread.concentration
     distribution = "all alike" if concentration is None else f"Beta with concentration {concentration:g}"
-    return f"{spread.votes} votes per prompt, {distribution}"
+    alike = f", {spread.alike} prompts of one probability" if spread.alike > 1 else ""
+    return f"{spread.votes} votes per prompt, {distribution}{alike}"
 
 
 def _table(outcomes: list[Outcome], budget: int) -> str:

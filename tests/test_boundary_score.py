@@ -88,7 +88,7 @@ def test_it_is_a_metric_like_any_other() -> None:
 
 
 def result_with(score: float, low: float, high: float) -> BoundaryResult:
-    return BoundaryResult(score, low, high, prompts=2, votes_on=1, votes_off=1, ties=0)
+    return BoundaryResult(score, low, high, prompts=32, votes_on=1, votes_off=1, ties=0)
 
 
 def test_stage_and_decided() -> None:

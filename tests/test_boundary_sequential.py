@@ -141,6 +141,15 @@ def test_errors_stay_below_alpha(benchmark: ModuleType, score: float, spread: st
     assert found.covered_always < 0.97
 
 
+def test_near_duplicates_break_the_promise(benchmark: ModuleType) -> None:
+    """Why a measurement takes one of each group of prompts that are alike."""
+    missed = [
+        1 - benchmark.simulate(0.4, benchmark.Spread(4, 2.0, alike), 400, 1000, 32, 0.05, 5).covered_always
+        for alike in (1, 8)
+    ]
+    assert missed[0] < 0.05 and 0.12 < missed[1] < 0.3
+
+
 def test_the_benchmark_does_what_the_class_does(benchmark: ModuleType) -> None:
     """One measurement of it, share by share, through the class."""
     spread = benchmark.Spread(4, 2.0)

@@ -83,6 +83,7 @@ def result(score: float, low: float, high: float, prompts: int = 100, **more: An
         (result(0.4, 0.3, 0.55), "The better guess: static pairs (off-policy) teach it more than its own answers. To"),
         (result(0.4, 0.3, 0.55, method="betting"), "To decide such a score takes about 120 prompts."),
         (result(0.75, 0.01, 1.0, 1), "1 prompt leaves 0.5 inside the interval (0.01 to 1.00). On fewer than 32"),
+        (result(0.5, 0.4, 0.6), "0.50, undecided: both sides win half of the votes, but 100 prompts leave 0.5 inside"),
         (result(0.49, 0.4, 0.55), "So near 0.5 it takes thousands of prompts to decide."),
         (result(0.5, 0.4, 0.6, votes_on=0, votes_off=0, ties=40), "Undecided: all 40 votes are ties, so the score"),
     ],

@@ -145,3 +145,27 @@ def test_a_few_prompts_say_so_and_do_not_lead_astray() -> None:
     assert "Stage: preference injection (undecided)." in said
     assert "0.75, undecided: the policy's own answers win 75 of 100 votes, but 4 prompts leave 0.5 inside" in said
     assert "no guess to start from: static pairs come first. To decide such a score takes about 23 prompts." in said
+
+
+def user(text: str, score: float) -> CandidateSet:
+    return CandidateSet((Message("user", text),), (Candidate("a b", score=score),), where=f"file, {text!r}")
+
+
+def test_prompts_match_whatever_their_blanks_case_and_unicode_form(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = [1.0, 0.0, 1.0, 1.0]
+    on = [user(f"Question {n}", score) for n, score in enumerate(scores)]
+    off = [user(f" question\u00a0{n}\n", score) for n, score in enumerate([0.0, 1.0, 1.0, 0.0])]
+    assert measure_recorded(on, off, sequential=False).score == 0.625
+    with pytest.raises(ValueError, match=r"first on-policy prompt is 'Question 0' \(file.*off-policy prompt 'none'"):
+        measure_recorded(on, [user("none", 0.0)])
+    with pytest.raises(ValueError, match="got none that are off-policy"):
+        measure_recorded(on, [CandidateSet(on[0].prompt, ())])
+    assert capsys.readouterr().out == ""
+
+
+def test_of_prompts_that_are_alike_one_is_measured_on(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [f"Which sea did {who} cross with the old red lantern?" for who in ("you", "we", "they")]
+    others = [f"Name {thing}." for thing in ("a tree", "two rivers", "the moon", "one bird", "my town", "some tools")]
+    on, off = [[user(text, score) for text in [*texts, *others]] for score in (1.0, 0.0)]
+    assert measure_recorded(on, off, sequential=False).prompts == 7
+    assert "9 prompts are 7 groups of prompts that are alike: one of each is measured on" in capsys.readouterr().out

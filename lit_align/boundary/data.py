@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol, cast
 
@@ -124,12 +124,20 @@ def require_restored(data: BoundaryData, decisions: bool) -> None:
         )
 
 
-def merged_by_prompt(sets: Iterable[CandidateSet]) -> dict[Prompt, CandidateSet]:
-    """One set for each prompt, holding the candidates of all its sets; those without candidates are left out."""
-    merged: dict[Prompt, CandidateSet] = {}
-    for one in sets:
-        if not one.candidates:
+def merged_by_prompt(
+    sets: Iterable[CandidateSet], key: Callable[[Prompt], Hashable] = lambda prompt: prompt
+) -> dict[Hashable, CandidateSet]:
+    """One set for each prompt, holding the candidates of all its sets; those without candidates are left out.
+
+    Args:
+        sets: any number for a prompt.
+        key: what makes two prompts one; by default they must be equal.
+    """
+    merged: dict[Hashable, CandidateSet] = {}
+    for candidates in sets:
+        if not candidates.candidates:
             continue
-        known = merged.get(one.prompt)
-        merged[one.prompt] = one if known is None else replace(known, candidates=known.candidates + one.candidates)
+        name = key(candidates.prompt)
+        before = merged[name].candidates if name in merged else ()
+        merged[name] = replace(merged.get(name, candidates), candidates=before + candidates.candidates)
     return merged

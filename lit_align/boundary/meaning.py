@@ -38,6 +38,8 @@ def meaning(result: BoundaryResult, sides: tuple[str, str] = SIDES) -> str:
 
 
 def _standing(result: BoundaryResult, on: str, off: str) -> str:
+    if result.score == BOUNDARY:
+        return "both sides win half of the votes" if not result.graded else "neither side is ahead"
     of_on = round(100 * result.score)
     leader, wins = (on, of_on) if result.score >= BOUNDARY else (off, 100 - of_on)
     if result.graded:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from tqdm import tqdm
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from lit_align.boundary.data import merged_by_prompt
 from lit_align.boundary.result import BoundaryResult
 from lit_align.boundary.score import BoundaryScore
+from lit_align.data.alike import normal_form
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, prompt_text
 
@@ -61,14 +63,42 @@ def measure_sets(
 
 
 def matched(on: Iterable[CandidateSet], off: Iterable[CandidateSet]) -> list[tuple[CandidateSet, CandidateSet]]:
-    """The on-policy and the off-policy set of each prompt that has both, in the order of `on`."""
-    mine, static = merged_by_prompt(on), merged_by_prompt(off)
-    alone = [one for prompt, one in mine.items() if prompt not in static]
+    """The on-policy and the off-policy set of each prompt that has both, in the order of `on`.
+
+    Blanks, letter case and Unicode form make no other prompt (:func:`~lit_align.data.alike.normal_form`).
+    """
+    mine, static = merged_by_prompt(on, normal_form), merged_by_prompt(off, normal_form)
+    alone = [candidates for prompt, candidates in mine.items() if prompt not in static]
     if alone:
-        first = alone[0]
         warnings.warn(
             f"{len(alone)} of {len(mine)} on-policy prompts have no off-policy candidates and are left out, first "
-            f"{prompt_text(first.prompt)[:60]!r} ({first.where}); prompts match when they are equal to the letter",
+            f"{_named(alone[0])}; prompts match where they are equal but for blanks, case and Unicode form",
             stacklevel=2,
         )
-    return [(one, static[prompt]) for prompt, one in mine.items() if prompt in static]
+    return [
+        (candidates, replace(static[prompt], prompt=candidates.prompt))
+        for prompt, candidates in mine.items()
+        if prompt in static
+    ]
+
+
+def require_matched(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[tuple[CandidateSet, CandidateSet]]:
+    """What :func:`matched` gives.
+
+    Raises:
+        ValueError: no prompt has candidates on both sides.
+    """
+    sides = [[candidates for candidates in side if candidates.candidates] for side in (on, off)]
+    if not all(sides):
+        raise ValueError(f"expected candidates on both sides, got none that are {'off' if sides[0] else 'on'}-policy")
+    mine, static = sides
+    if not {normal_form(a.prompt) for a in mine} & {normal_form(b.prompt) for b in static}:
+        raise ValueError(
+            "expected on-policy and off-policy candidates of the same prompts, got no prompt with both: the first "
+            f"on-policy prompt is {_named(mine[0])}, the first off-policy prompt {_named(static[0])}"
+        )
+    return matched(mine, static)
+
+
+def _named(candidates: CandidateSet) -> str:
+    return f"{prompt_text(candidates.prompt)[:60]!r} ({candidates.where})"

@@ -10,11 +10,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lit_align import run_folder
-from lit_align.boundary.measure import matched
+from lit_align.boundary.measure import require_matched
 from lit_align.boundary.measurement import Measurement
 from lit_align.boundary.result import BoundaryResult
+from lit_align.data.alike import draw_unlike, group_alike
 from lit_align.data.loading import as_set, load_records
 from lit_align.judges import RecordedScores
+from lit_align.progress import note
 from lit_align.records import CandidateSet
 from lit_align.report.measurement import readable, result_record
 from lit_align.seeding import derive_seed
@@ -45,7 +47,7 @@ def measure_recorded(
 
     Args:
         on: the model's answers.
-        off: static answers; sets are matched by prompt.
+        off: static answers; sets are matched by prompt, and one of each group of prompts that are alike is taken.
         alpha: the chance of error, in (0, 1).
         sequential: stop once it is decided.
         max_prompts: prompts at most; None means all.
@@ -58,14 +60,20 @@ def measure_recorded(
     if max_prompts is not None and max_prompts < 1:
         raise ValueError(f"max_prompts must be at least 1, got {max_prompts}")
     measurement = Measurement(RecordedScores(), alpha, sequential, graded)
-    pairs = matched(on, off)
-    count = len(pairs) if max_prompts is None else min(max_prompts, len(pairs))
-    drawn = random.Random(derive_seed(seed, "measure")).sample(pairs, count)
-    for mine, theirs in tqdm(drawn, desc="measuring", unit="prompt", leave=False, delay=0.5):
-        measurement.add([mine], [theirs])
+    pairs = {mine.prompt: (mine, theirs) for mine, theirs in require_matched(on, off)}
+    groups = group_alike(pairs)
+    unlike = len(set(groups.values()))
+    if unlike < len(pairs):
+        note(f"{len(pairs)} prompts are {unlike} groups of prompts that are alike: one of each is measured on")
+    count = unlike if max_prompts is None else min(max_prompts, unlike)
+    drawn = draw_unlike(
+        [mine for mine, _ in pairs.values()], groups.__getitem__, count, random.Random(derive_seed(seed, "measure"))
+    )
+    for mine in tqdm(drawn, desc="measuring", unit="prompt", leave=False, delay=0.5):
+        measurement.add([mine], [pairs[mine.prompt][1]])
         if measurement.done:
             break
-    return measurement.result("pool" if count == len(pairs) else "budget")
+    return measurement.result("pool" if count == unlike else "budget")
 
 
 def _bool(word: str) -> bool:
