@@ -34,10 +34,11 @@ from transformers import (
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from lit_align.batch import Padded
-from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps
+from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, segments, shared_logps
 from lit_align.policy import attention as attention_module
 from lit_align.policy import head as head_module
 from lit_align.policy.head import token_logps
+from lit_align.policy.load import keep_activations
 from lit_align.policy.shared_prompt import PADDING, shared_rows
 from tests.tiny import save_tiny_model, tiny_llama_config
 
@@ -207,25 +208,27 @@ def shared_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_attention_by_segments_where_layers_run_once(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_rows_are_attended_to_by_segments(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "LONG_ROW", 1)
     model = make(CONFIGS["llama"], "sdpa")
     if checkpointing:
         model.train()
-        model.activation_checkpointing_enable()
+        keep_activations(PolicySpec("", gradient_checkpointing=True), model)
+    attention = segments._LongRow.attention
+    long_rows: list[object] = []
+    monkeypatch.setattr(segments._LongRow, "attention", lambda row, *of: long_rows.append(row) or attention(row, *of))
     with WatchAttention() as watch:
         shared_gradients(model)
-    seen = [(query.shape[-2], key.shape[-2]) for query, key, _ in watch.calls]
-    if checkpointing:  # these layers run again in the backward, and must do the same
-        assert set(seen) == {(21, 21)}
-        return
     layer = []
     for row, prompt in enumerate(PROMPT.lengths.tolist()):
         layer += [(prompt, prompt), *((int(c.lengths[row]), prompt + int(c.lengths[row])) for c in COMPLETIONS)]
-    assert seen == layer * model.config.num_hidden_layers
+    layers = model.config.num_hidden_layers
+    assert [(query.shape[-2], key.shape[-2]) for query, key, _ in watch.calls] == layer * layers
+    runs = 2 if checkpointing else 1  # checkpointed layers run again in the backward, and in the same way
+    assert len(long_rows) == runs * layers * len(PROMPT.ids)
 
 
-def test_half_precision_is_attended_to_in_float32_where_it_is_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_precision_is_attended_to_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = shared_gradients(make(CONFIGS["llama"], "sdpa"))
     model = make(CONFIGS["llama"], "sdpa").bfloat16()
     with WatchAttention() as differentiated:
@@ -233,16 +236,42 @@ def test_half_precision_is_attended_to_in_float32_where_it_is_differentiated(mon
     with WatchAttention() as not_differentiated, torch.no_grad():
         shared_logps(model, PROMPT, COMPLETIONS)
     model.train()
-    model.activation_checkpointing_enable()  # these layers run again in the backward, and must do the same
+    keep_activations(PolicySpec("", gradient_checkpointing=True), model)
     with WatchAttention() as checkpointed:
-        shared_gradients(model)
-    assert differentiated.dtypes() == {torch.float32}
-    assert not_differentiated.dtypes() == checkpointed.dtypes() == {torch.bfloat16}
+        again = shared_gradients(model)
+    for watch in (differentiated, not_differentiated, checkpointed):
+        assert watch.dtypes() == {torch.float32}
+    for name, gradient in got.items():
+        assert torch.equal(again[name], gradient), name
     monkeypatch.setattr(attention_module, "HALF_PRECISIONS", ())
     usual = shared_gradients(make(CONFIGS["llama"], "sdpa").bfloat16())
     for name, wanted in exact.items():  # as near to float32 as torch's own way, but for rounding
         error, allowed = ((one[name].float() - wanted).norm() for one in (got, usual))
         assert error <= 1.5 * allowed + 0.02 * wanted.norm(), name
+
+
+@pytest.mark.parametrize("long_row", [1, 16, 512])
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3_window"])
+def test_half_precision_gives_the_same_digits_in_any_batch_with_and_without_gradients(
+    name: str, long_row: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "LONG_ROW", long_row)
+    model = make(CONFIGS[name], "sdpa").bfloat16()
+    wanted = shared_logps(model, PROMPT, COMPLETIONS)
+    with torch.no_grad():
+        together = shared_logps(model, PROMPT, COMPLETIONS)
+        for row in range(3):
+            alone = shared_logps(model, row_of(PROMPT, row), [row_of(c, row) for c in COMPLETIONS])
+            for one, same, other in zip(wanted, together, alone, strict=True):
+                length = int(one.lengths[row])
+                assert torch.equal(same.logps[row, :length], one.logps[row, :length])
+                assert torch.equal(other.logps[0, :length], one.logps[row, :length])
+
+
+def row_of(padded: Padded, row: int) -> Padded:
+    """One row, without its padding."""
+    length = int(padded.lengths[row])
+    return Padded(padded.ids[row : row + 1, :length], padded.mask[row : row + 1, :length])
 
 
 def test_under_autocast_a_prompt_is_shared_and_attended_to_in_float32() -> None:
@@ -256,8 +285,8 @@ def test_under_autocast_a_prompt_is_shared_and_attended_to_in_float32() -> None:
     assert (
         forward._checks[model].accepted and abs(plain - loss_of(plain_logps(model, PROMPT, COMPLETIONS)).item()) > 1e-2
     )
-    shared = [call for call in watch.calls if call[0].shape[-2] == 21 and len(call[0]) == 3]
-    assert len(shared) == model.config.num_hidden_layers  # type: ignore[union-attr]
+    shared = [call for call in watch.calls if call[0].shape[-2] == 21 and call[0].requires_grad]
+    assert len(shared) == model.config.num_hidden_layers  # type: ignore[union-attr]  # of the one row of 21 tokens
     assert {tensor.dtype for call in shared for tensor in call} == {torch.float32}
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype
-from lit_align.policy.segments import SegmentAttention
+from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype, dtype_of_products
+from lit_align.policy.segments import RowAttention
 from lit_align.policy.shared_prompt import FULL, Mask, SharedRows, layer_kinds
 
 ON_CPU = ("cpu", "meta")
@@ -21,36 +22,55 @@ LONG_ROW = 512
 """Tokens from which a row is long enough on a CPU to be attended to by segments."""
 
 
+_MODES: ContextVar[tuple[TorchFunctionMode, ...]] = ContextVar("modes", default=())
+
+
 @contextmanager
 def cheaper_attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> Iterator[None]:
     """For one forward pass of `model` on a CPU; changes nothing on other devices.
 
-    Half precision is attended to in float32, and long rows by segments.
-
-    Not where layers are checkpointed: they run again outside of the context and must do the same.
+    Long rows are attended to by segments. Half precision is attended to in float32, and each row for itself: what is
+    rounded then depends neither on the rows beside it nor on whether the pass is differentiated, and a policy that
+    equals its reference gives its very log-probs.
     """
-    if rows.ids.device.type not in ON_CPU or _layers_run_again(model):
-        yield
-        return
-    with Float32Attention(), _by_segments(model, rows, mask):
+    modes = (Float32Attention(), *_by_rows(model, rows, mask)) if rows.ids.device.type in ON_CPU else ()
+    token = _MODES.set(modes)
+    try:
+        with _inside(modes):
+            yield
+    finally:
+        _MODES.reset(token)
+
+
+def when_run_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What a checkpointed layer runs in: now, where it is in the right context, and again in the backward."""
+    return nullcontext(), _inside(_MODES.get())
+
+
+@contextmanager
+def _inside(modes: tuple[TorchFunctionMode, ...]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
         yield
 
 
-def _by_segments(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> AbstractContextManager[object]:
-    """In long rows, where dense attention costs what its mask leaves out, too. Short ones want few, large kernels."""
+def _by_rows(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> list[RowAttention]:
+    """Short rows in float32 stay together: they want few, large kernels, which round 2^16 times finer."""
     config: Any = model.config
     masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(config)}
-    full = masks.get(FULL)
-    if not isinstance(full, Tensor) or full.dtype != torch.bool or full.shape[-1] < LONG_ROW:
-        return nullcontext()
-    return SegmentAttention(rows, full)
+    dense = {kind: one for kind, one in masks.items() if isinstance(one, Tensor) and one.dtype == torch.bool}
+    if dtype_of_products(model) not in HALF_PRECISIONS:
+        dense = {kind: one for kind, one in dense.items() if kind == FULL and one.shape[-1] >= LONG_ROW}
+    return [RowAttention(rows, dense, LONG_ROW)] if dense else []
 
 
 class Float32Attention(TorchFunctionMode):
-    """Inside it, attention that will be differentiated is computed in float32 on a CPU, whatever its inputs are.
+    """Inside it, attention in half precision is computed in float32 on a CPU.
 
-    The backward of torch's fused attention takes three times as long in bfloat16 as in float32 there. The result is
-    rounded once, to the dtype that it has otherwise: autocast's, or that of the inputs.
+    The backward of torch's fused attention takes three times as long in bfloat16 as in float32 there; passes without
+    one are a tenth slower and give the same digits. The result is rounded once, to the dtype that it has otherwise:
+    autocast's, or that of the inputs.
     """
 
     def __torch_function__(
@@ -60,14 +80,10 @@ class Float32Attention(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention or len(args) != 3:
             return func(*args, **kwargs)
         dtype = autocast_dtype("cpu") or args[0].dtype
-        if dtype not in HALF_PRECISIONS or not any(tensor.requires_grad for tensor in args):
+        if dtype not in HALF_PRECISIONS:
             return func(*args, **kwargs)
         mask = kwargs.get("attn_mask")
         if mask is not None and mask.is_floating_point():
             kwargs = {**kwargs, "attn_mask": mask.float()}
         with torch.autocast("cpu", enabled=False):
             return func(*(tensor.float() for tensor in args), **kwargs).to(dtype)
-
-
-def _layers_run_again(model: nn.Module) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())

@@ -9,9 +9,9 @@ from torch import nn
 
 from lit_align.batch import Padded, PairBatch
 from lit_align.policy.logps import TokenLogps, plain_logps
-from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype
+from lit_align.policy.precision import HALF_PRECISIONS, dtype_of_products
 from lit_align.policy.shared_check import TOLERANCE, SharedRowsCheck
-from lit_align.policy.shared_logps import embedding_weight, shared_logps
+from lit_align.policy.shared_logps import shared_logps
 
 HALF_TOLERANCE = 0.1
 """Mean nats per token by which two ways to the same log-probs differ at most in half precision."""
@@ -75,9 +75,7 @@ def batch_logps(
 
 def rounding(model: nn.Module) -> float:
     """Mean nats per token that rounding explains between two ways to the same log-probs."""
-    embedding = embedding_weight(model)
-    dtype = autocast_dtype(embedding.device.type) or embedding.dtype
-    return HALF_TOLERANCE if dtype in HALF_PRECISIONS else TOLERANCE
+    return HALF_TOLERANCE if dtype_of_products(model) in HALF_PRECISIONS else TOLERANCE
 
 
 def _targets(batch: PairBatch) -> Padded:

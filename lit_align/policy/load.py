@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from lit_align.policy.adapter import load_adapter, saved_config, warn_of_other_base
+from lit_align.policy.attention import when_run_again
 from lit_align.policy.compiled import compile_layers
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
@@ -196,10 +197,11 @@ def keep_activations(spec: PolicySpec, model: PreTrainedModel, on_host: Context 
     """
     if not spec.gradient_checkpointing:
         return
+    settings = {"use_reentrant": False, "context_fn": when_run_again}
     if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable(settings)
     else:  # an older transformers
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.gradient_checkpointing_enable(settings)
     if spec.gradient_checkpointing == "offload":
         for module in model.modules():
             if hasattr(module, "_gradient_checkpointing_func"):  # runs a layer, which saves its inputs alone

@@ -1,52 +1,80 @@
-"""Attention of rows that share a prompt, computed only where tokens see each other."""
+"""Attention of rows that share a prompt: each for itself, and of long ones only where tokens see each other."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lit_align.policy.shared_prompt import PADDING, SharedRows
+from lit_align.policy.shared_prompt import FULL, PADDING, SharedRows
 
 
-class SegmentAttention(TorchFunctionMode):
-    """Inside it, dense attention under `mask` is replaced by attention segment by segment.
+class RowAttention(TorchFunctionMode):
+    """Inside it, dense attention under one of the masks is replaced by attention row by row.
 
-    Most of a shared row's mask is empty: the prompt sees no completion, completions do not see each other. Here the
-    prompt attends to itself and each completion to the prompt and itself. Attention under any other mask, and the
-    same mask outside of the `with` (as when checkpointed layers run again), takes its usual way, to the same result.
+    A row is then computed in the same way whatever rows stand beside it and however wide they are. Most of a long
+    row's mask is empty: the prompt sees no completion, completions do not see each other. There the prompt attends to
+    itself and each completion to the prompt and itself. Attention under any other mask takes its usual way.
 
     Args:
         rows: the layout.
-        mask: [B, 1, T, T] bool, the very tensor that the model is given.
+        masks: [B, 1, T, T] bool by kind of layer, the very tensors that the model is given.
+        long_row: tokens from which a row is attended to by segments in layers without a window.
     """
 
-    def __init__(self, rows: SharedRows, mask: Tensor) -> None:
+    def __init__(self, rows: SharedRows, masks: Mapping[str, Tensor], long_row: int) -> None:
         super().__init__()
-        self._mask = mask
-        self._rows = [_Row(segments, mask[b, 0]) for b, segments in enumerate(rows.segments)]
+        self._rows = {
+            id(mask): [_row(segments, mask[b : b + 1], kind, long_row) for b, segments in enumerate(rows.segments)]
+            for kind, mask in masks.items()
+        }
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and kwargs.get("attn_mask") is self._mask and len(args) == 3:
+        if func is F.scaled_dot_product_attention and len(args) == 3 and id(kwargs.get("attn_mask")) in self._rows:
             rest = {key: value for key, value in kwargs.items() if key not in ("attn_mask", "is_causal")}
-            return self._by_segments(*args, rest)
+            return self._by_rows(*args, self._rows[id(kwargs["attn_mask"])], rest)
         return func(*args, **kwargs)
 
-    @torch.compiler.disable  # it would be compiled anew for all lengths of segments
-    def _by_segments(self, query: Tensor, key: Tensor, value: Tensor, rest: dict[str, Any]) -> Tensor:
-        rows = zip(self._rows, query.split(1), key.split(1), value.split(1), strict=True)
-        return torch.cat([row.attention(q, k, v, rest) for row, q, k, v in rows])
+    @torch.compiler.disable  # it would be compiled anew for all lengths of rows
+    def _by_rows(self, query: Tensor, key: Tensor, value: Tensor, rows: list[_Row], rest: dict[str, Any]) -> Tensor:
+        each = zip(rows, query.split(1), key.split(1), value.split(1), strict=True)
+        return torch.cat([row.attention(q, k, v, rest) for row, q, k, v in each])
 
 
-class _Row:
-    """One row: how many tokens each of its segments has, and whom the tokens of each completion see."""
+class _Row(Protocol):
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, rest: dict[str, Any]) -> Tensor:
+        """[1, heads, T, D] of one row; 0 at padding."""
+
+
+def _row(segments: Tensor, mask: Tensor, kind: str, long_row: int) -> _Row:
+    length = int((segments != PADDING).sum())
+    return _LongRow(segments, mask[0, 0]) if kind == FULL and length >= long_row else _WholeRow(length, mask)
+
+
+class _WholeRow:
+    """A row that is attended to at once, but for its padding."""
+
+    def __init__(self, length: int, mask: Tensor) -> None:
+        self._length = length
+        self._mask = mask[..., :length, :length]
+
+    def attention(self, query: Tensor, key: Tensor, value: Tensor, rest: dict[str, Any]) -> Tensor:
+        length, width = self._length, query.shape[2]
+        found = F.scaled_dot_product_attention(
+            query[:, :, :length], key[:, :, :length], value[:, :, :length], attn_mask=self._mask, **rest
+        )
+        return F.pad(found, (0, 0, 0, width - length)) if width > length else found
+
+
+class _LongRow:
+    """One that is attended to by segments: how many tokens each has, and whom the tokens of each completion see."""
 
     def __init__(self, segments: Tensor, mask: Tensor) -> None:
         kinds, sizes = torch.unique_consecutive(segments, return_counts=True)
@@ -59,7 +87,6 @@ class _Row:
         ]
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, rest: dict[str, Any]) -> Tensor:
-        """[1, heads, T, D] of one row; 0 at padding."""
         queries, keys, values = (tensor.split(self._sizes, 2) for tensor in (query, key, value))
         found = [F.scaled_dot_product_attention(queries[0], keys[0], values[0], is_causal=True, **rest)]
         for j, mask in enumerate(self._masks, 1):

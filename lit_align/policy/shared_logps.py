@@ -14,6 +14,7 @@ from lit_align.policy.attention import cheaper_attention
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.outputs import logits_alone
+from lit_align.policy.precision import embedding_weight
 from lit_align.policy.shared_prompt import FLEX, attention_mask, shared_rows
 
 
@@ -62,9 +63,3 @@ def stopped_before(head: nn.Module) -> Iterator[list[Tensor]]:
         yield kept
     finally:
         handle.remove()
-
-
-def embedding_weight(model: nn.Module) -> Tensor:
-    """Of the model's input embeddings: its dtype and device are those of the weights."""
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
-    return next(embeddings.parameters())
