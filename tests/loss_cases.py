@@ -117,14 +117,14 @@ def pairs(
     (chosen_tokens, chosen_mask), (rejected_tokens, rejected_mask) = map(spread, policy, counts)
     reference_tokens = [spread(logps, count)[0] for logps, count in zip(reference, counts, strict=True)]
     zeros = [0.0] * len(chosen)
-    rest = {name: torch.tensor(others.get(name, zeros), dtype=dtype) for name in OTHERS}
+    optional = {name: torch.tensor(others.get(name, zeros), dtype=dtype) for name in OTHERS}
     return PairLogps(
         *policy,
         *reference,
         *counts,
         target_lengths=torch.full((len(chosen),), 7),
         tokens=PairTokens(chosen_tokens, rejected_tokens, chosen_mask, rejected_mask, *reference_tokens),
-        **rest,
+        **optional,
     )
 
 

@@ -36,7 +36,7 @@ def test_a_few_steps_of_dpo_lower_the_loss(tmp_path: Path) -> None:
     with gzip.open(CANDIDATES, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     for row in rows:  # short answers: the test has minutes, not hours
-        row["candidates"] = [one for one in row["candidates"] if len(one["text"]) < 200]
+        row["candidates"] = [candidate for candidate in row["candidates"] if len(candidate["text"]) < 200]
     kept = [row for row in rows if len(row["candidates"]) > 1 and len(row["prompt"]) < 200][:8]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 

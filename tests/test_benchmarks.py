@@ -69,14 +69,14 @@ def test_a_step_of_both_sides_is_timed(tmp_path: Path) -> None:
     assert (first["shape"]["prompt"], first["shape"]["completion"]) == (12, 8)
     assert second["work"]["multiply_adds"] < first["work"]["multiply_adds"]
     for result in (first, second):
-        ours, theirs = result["lit_align"], result["peer"]
-        for one in (ours, theirs):
-            assert len(one["all_seconds"]) == 2 * 2 and min(one["all_seconds"]) > 0
-            assert one["peak_memory"] >= one["resident_before_training"] > 0
-            assert one["pairs_per_second"] == pytest.approx(2 / one["seconds"])
-        assert result["speed_ratio"] == pytest.approx(theirs["seconds"] / ours["seconds"])
-        assert result["floor_seconds"] > 0 and ours["of_floor"] == pytest.approx(
-            ours["seconds"] / result["floor_seconds"]
+        lit, peer = result["lit_align"], result["peer"]
+        for timed in (lit, peer):
+            assert len(timed["all_seconds"]) == 2 * 2 and min(timed["all_seconds"]) > 0
+            assert timed["peak_memory"] >= timed["resident_before_training"] > 0
+            assert timed["pairs_per_second"] == pytest.approx(2 / timed["seconds"])
+        assert result["speed_ratio"] == pytest.approx(peer["seconds"] / lit["seconds"])
+        assert result["floor_seconds"] > 0 and lit["of_floor"] == pytest.approx(
+            lit["seconds"] / result["floor_seconds"]
         )
     assert "| 12 + 2x8 " in ran.stdout
 
@@ -95,17 +95,17 @@ def test_rounds_of_both_sides_are_timed(tiny_model: Path, tmp_path: Path) -> Non
     ran = run("onpolicy.py", output, "--model", str(tiny_model), "--data", str(data), *sizes)
     assert ran.returncode == 0, ran.stderr
     result = json.loads(output.read_text())["result"]
-    ours, theirs = result["lit_align"], result["peer"]
-    for one in (ours, theirs):
-        assert len(one["rounds"]) == 2 and one["peak_memory"] > 0
-        seconds = [each["seconds"] for each in one["rounds"]]
-        assert one["seconds"] == pytest.approx(sum(seconds) / 2) and min(seconds) > 0
-    for each in ours["rounds"]:
+    lit, peer = result["lit_align"], result["peer"]
+    for timed in (lit, peer):
+        assert len(timed["rounds"]) == 2 and timed["peak_memory"] > 0
+        seconds = [each["seconds"] for each in timed["rounds"]]
+        assert timed["seconds"] == pytest.approx(sum(seconds) / 2) and min(seconds) > 0
+    for each in lit["rounds"]:
         assert each["pairs"] + each["ties"] <= 5 and each["pairs"] > 0
         assert 0 < each["sample_seconds"] + each["judge_seconds"] + each["reference_seconds"] <= each["seconds"]
-    assert [each["pairs"] for each in theirs["rounds"]] == [5, 5]
-    assert all(5 * 2 <= each["tokens"] <= 5 * 2 * 6 for each in theirs["rounds"])
-    assert result["speed_ratio"] == pytest.approx(ours["pairs_per_second"] / theirs["pairs_per_second"])
+    assert [each["pairs"] for each in peer["rounds"]] == [5, 5]
+    assert all(5 * 2 <= each["tokens"] <= 5 * 2 * 6 for each in peer["rounds"])
+    assert result["speed_ratio"] == pytest.approx(lit["pairs_per_second"] / peer["pairs_per_second"])
     assert "| lit-align |" in ran.stdout
 
 
@@ -132,10 +132,10 @@ class OneLayer(nn.Module):
 
 def test_the_work_of_a_step_by_hand(side: ModuleType) -> None:
     settings: dict[str, Any] = {"pairs": 3, "prompt": 2, "completion": 1}
-    found = side.work(OneLayer(), settings)
+    work = side.work(OneLayer(), settings)
     tokens = 3 * (2 + 1 + 1)
     linear = 2 * tokens * 16 + 3 * tokens * 8  # a trained weight has a product for its own gradient too
     head = 2 * 6 * 40  # 6 completion tokens
     seen = 1 + 2 + 3 + 3  # each completion token sees the prompt and itself
     attention = 2 * 6 * 4 * 3 * seen  # layers, products, width, pairs
-    assert found == {"multiply_adds": linear + head + attention, "parameters": 16 + 8 + 40, "trained": 8}
+    assert work == {"multiply_adds": linear + head + attention, "parameters": 16 + 8 + 40, "trained": 8}

@@ -50,9 +50,9 @@ def judge(rule: str, *args: str) -> int:
 
 def test_a_good_judge_and_one_of_length(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert judge("judge_rules.by_word", "--output", "out/j.json") == 0
-    found = json.loads((folder / "out/j.json").read_text())
-    assert (found["accuracy"]["value"], found["pairs"], found["warnings"]) == (1.0, 40, [])
-    assert found["length"]["longer_rule"]["value"] == 0.5 and found["rows"]["rows"] == 40
+    quality = json.loads((folder / "out/j.json").read_text())
+    assert (quality["accuracy"]["value"], quality["pairs"], quality["warnings"]) == (1.0, 40, [])
+    assert quality["length"]["longer_rule"]["value"] == 0.5 and quality["rows"]["rows"] == 40
     assert "100.0 %" in capsys.readouterr().out
     assert judge("judge_rules.by_length", "--max_pairs", "30", "--confidence", "0.9") == 0
     out = capsys.readouterr().out

@@ -84,8 +84,8 @@ def test_every_schedule_has_a_config() -> None:
 
 
 def blocks(language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-    return [text for name, text in found if name == language]
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
 
 
 @pytest.fixture
@@ -99,11 +99,11 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def python_blocks() -> dict[str, str]:
     """The README's Python by what it defines or does."""
-    found = {}
+    by_purpose = {}
     for block in blocks("python"):
         classes = [node.name for node in ast.parse(block).body if isinstance(node, ast.ClassDef)]
-        found[classes[0] if classes else "plain"] = block
-    return found
+        by_purpose[classes[0] if classes else "plain"] = block
+    return by_purpose
 
 
 SHORT = [
@@ -144,7 +144,7 @@ def test_the_run_in_plain_python(folder: Path, tiny_model: Path) -> None:
 
 def test_every_command_of_the_readme_is_one_that_exists() -> None:
     lines = [line for block in blocks("") for line in block.splitlines() if line.startswith("lit-align ")]
-    known = {*AlignmentCLI.subcommands(), "init"}
-    assert len(lines) >= 5 and {line.split()[1] for line in lines} <= known
+    commands = {*AlignmentCLI.subcommands(), "init"}
+    assert len(lines) >= 5 and {line.split()[1] for line in lines} <= commands
     targets = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
     assert targets and all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in targets)

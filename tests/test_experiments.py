@@ -90,14 +90,14 @@ def test_rows_are_the_same_each_time_and_held_out(rows: Any) -> None:
     assert rows() == (train, held_out)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
     assert len(train) > 350 and len(held_out) > 200
-    assert all(len({one["text"] for one in row["candidates"]}) == 4 for row in train)
+    assert all(len({candidate["text"] for candidate in row["candidates"]}) == 4 for row in train)
 
 
 def test_a_coin_decides_between_equal_answers() -> None:
     selector, counts = CoinAtTies(), Counter[str]()
     tied = [Candidate("a", 1.0), Candidate("b", 1.0), Candidate("c", 1.0)]
-    drawn = {selector.choose(tied, random.Random(seed), counts)[0][0].text for seed in range(20)}
-    assert drawn == {"a", "b", "c"} and counts["ties"] == 20
+    chosen_texts = {selector.choose(tied, random.Random(seed), counts)[0][0].text for seed in range(20)}
+    assert chosen_texts == {"a", "b", "c"} and counts["ties"] == 20
     ranked = [Candidate("a", 1.0), Candidate("b", 1.0), Candidate("c", 0.0)]
     assert selector.choose(ranked, random.Random(0), counts) == [(ranked[0], ranked[2])]
 
@@ -111,8 +111,10 @@ def test_each_arm_comes_once_and_after_its_start() -> None:
     assert (
         len(ordered) == len(set(arms)) == 144 + 6 * 2 + 30 + 21
     )  # forks, diverse arms, runs, variants; the rest are forks, too
-    place = {arm: at for at, arm in enumerate(ordered)}
-    assert all(place[arm.parent] < at and plan.saves_adapter(arm.parent) for arm, at in place.items() if arm.parent)
+    place = {arm: index for index, arm in enumerate(ordered)}
+    assert all(
+        place[arm.parent] < index and plan.saves_adapter(arm.parent) for arm, index in place.items() if arm.parent
+    )
     assert {str(arm) for arm in ordered if arm.scouts and arm.task == "lists" and arm.seed == 0} == {
         "lists_s0_base_off_rpo", "lists_s0_off_off_rpo", "lists_s0_off+off_off_rpo"
     }  # fmt: skip
@@ -134,9 +136,9 @@ def test_an_arm_runs_once_and_a_failed_one_is_named(tmp_path: Path) -> None:
     fork = Arm("constraints-coin", 0, ("off",), "on", 2)
     assert fork.parent is not None
     broken, orphan = Arm("no-such-task", 0, (), "off", 2), Arm("no-such-task", 0, ("off",), "off", 2)
-    left = tmp_path / "results" / "running" / str(fork)
-    left.mkdir(parents=True)
-    (left / "boundary.jsonl").write_text("half a line")  # of an arm that was killed
+    leftovers = tmp_path / "results" / "running" / str(fork)
+    leftovers.mkdir(parents=True)
+    (leftovers / "boundary.jsonl").write_text("half a line")  # of an arm that was killed
 
     varied = replace(fork, variant="8-answers")
 
@@ -146,18 +148,18 @@ def test_an_arm_runs_once_and_a_failed_one_is_named(tmp_path: Path) -> None:
     assert written.keys() == {records.path(arm) for arm in (fork, fork.parent, varied)}
     assert run([fork], setup, records.folder, workers=1) == []
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    assert not records.finished(replace(fork, seed=1)) and not left.exists()
+    assert not records.finished(replace(fork, seed=1)) and not leftovers.exists()
     other = Records(records.folder, replace(setup, learning_rates={"rpo": 1.0}))
     assert not other.finished(fork)
 
-    found = records.read([fork, fork.parent, varied])
-    assert found[varied]["setup"] == {**asdict(setup), "answers": 8}
-    assert found[varied]["rounds"][0]["candidates"] == 32 and found[varied]["rounds"][0]["prompts"] == 4
-    start = read_start(fork.parent, found[fork.parent])
+    finished = records.read([fork, fork.parent, varied])
+    assert finished[varied]["setup"] == {**asdict(setup), "answers": 8}
+    assert finished[varied]["rounds"][0]["candidates"] == 32 and finished[varied]["rounds"][0]["prompts"] == 4
+    start = read_start(fork.parent, finished[fork.parent])
     assert len(start.on) == 8 and len(start.scores) == 4
     assert predictors.published(start) + 0.5 == pytest.approx(start.decision.score, abs=1e-12)
-    assert [one["step"] for one in found[fork.parent]["evaluations"]] == [0, 2]
-    assert found[fork]["rounds"][0]["candidates"] == 8 and found[fork]["decisions"][0]["on_policy_share"] == 1
+    assert [evaluation["step"] for evaluation in finished[fork.parent]["evaluations"]] == [0, 2]
+    assert finished[fork]["rounds"][0]["candidates"] == 8 and finished[fork]["decisions"][0]["on_policy_share"] == 1
     assert "No arm" not in write_report(records, [0], "test").read_text(encoding="utf-8").splitlines()[2]
 
 
@@ -172,7 +174,7 @@ def test_intervals() -> None:
     assert math.isnan(stats.mean_of([1.0]).low)
     assert stats.auc([0.1, 0.5, 0.5, 0.9], [False, True, False, True]) == (1 + 0.5 + 1 + 1) / 4
     assert math.isnan(stats.auc([1.0], [True]))
-    share = stats.bootstrap([[1.0], [0.0]], lambda some: sum(some) / len(some))
+    share = stats.bootstrap([[1.0], [0.0]], lambda values: sum(values) / len(values))
     assert share == (0.5, 0.0, 1.0)
 
 
@@ -212,13 +214,13 @@ def test_predictors_by_hand() -> None:
 def forks_with(scores: Sequence[float], on_pays: Sequence[bool]) -> list[Fork]:
     """Forks of one prompt each, of as many trajectories, whose share of votes is the score, 0.25 apart."""
     (fork,) = read_forks(two_arms(), "win")
-    made = []
+    forks = []
     for seed, (score, pays) in enumerate(zip(scores, on_pays, strict=True)):
         won = round(score * 4)
         start = replace(fork.start, arm=replace(SCOUT, seed=seed), on=[[1.0] * won + [0.0] * (4 - won)], off=[[0.5]])
         gains = [replace(fork.on, each=[g, g]) for g in ((0.5, 0.0) if pays else (0.0, 0.5))]
-        made.append(replace(fork, start=start, on=gains[0], off=gains[1]))
-    return made
+        forks.append(replace(fork, start=start, on=gains[0], off=gains[1]))
+    return forks
 
 
 def test_how_often_a_predictor_is_right() -> None:
@@ -289,8 +291,8 @@ def test_plots_are_pictures_with_their_points(tmp_path: Path) -> None:
     background = picture.find(f".//{SVG}g[@id='patch_2']/{SVG}path")
     assert background is not None
     corners = re.findall(r"[ML] ([\d.]+) ([\d.]+)", background.get("d", ""))
-    left, right = (extreme(float(x) for x, _ in corners) for extreme in (min, max))
-    assert [x for x, _ in points] == [left, right]  # at scores 0 and 1
+    left_edge, right_edge = (extreme(float(x) for x, _ in corners) for extreme in (min, max))
+    assert [x for x, _ in points] == [left_edge, right_edge]  # at scores 0 and 1
     assert points[0][1] > points[1][1], "off-policy pairs brought more at 0, on-policy pairs at 1"
     labels = {e.text for e in picture.iter(f"{SVG}text")}
     assert {"lists", "boundary score before", "0.2", "1.0"} <= labels
@@ -311,8 +313,8 @@ def test_a_plot_of_runs_is_their_mean() -> None:
 def test_a_report_from_json_alone(tmp_path: Path) -> None:
     records = Records(tmp_path, SETUP)
     assert "No arm is finished" in write_report(records, [0], "cmd").read_text(encoding="utf-8")
-    for arm, one in two_arms().items():
-        records.write(arm, json.loads(json.dumps(one)))
+    for arm, arm_record in two_arms().items():
+        records.write(arm, json.loads(json.dumps(arm_record)))
     text = write_report(records, [0], "cmd").read_text(encoding="utf-8")
     assert "2 of 69 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
     assert (tmp_path / "forks-win.svg").read_text(encoding="utf-8").startswith("<?xml")

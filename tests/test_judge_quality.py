@@ -41,7 +41,7 @@ class Compares(PairwiseJudge):
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         self.asked += comparisons
-        return [self.function(one.first, one.second) for one in comparisons]  # type: ignore[operator]
+        return [self.function(comparison.first, comparison.second) for comparison in comparisons]  # type: ignore[operator]
 
 
 def test_the_numbers_by_hand() -> None:
@@ -60,7 +60,7 @@ def test_the_numbers_by_hand() -> None:
     assert quality.calibration.brier == pytest.approx((0 + 1 / 16 + 9 / 16 + 1 / 4) / 4)
     # Confidences 1, .75, .75, .5 in three bins, right 1, .5 and .5 of the time.
     assert quality.calibration.error == pytest.approx((0 + 2 * 0.25 + 0) / 4)
-    assert [one.count for one in quality.calibration.bins] == [1, 2, 1]
+    assert [group.count for group in quality.calibration.bins] == [1, 2, 1]
 
 
 def test_wilson_s_interval_is_the_textbook_s() -> None:
@@ -135,8 +135,8 @@ def test_a_coin_is_named_and_few_pairs_are_not_enough() -> None:
     coin = RuleJudge(lambda prompt, candidates, row: [rng.random() for _ in candidates])
     assert "coin" in judge_quality(coin, mixed()).warnings[0]
     same_length = pairs_of([("good", "badd")] * 30)
-    said = RuleJudge(lambda prompt, candidates, row: [float(text == "good") for text in candidates])
-    assert "these pairs do not tell" in " ".join(readable(judge_quality(said, same_length)).split())
+    rule_judge = RuleJudge(lambda prompt, candidates, row: [float(text == "good") for text in candidates])
+    assert "these pairs do not tell" in " ".join(readable(judge_quality(rule_judge, same_length)).split())
 
 
 def test_a_judge_that_is_worse_than_a_coin_is_called_that() -> None:
@@ -161,8 +161,8 @@ def test_labels_are_held_against_verdicts() -> None:
 def test_a_judge_made_of_several_is_asked_as_one() -> None:
     word = RuleJudge(lambda prompt, candidates, row: [float("good" in text) for text in candidates])
     length = RuleJudge(lambda prompt, candidates, row: [len(text) for text in candidates])
-    both = CombinedJudge([JudgePart(word, weight=3.0), JudgePart(length)])
-    quality = judge_quality(both, mixed())
+    combined = CombinedJudge([JudgePart(word, weight=3.0), JudgePart(length)])
+    quality = judge_quality(combined, mixed())
     assert quality.accuracy.value == 1.0 and quality.order is None
     assert quality.calibration is not None and quality.calibration.brier == pytest.approx(
         np.mean([0, 1 / 16]), abs=0.01
@@ -176,8 +176,10 @@ def test_a_rule_that_looks_at_the_place_gains_nothing() -> None:
 
 
 def test_abstentions_count_nowhere_but_are_told() -> None:
-    some = Compares(lambda first, second: math.nan if "b" * 20 in first + second else 1.0 if "good" in first else 0.0)
-    quality = judge_quality(some, mixed())
+    abstaining = Compares(
+        lambda first, second: math.nan if "b" * 20 in first + second else 1.0 if "good" in first else 0.0
+    )
+    quality = judge_quality(abstaining, mixed())
     assert (quality.abstentions, quality.accuracy.count, quality.accuracy.value) == (30, 30, 1.0)
     none = judge_quality(Compares(lambda first, second: math.nan), mixed())
     assert none.accuracy.value is None and "no verdict at all" in readable(none)
@@ -195,8 +197,8 @@ def test_what_votes_alone_give_away() -> None:
     on, off = rng.integers(10, 90, (20, 2)), rng.integers(10, 90, (20, 3))
     by_length = [np.where(np.subtract.outer(a, b) > 0, 1.0, 0.0) for a, b in zip(on, off, strict=True)]
     fair = [np.asarray(rng.random((2, 3)) > 0.5, dtype=float) for _ in on]
-    told = bias_warning(by_length, on.tolist(), off.tolist())
-    assert told is not None and "longer answer won" in told and "length alone" in told
+    warning = bias_warning(by_length, on.tolist(), off.tolist())
+    assert warning is not None and "longer answer won" in warning and "length alone" in warning
     shorter = bias_warning([1 - block for block in by_length], on.tolist(), off.tolist())
     assert shorter is not None and "shorter answer won" in shorter
     assert bias_warning(fair, on.tolist(), off.tolist()) is None

@@ -18,8 +18,8 @@ NAN = math.nan
 def make(
     prompt: str, *texts: str, scores: Sequence[float | None] = (), row: dict[str, Any] | None = None
 ) -> CandidateSet:
-    given = list(scores) or [None] * len(texts)
-    candidates = tuple(Candidate(text, score=score) for text, score in zip(texts, given, strict=True))
+    all_scores = list(scores) or [None] * len(texts)
+    candidates = tuple(Candidate(text, score=score) for text, score in zip(texts, all_scores, strict=True))
     return CandidateSet((Message("user", prompt),), candidates, row=row or {}, where=f"{prompt}.jsonl:1")
 
 
@@ -105,9 +105,9 @@ def test_recorded_scores_are_taken_from_the_candidates() -> None:
 
 
 def test_a_side_without_recorded_scores_is_the_one_that_is_named() -> None:
-    known, unknown = make("p", "a", "b", scores=[0.0, 1.0]), replace(make("p", "c"), where="other.jsonl, row 7")
-    assert RecordedScores().cross_votes([known], [known])[0].tolist() == [[0.5, 0.0], [1.0, 0.5]]
-    for sides in (([known], [unknown]), ([unknown], [known])):
+    scored, unscored = make("p", "a", "b", scores=[0.0, 1.0]), replace(make("p", "c"), where="other.jsonl, row 7")
+    assert RecordedScores().cross_votes([scored], [scored])[0].tolist() == [[0.5, 0.0], [1.0, 0.5]]
+    for sides in (([scored], [unscored]), ([unscored], [scored])):
         with pytest.raises(ValueError, match=r"candidate 1 .* \(other\.jsonl, row 7\) has no recorded score"):
             RecordedScores().cross_votes(*sides)
 
@@ -187,12 +187,12 @@ def test_equal_comparisons_are_asked_for_once_and_tie_exactly() -> None:
 
 
 def test_votes_within_a_set_are_the_cross_votes_of_it_with_itself() -> None:
-    one, off = make("p", "a", "bb", "ccc"), ~np.eye(3, dtype=bool)
+    candidate_set, off = make("p", "a", "bb", "ccc"), ~np.eye(3, dtype=bool)
     for judge in (Biased(), RuleJudge(longer_is_better)):
-        (within,), (across,) = judge.votes_within([one]), judge.cross_votes([one], [one])
+        (within,), (across,) = judge.votes_within([candidate_set]), judge.cross_votes([candidate_set], [candidate_set])
         np.testing.assert_allclose(within[off], across[off])
     quiet = Biased()
-    quiet.votes_within([one])
+    quiet.votes_within([candidate_set])
     assert len(quiet.calls[0]) == 6, "a candidate is not compared with itself"
 
 

@@ -51,9 +51,9 @@ class Lengths(PointwiseJudge):
         self.asked: list[list[str]] = []
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        self.asked.append([candidate.text for one in sets for candidate in one.candidates])
+        self.asked.append([candidate.text for candidate_set in sets for candidate in candidate_set.candidates])
         odd = {"why?": NAN, "oo": math.inf}
-        return [[odd.get(c.text, len(c.text) / 3) for c in one.candidates] for one in sets]
+        return [[odd.get(c.text, len(c.text) / 3) for c in candidate_set.candidates] for candidate_set in sets]
 
 
 class Longer(PairwiseJudge):
@@ -140,9 +140,9 @@ def test_a_verdict_is_kept_for_its_judge_prompt_and_answer_alone(path: Path) -> 
         (Lengths(), make("p", "a ")),
         (Lengths(), CandidateSet((Message("user", "p"), Message("user", "a")), (Candidate(""),))),
     ]
-    for judge, one in others:
-        cached(judge, path).score([one])
-        assert len(judge.asked) == 1, one
+    for judge, candidate_set in others:
+        cached(judge, path).score([candidate_set])
+        assert len(judge.asked) == 1, candidate_set
     longer = Longer()
     cached(longer, path).compare([Comparison((Message("user", "p"),), "a", "")])
     assert len(longer.asked) == 1
@@ -181,7 +181,7 @@ def test_what_was_paid_before_a_failure_is_kept(path: Path) -> None:
     assert caught.value.__notes__ == ["raised by Failing on the prompt 'p'"] and failing.misses == 4
     judge = Longer()
     cached(judge, path, commit_every=4).score(sets)
-    assert [len(some) for some in judge.asked] == [2], "four of the six were paid before"
+    assert [len(comparisons) for comparisons in judge.asked] == [2], "four of the six were paid before"
 
 
 def test_a_judge_that_answers_wrongly_is_named_and_nothing_is_kept(path: Path) -> None:
@@ -234,8 +234,8 @@ def test_hits_and_misses_are_reported_with_what_the_judge_tells(path: Path) -> N
     judge.score([make("p", "a", "ccc")])
     plain.score([make("p", "a")])
     assert judge.report() == f"verdict cache: 1 of 4 verdicts of Paid were known; {path}\n2 calls"
-    both = CombinedJudge([JudgePart(judge), JudgePart(plain)])
-    assert both.report() == f"{judge.report()}\nverdict cache: 0 of 1 verdicts of Lengths were known; {path}"
+    combined = CombinedJudge([JudgePart(judge), JudgePart(plain)])
+    assert combined.report() == f"{judge.report()}\nverdict cache: 0 of 1 verdicts of Lengths were known; {path}"
 
 
 @pytest.mark.parametrize("error", [ConnectionError, KeyboardInterrupt])
@@ -243,13 +243,13 @@ def test_what_a_judge_said_before_it_failed_is_kept(path: Path, error: type[Base
     class OneByOne(Longer):
         """Answers the last comparison first, and fails at the fourth that it is asked in its life."""
 
-        left = 3
+        remaining = 3
 
         def compare_each(self, comparisons: Sequence[Comparison]) -> Iterator[tuple[int, float]]:
             for place in reversed(range(len(comparisons))):
-                if not self.left:
+                if not self.remaining:
                     raise error("no more")
-                self.left -= 1
+                self.remaining -= 1
                 yield place, self.compare([comparisons[place]])[0]
 
     sets, failing, second = [make("p", "a", "bbb", "cc")], OneByOne(), Longer()
@@ -304,7 +304,7 @@ def keys(tag: str, count: int, start: int = 0) -> list[bytes]:
 
 
 def in_processes(target: Callable[..., None], arguments: list[tuple[Any, ...]]) -> None:
-    processes = [FORK.Process(target=target, args=some) for some in arguments]
+    processes = [FORK.Process(target=target, args=process_arguments) for process_arguments in arguments]
     for process in processes:
         process.start()
     for process in processes:
@@ -329,7 +329,7 @@ def test_several_processes_write_at_once(path: Path) -> None:
     for tag in "abcd":
         assert store.read(keys(tag, 200)) == {key: float(int(key[1:]) // 10 * 10) for key in keys(tag, 200)}
     assert store.read(keys("shared", 200)) == dict.fromkeys(keys("shared", 200), 7.0)
-    assert [one.name for one in path.parent.iterdir()] == [path.name], "no side files are left"
+    assert [file.name for file in path.parent.iterdir()] == [path.name], "no side files are left"
 
 
 def set_aside_and_write(path: Path, tag: str, ready: Any) -> None:
@@ -375,8 +375,8 @@ def test_kill_9_loses_and_damages_nothing(path: Path) -> None:
         process.join(30)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found = VerdictStore(path).read(keys("k", committed + 2000))
-        assert len(found) >= committed and len(found) % 20 == 0, "all that was committed, and no half of a write"
+            stored = VerdictStore(path).read(keys("k", committed + 2000))
+        assert len(stored) >= committed and len(stored) % 20 == 0, "all that was committed, and no half of a write"
     with sqlite3.connect(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -390,16 +390,16 @@ def write_on_a_full_disk(path: Path, pipe: Any) -> None:
         for start in range(0, len(texts), 1000):
             (scores,) = judge.score([make("p", *texts[start : start + 1000])])
             assert scores == [len(text) / 3 for text in texts[start : start + 1000]]
-    said = [str(one.message) for one in caught if "verdict cache" in str(one.message)]
+    messages = [str(warning.message) for warning in caught if "verdict cache" in str(warning.message)]
     kept = len(store.read(keys("x", 1)))
-    pipe.send((said, kept, judge.misses))
+    pipe.send((messages, kept, judge.misses))
 
 
 def test_a_full_disk_warns_once_and_judging_goes_on(path: Path) -> None:
     receive, send = FORK.Pipe(duplex=False)
     in_processes(write_on_a_full_disk, [(path, send)])
-    said, _, misses = receive.recv()
-    (line,) = said
+    messages, _, misses = receive.recv()
+    (line,) = messages
     assert "cannot be used" in line and "judging goes on without it" in line and misses == 10_000
     judge = Lengths()
     with warnings.catch_warnings():

@@ -38,7 +38,9 @@ class Shorter(PointwiseJudge):
     cacheable = True
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        return [[NAN if "?" in c.text else -float(len(c.text)) for c in one.candidates] for one in sets]
+        return [
+            [NAN if "?" in c.text else -float(len(c.text)) for c in candidate_set.candidates] for candidate_set in sets
+        ]
 
 
 class Alphabet(PairwiseJudge):
@@ -120,7 +122,7 @@ def test_a_part_may_weigh_and_veto_and_any_veto_counts() -> None:
         identity = "odd"
 
         def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-            return [[float(len(c.text) % 2) for c in one.candidates] for one in sets]
+            return [[float(len(c.text) % 2) for c in candidate_set.candidates] for candidate_set in sets]
 
     judge = CombinedJudge([JudgePart(Shorter(), veto_below=-3), JudgePart(Odd(), veto_below=1)])
     (votes,) = judge.cross_votes([make("a", "bb", "ccccc")], [make("ddd")])
@@ -133,12 +135,12 @@ def test_a_veto_counts_whoever_else_abstains() -> None:
 
     class Unsure(Shorter):
         def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-            return [[NAN] + [0.0] * (len(one.candidates) - 1) for one in sets]
+            return [[NAN] + [0.0] * (len(candidate_set.candidates) - 1) for candidate_set in sets]
 
     vetoes = [JudgePart(Shorter(), weight=0, veto_below=-3), JudgePart(Unsure(), weight=0, veto_below=-3)]
-    one = CandidateSet((Message("user", "p"),), (Candidate("aaaa", score=1.0), Candidate("b", score=0.0)))
+    candidate_set = CandidateSet((Message("user", "p"),), (Candidate("aaaa", score=1.0), Candidate("b", score=0.0)))
     for order in (vetoes, vetoes[::-1]):
-        assert judge(*order).score([one]) == [[0.0, 1.0]]
+        assert judge(*order).score([candidate_set]) == [[0.0, 1.0]]
 
 
 def test_an_abstention_of_a_part_is_one_unless_a_veto_decides() -> None:
@@ -164,8 +166,8 @@ def test_combined_judges_nest_and_wrap_cached_ones(tmp_path: Path) -> None:
     sets = [make("a", "bb", "ccc"), make("b")]
     outer = CombinedJudge([JudgePart(inner)])
     for judge in (inner, outer):
-        for found, expected in zip(judge.score(sets), plain.score(sets), strict=True):
-            np.testing.assert_allclose(found, expected, atol=1e-12)
+        for scores, expected in zip(judge.score(sets), plain.score(sets), strict=True):
+            np.testing.assert_allclose(scores, expected, atol=1e-12)
     assert cached[1].misses == 4 and inner.parts == tuple(cached)
     with pytest.raises(ValueError, match="CombinedJudge cannot be kept.*wrap its parts instead"):
         CachedJudge(inner)
@@ -186,14 +188,16 @@ def test_the_identity_names_everything() -> None:
         {"veto_below": -2.0},
         {"judge": RecordedScores()},
     ]
-    judges = [CombinedJudge([JudgePart(Alphabet()), JudgePart(**{"judge": Shorter(), **some})]) for some in settings]
+    judges = [
+        CombinedJudge([JudgePart(Alphabet()), JudgePart(**{"judge": Shorter(), **changes})]) for changes in settings
+    ]
     assert len({judge.identity for judge in judges}) == 5
     same = CombinedJudge([JudgePart(Alphabet(), weight=0.5), JudgePart(Shorter(), weight=0.5)])
     assert same.identity == judges[0].identity
 
 
 @pytest.mark.parametrize(
-    ("given", "says"),
+    ("parts", "says"),
     [
         ([], "at least one part"),
         ([JudgePart(Shorter(), weight=0, veto_below=1)], "at least one part with a weight above 0"),
@@ -205,9 +209,9 @@ def test_the_identity_names_everything() -> None:
         ([JudgePart(Alphabet()), JudgePart(Shorter(), weight=0)], "would say nothing"),
     ],
 )
-def test_parts_that_make_no_sense(given: list[JudgePart], says: str) -> None:
+def test_parts_that_make_no_sense(parts: list[JudgePart], says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        CombinedJudge(given)
+        CombinedJudge(parts)
 
 
 def test_memory_is_given_back_in_all_parts() -> None:

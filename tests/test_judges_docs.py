@@ -25,8 +25,8 @@ def blocks(language: str) -> list[str]:
 
 
 def exported() -> set[str]:
-    found = {name: getattr(judges, name) for name in judges.__all__}
-    return {name for name, kind in found.items() if issubclass(kind, Judge) and kind not in BASES}
+    kinds = {name: getattr(judges, name) for name in judges.__all__}
+    return {name for name, kind in kinds.items() if issubclass(kind, Judge) and kind not in BASES}
 
 
 def test_the_table_and_the_headings_have_every_judge_and_no_other() -> None:
@@ -53,5 +53,5 @@ def test_the_judge_of_ones_own_works(tmp_path: Path) -> None:
     scope: dict[str, Any] = {}
     exec(compile(text, "docs/judges.md", "exec"), scope)
     judge = CachedJudge(scope["Brief"](), str(tmp_path / "v.sqlite"))
-    one = CandidateSet((Message("user", "p"),), (Candidate("one two"), Candidate("one")))
-    assert judge.score([one]) == [[-2.0, -1.0]]
+    candidate_set = CandidateSet((Message("user", "p"),), (Candidate("one two"), Candidate("one")))
+    assert judge.score([candidate_set]) == [[-2.0, -1.0]]

@@ -65,10 +65,10 @@ SETS = [
 ]
 
 
-def directly(model: Any, folder: Path, one: CandidateSet, answer: str) -> float:
+def directly(model: Any, folder: Path, candidate_set: CandidateSet, answer: str) -> float:
     """One answer alone, without padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = one.prompt[0].content
+    prompt = candidate_set.prompt[0].content
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
         inputs = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt")
@@ -86,11 +86,13 @@ def test_a_reward_model_scores_as_a_direct_forward_does(
     folder: Path = request.getfixturevalue(kind)
     loaded = {"llama_reward": LlamaForSequenceClassification, "bert_reward": BertForSequenceClassification}[kind]
     model = loaded.from_pretrained(folder).eval()
-    expected = [[directly(model, folder, one, c.text) for c in one.candidates] for one in SETS]
+    expected = [
+        [directly(model, folder, candidate_set, c.text) for c in candidate_set.candidates] for candidate_set in SETS
+    ]
     scores = RewardModelJudge(str(folder), batch_size=batch_size, dtype="float32").score(SETS)
     assert [len(s) for s in scores] == [3, 1]
-    for got, wanted in zip(scores, expected, strict=True):
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+    for got, expected_scores in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(got, expected_scores, rtol=0, atol=1e-5)
     assert len({round(s, 4) for s in scores[0]}) == 3, "the answers differ, so must their scores"
 
 
@@ -119,7 +121,9 @@ def test_whatever_pads_tokenizer_and_config_name_the_score_is_that_of_the_model_
         tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     model = LlamaForSequenceClassification.from_pretrained(folder).eval()
-    expected = [directly(model, folder, one, c.text) for one in SETS for c in one.candidates]
+    expected = [
+        directly(model, folder, candidate_set, c.text) for candidate_set in SETS for c in candidate_set.candidates
+    ]
     scores = RewardModelJudge(str(folder), dtype="float32", batch_size=batch_size).score(SETS)
     np.testing.assert_allclose([score for row in scores for score in row], expected, rtol=0, atol=1e-5)
 
@@ -280,8 +284,10 @@ def test_a_hub_model_is_known_by_its_commit(
         shutil.copytree(llama_reward, root / "snapshots" / commit)
     (root / "refs").mkdir()
     (root / "refs" / "main").write_text(commits[0])
-    found = [RewardModelJudge("org/reward", revision=revision).identity for revision in (None, commits[0], commits[1])]
-    assert found[0] == found[1] != found[2] and found[0].startswith("reward_model:org/reward#")
+    identities = [
+        RewardModelJudge("org/reward", revision=revision).identity for revision in (None, commits[0], commits[1])
+    ]
+    assert identities[0] == identities[1] != identities[2] and identities[0].startswith("reward_model:org/reward#")
 
 
 def test_a_model_that_is_not_there() -> None:

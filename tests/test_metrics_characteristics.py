@@ -93,14 +93,14 @@ SETS = [
 def test_each_figure_is_a_mean_over_the_prompts_that_have_it(metric: CandidateMetric, expected: float) -> None:
     assert value(metric, *SETS) == pytest.approx(expected, abs=1e-12)
     metric.reset()
-    for one in reversed(SETS):  # neither order nor batches matter
-        metric.update([one])
+    for candidate_set in reversed(SETS):  # neither order nor batches matter
+        metric.update([candidate_set])
     assert float(pickle.loads(pickle.dumps(metric)).compute()) == pytest.approx(expected, abs=1e-12)
 
 
 def test_every_exported_figure_is_nan_without_prompts_and_survives_odd_texts() -> None:
-    found = [getattr(lit_align.metrics, name) for name in lit_align.metrics.__all__]
-    metrics = [one for one in found if isinstance(one, type) and issubclass(one, CandidateMetric)]
+    exported = [getattr(lit_align.metrics, name) for name in lit_align.metrics.__all__]
+    metrics = [kind for kind in exported if isinstance(kind, type) and issubclass(kind, CandidateMetric)]
     odd = answers("", "", "\ud800", "\u65e5" * 5, "word " * 2000, scores=[NAN, 1e300, -1e300])
     for kind in set(metrics) - {CandidateMetric}:
         assert math.isnan(value(kind(), *[])), kind
@@ -133,13 +133,13 @@ def test_arguments_out_of_range_are_refused(make: Any, says: str) -> None:
 
 
 def test_characteristics_holds_what_there_is() -> None:
-    found = characteristics(SETS)
-    assert found["distinct_2"] == pytest.approx((3 / 4 + 2 / 3) / 2) and found["score_mean"] == pytest.approx(3.0)
-    assert found["candidates"] == 7 / 4 and found["length_mean"] == pytest.approx(6.5 / 3)
-    assert "length_tokens" not in found and "embedding_spread" not in found
+    figures = characteristics(SETS)
+    assert figures["distinct_2"] == pytest.approx((3 / 4 + 2 / 3) / 2) and figures["score_mean"] == pytest.approx(3.0)
+    assert figures["candidates"] == 7 / 4 and figures["length_mean"] == pytest.approx(6.5 / 3)
+    assert "length_tokens" not in figures and "embedding_spread" not in figures
     unscored = characteristics([answers("a b", "c d")])
     assert not {"score_mean", "score_best", "score_spread"} & unscored.keys()
-    assert all(type(number) is float and math.isfinite(number) for number in {**found, **unscored}.values())
+    assert all(type(number) is float and math.isfinite(number) for number in {**figures, **unscored}.values())
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # torchmetrics warns of a metric that was never updated
         assert characteristics([]) == {}
@@ -148,18 +148,25 @@ def test_characteristics_holds_what_there_is() -> None:
 def test_characteristics_of_one_number_of_candidates() -> None:
     sets = [answers(*(f"{i} {j} w" for j in range(5)), prompt=str(i)) for i in range(30)] + [answers("a", "b")]
     three = of_equal_size(sets, 3)
-    assert [len(one.candidates) for one in three] == [3] * 30
-    turned = [replace(one, candidates=one.candidates[::-1]) for one in sets]
-    assert [set(one.candidates) for one in of_equal_size(turned, 3)] == [set(one.candidates) for one in three]
-    firsts = sum(one.candidates[0] in kept.candidates for one, kept in zip(sets, three, strict=False))
+    assert [len(candidate_set.candidates) for candidate_set in three] == [3] * 30
+    turned = [replace(candidate_set, candidates=candidate_set.candidates[::-1]) for candidate_set in sets]
+    assert [set(candidate_set.candidates) for candidate_set in of_equal_size(turned, 3)] == [
+        set(candidate_set.candidates) for candidate_set in three
+    ]
+    firsts = sum(
+        candidate_set.candidates[0] in kept.candidates for candidate_set, kept in zip(sets, three, strict=False)
+    )
     assert 8 <= firsts <= 28  # 3 of 5 stay, whatever their place: 18 of 30 on average
     assert characteristics(sets, candidates=3) == characteristics(three)
 
 
 def test_a_copy_does_not_draw_its_twin_along() -> None:
     twins = [answers("a", "a", "b", "c", prompt=str(i)) for i in range(200)]
-    both = sum(one.candidates[0].text == one.candidates[1].text for one in of_equal_size(twins, 2))
-    assert 20 <= both <= 50  # one of the six pairs is the twins: 33 on average
+    twin_pairs = sum(
+        candidate_set.candidates[0].text == candidate_set.candidates[1].text
+        for candidate_set in of_equal_size(twins, 2)
+    )
+    assert 20 <= twin_pairs <= 50  # one of the six pairs is the twins: 33 on average
 
 
 # -- embeddings
@@ -198,10 +205,10 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_an_encoder_of_transformers_text_by_text(encoder_folder: Path, pooling: str) -> None:
     texts = ["a short one", "x", "one that is a good deal longer than the others are, " * 4]
-    found = TransformersEmbedder(str(encoder_folder), pooling=pooling, batch_size=2).embed(texts)
+    embeddings = TransformersEmbedder(str(encoder_folder), pooling=pooling, batch_size=2).embed(texts)
     model = BertModel.from_pretrained(encoder_folder).eval()
     tokenizer = PreTrainedTokenizerFast.from_pretrained(encoder_folder)
-    for text, row in zip(texts, found, strict=True):
+    for text, row in zip(texts, embeddings, strict=True):
         ids = tokenizer(text)["input_ids"][:24]  # no padding, cut at the model's positions
         with torch.no_grad():
             states = model(input_ids=torch.tensor([ids])).last_hidden_state[0]
@@ -229,11 +236,11 @@ def test_mean_logps_are_those_of_each_candidate_alone(tiny_model: Path) -> None:
     encoder = Encoder(PreTrainedTokenizerFast.from_pretrained(tiny_model))
     cut = CandidateSet((Message("user", "tea?"),), (Candidate("", finish_reason=FinishReason.LENGTH), Candidate("Tea")))
     sets = [answers("Tea is a drink.", "no", "the sea is deep and blue", prompt="hello"), cut]
-    found = mean_logps(model, encoder, sets, batch_size=2)
-    assert model.training and math.isnan(found[1][0])
-    for one, means in zip(sets, found, strict=True):
-        prompt = Padded.from_sequences([encoder.encode_prompt(one.prompt)], 0)
-        for candidate, mean in zip(one.candidates, means, strict=True):
+    all_means = mean_logps(model, encoder, sets, batch_size=2)
+    assert model.training and math.isnan(all_means[1][0])
+    for candidate_set, means in zip(sets, all_means, strict=True):
+        prompt = Padded.from_sequences([encoder.encode_prompt(candidate_set.prompt)], 0)
+        for candidate, mean in zip(candidate_set.candidates, means, strict=True):
             ids = encoder.encode_completion(candidate)
             if ids:
                 with torch.no_grad():
@@ -279,6 +286,6 @@ def test_two_processes_reduce_to_what_one_counts(tmp_path: Path) -> None:
     assert [process.exitcode for process in ranks] == [0, 0]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     expected = characteristics(many())
-    for found in (*first[:2], *second[:2]):
-        assert found == pytest.approx(expected, abs=1e-12)
+    for characteristics_ in (*first[:2], *second[:2]):
+        assert characteristics_ == pytest.approx(expected, abs=1e-12)
     assert len(expected) > 12 and first[2] == characteristics(many()[:2])

@@ -99,11 +99,11 @@ def test_jaccard_by_hand() -> None:
         NgramDifference(0)
 
 
-@pytest.mark.parametrize("given", [[[0.0]], [[0.0, NAN], [NAN, 0.0]], [[0.0, -1.0], [-1.0, 0.0]], [0.0, 1.0]])
-def test_a_difference_of_one_s_own_is_checked(given: list[object]) -> None:
+@pytest.mark.parametrize("matrix", [[[0.0]], [[0.0, NAN], [NAN, 0.0]], [[0.0, -1.0], [-1.0, 0.0]], [0.0, 1.0]])
+def test_a_difference_of_one_s_own_is_checked(matrix: list[object]) -> None:
     class Own(Difference):
         def matrix(self, texts: Sequence[str]) -> np.ndarray:
-            return np.array(given)
+            return np.array(matrix)
 
     with pytest.raises(ValueError, match=r"expected Own to give \(2, 2\) finite numbers of at least 0, got"):
         Own()(["a", "b"])
