@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
@@ -191,6 +192,25 @@ def last_checkpoint(folders: Iterable[Path], to_resume: bool = True) -> Path | N
     steps = {path: _saved_step(path, to_resume) for path in paths.values()}
     readable = [path for path, step in steps.items() if step is not None]
     return max(readable, key=lambda path: (steps[path], path.stat().st_mtime), default=None)
+
+
+def demand_whole(path: Path) -> None:
+    """Refuses in a sentence what is no checkpoint, or a part of one; what does not exist is Lightning's to say.
+
+    Raises:
+        ValueError: where a file is cut short.
+        IsADirectoryError: where a folder is not one that a sharded strategy wrote.
+    """
+    if path.is_dir() and path.suffix != ".ckpt":
+        raise IsADirectoryError(
+            f"The checkpoint {path} is a folder: give a file, such as {path / 'checkpoints' / 'last.ckpt'}, or the "
+            'folder as trainer.default_root_dir with "last" as ckpt_path.'
+        )
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f'The checkpoint {path} is broken or cut short: take another one. With "last" as ckpt_path the newest '
+            "that can be read is taken."
+        )
 
 
 def _saved_step(path: Path, to_resume: bool) -> int | None:

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
-from lit_align.checkpoint import last_checkpoint
+from lit_align.checkpoint import demand_whole, last_checkpoint
 from lit_align.progress import note
 from lit_align.report.measurement import readable, result_record
 from lit_align.strategies import check_strategy
@@ -146,8 +146,10 @@ class AlignmentTrainer(Trainer):
         ckpt_path: str | Path | None, weights_only: bool | None,
     ) -> None:  # fmt: skip
         if ckpt_path == "last":
-            ckpt_path = self.last_checkpoint(to_resume=True) or ckpt_path
-        moved = self._put_earlier_run_aside() if ckpt_path in (None, "last") else None
+            ckpt_path = self.last_checkpoint(to_resume=True)
+            if ckpt_path is None:
+                self._say_afresh()
+        moved = self._put_earlier_run_aside() if ckpt_path is None else None
         try:
             super().fit(model, train, val, data, ckpt_path, weights_only)
         except BaseException:  # a run that failed at the start has nothing to show for the one it put aside
@@ -339,6 +341,10 @@ class AlignmentTrainer(Trainer):
         folders = {Path(folder).absolute() for folder in written if folder}
         return last_checkpoint({*folders, Path(self.run_folder, run_folder.CHECKPOINTS).absolute()}, to_resume)
 
+    @rank_zero_only
+    def _say_afresh(self) -> None:
+        note(f"There is no checkpoint in {self.run_folder}: the run begins at its first step.")
+
     def _put_earlier_run_aside(self) -> Path | None:
         # Rank 0 alone, and before the loggers choose their version numbers in this folder.
         if rank_zero_only.rank != 0 or self.fast_dev_run:  # type: ignore[attr-defined]
@@ -360,4 +366,6 @@ class _CheckpointPaths(_CheckpointConnector):
                 )
         # Known from here on, not from when it is loaded: the data's tokens depend on when the run began.
         self._ckpt_path = super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+        if self._ckpt_path is not None:
+            demand_whole(Path(self._ckpt_path))
         return self._ckpt_path

@@ -85,9 +85,21 @@ def test_the_folder_of_another_callback_is_searched_too(tmp_path: Path) -> None:
     assert trainer.last_checkpoint(to_resume=True) == saved
 
 
-def test_last_without_a_checkpoint_trains_afresh_and_validates_nothing(tmp_path: Path) -> None:
+def test_a_folder_or_half_a_file_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.ckpt", step=2, age=0)
+    (tmp_path / "half.ckpt").write_bytes(whole.read_bytes()[:100])
+    trainer = AlignmentTrainer(default_root_dir=str(tmp_path / "run"), accelerator="cpu", logger=False)
+    with pytest.raises(ValueError, match="half.ckpt is broken or cut short"):
+        trainer.fit(BoringModel(), datamodule=BoringDataModule(), ckpt_path=tmp_path / "half.ckpt")
+    with pytest.raises(IsADirectoryError, match="is a folder: give a file, such as .*checkpoints/last.ckpt"):
+        trainer.validate(BoringModel(), datamodule=BoringDataModule(), ckpt_path=tmp_path)
+
+
+def test_last_without_a_checkpoint_trains_afresh_and_validates_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trainer = trained(tmp_path / "run", 2, resume=True)
-    assert trainer.global_step == 2
+    assert trainer.global_step == 2 and "There is no checkpoint in" in capsys.readouterr().out
     empty = AlignmentTrainer(default_root_dir=str(tmp_path / "other"), accelerator="cpu", logger=False)
     with pytest.raises(FileNotFoundError, match="there is no checkpoint in .*other"):
         empty.validate(BoringModel(), datamodule=BoringDataModule(), ckpt_path="last")

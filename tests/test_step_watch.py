@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.step_watch import NonFiniteStep, StepWatch
 from tests.test_module import batch, loader
+from tests.two_ranks import DDP, on_two_ranks
 
 
 class Spoilt(BCO):
@@ -127,6 +129,25 @@ def test_weights_out_of_range_are_never_saved_over_good_ones(tiny_model: Path, t
         fit(module(tiny_model, BCO()), tmp_path, more=[Overflow()])
     saved = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
     assert saved["global_step"] == 2 and all(bool(v.isfinite().all()) for v in saved["state_dict"].values())
+
+
+def _on_a_rank(model: Path, folder: Path) -> str:
+    """Only the second rank's loss is spoilt, and for one pair."""
+    rank = int(os.environ["LOCAL_RANK"])
+    policy = module(model, Spoilt(at=6 if rank == 1 else None))
+    task = Trainer(
+        max_steps=5, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        accumulate_grad_batches=2, enable_checkpointing=False, default_root_dir=folder, **DDP,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteStep) as error:
+        task.fit(policy, loader(8))
+    return str(error.value)
+
+
+def test_all_processes_stop_at_the_same_step_and_name_the_same_pair(tiny_model: Path, tmp_path: Path) -> None:
+    said = on_two_ranks(tmp_path, _on_a_rank, tiny_model, tmp_path)
+    assert said[0] == said[1]
+    assert said[0].startswith("Step 3 is not finite") and "for 1 of its 8 pairs: '" in said[0]
 
 
 def watched(watch: StepWatch, gradient: float, loss: float, scale: float) -> None:

@@ -52,10 +52,19 @@ def _schedulers_in_a_row(found: re.Match[str]) -> str:
     )
 
 
+def _schedule_of_transformers(found: re.Match[str]) -> str:
+    return (
+        f"{found[1]} is a function without types, which no config can call: class_path "
+        "lit_align.lr_schedulers.WarmupSchedule has the same schedules, by `name` (cosine, linear, "
+        "constant_with_warmup, ...), with `num_warmup_steps` or `warmup_ratio`"
+    )
+
+
 _PAGES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"has model type `([^`]*)` but Transformers does not recognize"), _unknown_type),
     (re.compile(r"Couldn't instantiate the backend tokenizer from one of"), _no_tokenizer),
     (re.compile(r"No supported gpu backend found"), _no_gpu),
+    (re.compile(r"Expected '(transformers\.\S*get_\w+)' to be a function that returns"), _schedule_of_transformers),
     (re.compile(r'"schedulers":.*arguments are required: optimizer'), _schedulers_in_a_row),
     (re.compile(r"Error while deserializing header: (.*)"), _broken_weights),
     (
