@@ -170,6 +170,17 @@ def test_a_refused_role_names_judge_and_prompt(tmp_path: Path) -> None:
     assert caught.value.__notes__ == ["raised by RewardModelJudge on the prompt 'the prompt'"]
 
 
+def test_a_token_that_the_model_has_no_row_for(tmp_path: Path) -> None:
+    folder = _save_llama(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    tokenizer.save_pretrained(folder)
+    judge = RewardModelJudge(str(folder))
+    assert len(judge.score([make("tea?", "tea")])) == 1
+    with pytest.raises(ValueError, match=r"holds the token '<\|tool\|>' \(id \d+\), and the embedding of .* rows"):
+        judge.score([make("tea?", "a <|tool|>")])
+
+
 # -- 4 bits
 
 

@@ -121,7 +121,17 @@ class RewardModelJudge(PointwiseJudge):
             inputs, tokens = encode_answer(self._tokenizer, prompt, answer, self._limit)
         if tokens > self._limit:
             self._warn_of_cut(tokens)
+        self._demand_known(inputs["input_ids"])
         return inputs
+
+    def _demand_known(self, ids: Sequence[int]) -> None:
+        rows = len(next(self._model.get_input_embeddings().parameters()))
+        if max(ids) >= rows:
+            raise ValueError(
+                f"an answer or its prompt holds the token {self._tokenizer.convert_ids_to_tokens(max(ids))!r} (id "
+                f"{max(ids)}), and the embedding of {self.spec.model} has {rows} rows: take the tokenizer that the "
+                "reward model was trained with"
+            )
 
     def _warn_of_cut(self, tokens: int) -> None:
         if not self._warned:

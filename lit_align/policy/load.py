@@ -27,6 +27,7 @@ from lit_align.policy.attention import when_run_again
 from lit_align.policy.compiled import compile_layers
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.reach import say_unreached
 from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
 from lit_align.policy.template_values import set_defaults
@@ -71,6 +72,8 @@ def load_model(spec: PolicySpec) -> nn.Module:
         adapted = _with_adapter(spec, model).train()  # dropout in the base is 0, so only an adapter's is on
     if spec.adapter is not None:
         warn_of_other_base(spec.adapter, spec.model, name)
+    if spec.adapter is not None or spec.lora is not None:
+        say_unreached(adapted)
     return adapted
 
 
@@ -245,6 +248,7 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUS
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated int; a ratio is all that it enters
         lora_dropout=lora.dropout,
         target_modules=copy.copy(lora.target_modules),
+        target_parameters=copy.copy(lora.target_parameters),
         task_type=task_type,
     )
     return get_peft_model(model, add_in_place(config, model))

@@ -18,12 +18,15 @@ class LoraSpec:
         alpha: the adapters' output is scaled by alpha / r.
         dropout: dropout on the adapters' input, in [0, 1). DPO's convention is 0.
         target_modules: names of the layers that get an adapter; "all-linear" means all but the output layer.
+        target_parameters: names of weights that are no layers of their own and get an adapter too, such as
+            [mlp.experts.gate_up_proj, mlp.experts.down_proj]: r for each expert, without dropout.
     """
 
     r: int = 16
     alpha: float = 32
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
+    target_parameters: list[str] | None = None
 
 
 @dataclass

@@ -31,6 +31,7 @@ from lit_align.policy.load import (
 )
 from lit_align.policy.nf4 import keep_trainable_on_cpu
 from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.reach import say_unreached
 from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
 from lit_align.records import Candidate, Message
@@ -74,7 +75,9 @@ def load_reward_model(spec: PolicySpec) -> nn.Module:
         model = _classifier(spec)
         prepare_layers(spec, model)
         if spec.lora is not None:
-            return fresh_adapter(spec.lora, model, _TASK).train()
+            adapted = fresh_adapter(spec.lora, model, _TASK).train()
+            say_unreached(adapted)
+            return adapted
         return model.requires_grad_(True).train()
 
 
