@@ -50,6 +50,10 @@ class Message:
     content: str
     turn: str = ""
 
+    def __repr__(self) -> str:  # seeds and fingerprints are made of it, so a plain turn's stays what it was
+        turn = f", turn={self.turn!r}" if self.turn else ""
+        return f"Message(role={self.role!r}, content={self.content!r}{turn})"
+
 
 class Chat(tuple[Message, ...]):
     """The turns of a prompt that brings tools or settings of its own for the chat template.

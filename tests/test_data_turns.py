@@ -39,6 +39,8 @@ def pair(counts: Counter[str] | None = None, **row: Any) -> PreferencePair:
 def test_a_plain_prompt_is_the_tuple_it_was_and_keeps_its_key() -> None:
     assert pair().prompt == (USER,) and type(pair().prompt) is tuple
     assert prompt_identity((USER,)) == "Is it warm?" and prompt_key((USER,)) == "83b1af75629b49f1"
+    assert repr((USER,)) == "(Message(role='user', content='Is it warm?'),)", "fingerprints and seeds are made of it"
+    assert "turn='x'" in repr(Message("user", "Is it warm?", "x"))
 
 
 @pytest.mark.parametrize("as_text", [False, True])
