@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 
 from lit_align.batch import PairBatch
+from lit_align.by_length import batches_by_length
 from lit_align.data.ranks import gather, shard
 from lit_align.data.reference_store import ReferenceStore, completion_key
 from lit_align.data.tokenized_pair import PairReference, TokenizedPair
@@ -107,14 +108,12 @@ class ReferenceLogps:
     def for_round(self, pairs: Pairs) -> list[TokenizedPair]:
         """Sampled pairs with the values of the reference as it is now."""
         version: int = self.module.reference.refreshes
-        order = sorted(range(len(pairs)), key=lambda index: _length(pairs[index]), reverse=True)
         done = list(pairs)
         with self._ready_to_run(), self._progress(len(pairs), "reference log-probs", " pairs") as bar:
-            for start in range(0, len(order), self._batch_size):
-                some = order[start : start + self._batch_size]
-                for index, (chosen, rejected) in zip(some, self._run([pairs[i] for i in some]), strict=True):
+            for batch in batches_by_length(list(map(_length, pairs)), self._batch_size):
+                for index, (chosen, rejected) in zip(batch, self._run([pairs[i] for i in batch]), strict=True):
                     done[index] = replace(pairs[index], reference=PairReference(chosen, rejected, version))
-                bar.update(len(some))
+                bar.update(len(batch))
         return done
 
     def _compute(self, mine: Pairs, bar: tqdm) -> list[_File]:
