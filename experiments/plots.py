@@ -37,8 +37,8 @@ def forks_plot(forks: Sequence[Fork], gauge: Gauge) -> str:
     for fork in forks:
         colour = COLOURS[tasks.index(fork.start.arm.task) % len(COLOURS)]
         fill = "white" if fork.loss == "slic" else colour
-        x, y = published(fork.start) + 0.5, fork.difference.value
-        axes.plot(x, y, "o", color=colour, markerfacecolor=fill, clip_on=False)
+        score = published(fork.start) + 0.5
+        axes.plot(score, fork.difference.value, "o", color=colour, markerfacecolor=fill, clip_on=False)
     for task, colour in zip(tasks, COLOURS, strict=False):
         axes.plot([], [], "o", color=colour, label=task)
     axes.plot([], [], "o", color="#555555", markerfacecolor="white", label="hollow: SLiC-HF")

@@ -100,11 +100,11 @@ def edit(text: str, constraint: str, rng: random.Random) -> str:
         return text
     if constraint == "lower_case":
         return text.lower()
-    first, _, rest = text.partition(" ")
+    first, _, remainder = text.partition(" ")
     opening = first if first in ("I", "I'm", "I've") or first[1:] != first[1:].lower() else first.lower()
     if constraint == "begins_with_well":
-        return f"Well, {opening} {rest}".strip()
-    statement = f"{opening} {rest}".strip().rstrip(".!\"' ")
+        return f"Well, {opening} {remainder}".strip()
+    statement = f"{opening} {remainder}".strip().rstrip(".!\"' ")
     return rng.choice(("Did you know that {}?", "Is it true that {}?")).format(statement)
 
 

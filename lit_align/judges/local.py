@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def _tokenizer_files(name: str) -> str | None:
     folder = Path(name)
     if not folder.is_dir():
         return None
-    paths = {path for pattern in (*_TOKENIZER, *_SENTENCEPIECE) for path in folder.glob(pattern)}
+    paths = set(chain.from_iterable(map(folder.glob, (*_TOKENIZER, *_SENTENCEPIECE))))
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(paths):
         content = path.read_bytes()
