@@ -251,6 +251,22 @@ def test_an_interruption_says_how_to_go_on(folder: Path, capsys: pytest.CaptureF
     assert "--ckpt_path last" in out
 
 
+def test_a_run_that_a_scheduler_ends_is_saved_and_does_not_say_it_is_done(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "mine.py").write_text(
+        MINE
+        + "\nimport os, signal\nfrom lightning.pytorch import Callback\n"
+        + "class Terminate(Callback):\n"
+        + "    def on_train_batch_end(self, trainer, *_):\n"
+        + "        if trainer.global_step == 2:\n            os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    args = ["--trainer.callbacks+=mine.Terminate", "--boundary", "null"]
+    assert main(["fit", "--config", "c.yaml", *args]) == 143
+    assert "Stopped at step 2. The last checkpoint of step 2 is" in capsys.readouterr().out
+    assert main(["fit", "--config", "c.yaml", "--boundary", "null", "--ckpt_path", "last"]) == 0
+
+
 def test_without_a_boundary_it_is_plain_off_policy_training(folder: Path) -> None:
     args = ["--boundary", "null", "--model.loss", "DPO", "--trainer.max_steps", "1"]
     assert main(["fit", "--config", "c.yaml", *args]) == 0

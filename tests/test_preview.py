@@ -201,6 +201,15 @@ def test_the_template_s_own_text_is_held_against_the_tokens() -> None:
     assert "one turn" in compare(Encoder(tiny_tokenizer(alone)), CHAT, Candidate("Yes."), [1]).refused
 
 
+@pytest.mark.parametrize("blank", ["", "\n"])
+def test_an_end_that_the_template_does_not_write_is_said_to_be_added(tmp_path: Path, blank: str) -> None:
+    template = CHAT_TEMPLATE.replace("<|im_end|>\n{% endfor %}", blank + "{% endfor %}")
+    row = {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}
+    text = shown(AlignmentDataModule(write(tmp_path / "rows.jsonl", [row])), chat_template=template).replace("\n", " ")
+    assert 'The template writes the same text, without the "<|im_end|>" that ends the answer' in text
+    assert ('where the template has "↵"' in text) == bool(blank) and "other text" not in text
+
+
 def test_parts_that_the_template_does_not_write_are_named(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
     answer = [{"role": "assistant", "reasoning_content": "Hm.", "content": "Yes."}]

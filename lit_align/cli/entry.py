@@ -15,13 +15,14 @@ from lit_align.cli.errors import UsageError
 WRONG_USAGE = 2
 FOR_USERS = ("MisconfigurationException", "SafetensorError")  # by name: their packages are not loaded for `--help`
 INTERRUPTED = 130  # the shell's number for Ctrl-C
+TERMINATED = 143  # and for SIGTERM
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs `lit-align` with the given words, or with those of the command line.
 
     Returns:
-        0; 1 after an error, 2 after wrong usage, each of which has been printed; 130 after Ctrl-C.
+        0; 1 after an error, 2 after wrong usage, each of which has been printed; 130 after Ctrl-C, 143 after SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words or os.environ.get("LIT_ALIGN_DEBUG", "") not in ("", "0")
@@ -42,6 +43,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends an interrupted fit with exit(1)
             return INTERRUPTED
+        if type(end).__name__ == "SIGTERMException":  # Lightning's, which says 0
+            return TERMINATED
         raise
     except UsageError as error:
         print(f"error: {error}\n(lit-align COMMAND --help lists the options)", file=sys.stderr)

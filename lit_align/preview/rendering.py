@@ -55,7 +55,7 @@ class Comparison:
     Args:
         template: the template's text; None where there is no template.
         same: how many of its characters are also those of the tokens.
-        ours: the tokens' text behind these; empty where the template only goes on.
+        ours: the tokens' text behind these.
         refused: what the template or its Jinja says where it does not write the chat.
     """
 
@@ -67,7 +67,7 @@ class Comparison:
     @property
     def differs(self) -> bool:
         """Whether a token is not what the template writes at its place."""
-        return bool(self.ours or self.refused)
+        return bool(self.refused or (self.ours and self.rest.strip()))
 
     @property
     def rest(self) -> str:

@@ -153,11 +153,10 @@ class RowText:
                 yield from self._note(f"The chat template does not write the whole chat: {plain(comparison.refused)}")
             elif comparison.differs:
                 yield from self._difference(name, comparison)
-        same = [(name, one.rest) for name, one in compared if one.template is not None and not one.differs]
-        for rest in dict.fromkeys(rest for _, rest in same):
-            names = [name for name, other in same if other == rest]
+        alike = [(name, _goes_on(one)) for name, one in compared if one.template is not None and not one.differs]
+        for goes_on in dict.fromkeys(goes_on for _, goes_on in alike):
+            names = [name for name, other in alike if other == goes_on]
             of_which = "" if len(names) == len(compared) else f" for prompt and {' and '.join(names)}"
-            goes_on = f', and then "{plain(rest)}", which the model does not get' if rest else ""
             yield from self._note(f"The template writes the same text{of_which}{goes_on}.")
 
     def _unwritten(self, pair: PreviewPair) -> Iterator[str]:
@@ -222,6 +221,14 @@ def _answers(
         yield (name, answer, ids.tolist(), mark) if scored else ("candidate", answer, ids.tolist(), OTHER)
     if tokens.target is not None:
         yield "target", Candidate(pair.target or ""), tokens.target.tolist(), OTHER
+
+
+def _goes_on(comparison: Comparison) -> str:
+    """Which of two texts that begin alike goes on, and how."""
+    if comparison.ours:
+        rest = f' where the template has "{plain(comparison.rest)}"' if comparison.rest else ""
+        return f', without the "{plain(comparison.ours)}" that ends the answer{rest}'
+    return f', and then "{plain(comparison.rest)}", which the model does not get' if comparison.rest else ""
 
 
 def _by_score(candidate: Candidate) -> float:
