@@ -7,12 +7,14 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -40,6 +42,11 @@ class AlignmentTrainer(Trainer):
         default_root_dir: the run folder; None means `runs/default`.
         max_steps: optimizer steps to train, -1 for no limit.
         max_epochs: passes over the training pairs; None means 1, or no limit where `max_steps` or `max_time` is given.
+        min_epochs: passes over the training pairs before a callback may stop the run.
+        max_time: how long to train, as DD:HH:MM:SS or by name, such as `{hours: 2}`; None means no limit.
+        accumulate_grad_batches: micro-batches an optimizer step.
+        strategy: see :func:`lit_align.strategies.check_strategy`.
+        barebones: nothing that takes time, to measure raw speed: no logger, checkpoint and progress bar.
         logger: None means a CSV and a TensorBoard logger in the run folder, False means none.
         callbacks: added to a checkpoint, a progress bar and a summary, unless one of that kind is among them.
         log_every_n_steps: optimizer steps between two logged rows; None means 1.
@@ -66,6 +73,11 @@ class AlignmentTrainer(Trainer):
         default_root_dir: str | Path | None = None,
         max_steps: int = -1,
         max_epochs: int | None = None,
+        min_epochs: int | None = None,
+        max_time: dict[str, int] | timedelta | str | None = None,
+        accumulate_grad_batches: int = 1,
+        strategy: str | Strategy = "auto",
+        barebones: bool = False,
         logger: Logger | list[Logger] | bool | None = None,
         callbacks: Callback | list[Callback] | None = None,
         log_every_n_steps: int | None = None,
@@ -77,13 +89,13 @@ class AlignmentTrainer(Trainer):
         enable_checkpointing: bool | None = None,
         **kwargs: Any,
     ) -> None:
-        check_strategy(kwargs.get("strategy", "auto"))
-        check_accumulation(kwargs.get("accumulate_grad_batches", 1))
+        # What is read here is an argument of its own: of what is read out of `kwargs` the command line knows no type.
+        check_strategy(strategy)
+        check_accumulation(accumulate_grad_batches)
         root = str(default_root_dir or DEFAULT_ROOT)
         given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        bare = bool(kwargs.get("barebones"))  # Lightning refuses what is on beside it
         enable_checkpointing, enable_progress_bar = (
-            not bare if enabled is None else enabled for enabled in (enable_checkpointing, enable_progress_bar)
+            not barebones if enabled is None else enabled for enabled in (enable_checkpointing, enable_progress_bar)
         )
         own = own_callbacks(given, enable_checkpointing, enable_progress_bar)
         for callback in [*given, *own]:
@@ -92,10 +104,15 @@ class AlignmentTrainer(Trainer):
         super().__init__(
             default_root_dir=root,
             max_steps=max_steps,
-            max_epochs=epochs_by_default(given, max_steps, kwargs) if max_epochs is None else max_epochs,
-            logger=default_loggers(root) if logger is True or (logger is None and not bare) else logger,
+            max_epochs=epochs_by_default(given, max_steps, max_time, min_epochs) if max_epochs is None else max_epochs,
+            min_epochs=min_epochs,
+            max_time=max_time,
+            accumulate_grad_batches=accumulate_grad_batches,
+            strategy=strategy,
+            barebones=barebones,
+            logger=default_loggers(root) if logger is True or (logger is None and not barebones) else logger,
             callbacks=[*given, *own],
-            log_every_n_steps=(0 if bare else 1) if log_every_n_steps is None else log_every_n_steps,
+            log_every_n_steps=(0 if barebones else 1) if log_every_n_steps is None else log_every_n_steps,
             gradient_clip_val=gradient_clip_val,
             num_sanity_val_steps=num_sanity_val_steps,
             use_distributed_sampler=use_distributed_sampler,

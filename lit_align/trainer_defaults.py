@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer
@@ -27,16 +26,19 @@ def check_accumulation(batches: int) -> None:
         raise ValueError(f"expected accumulate_grad_batches to be at least 1 micro-batch a step, got {batches}")
 
 
-def epochs_by_default(callbacks: Sequence[Callback], max_steps: int, others: Mapping[str, Any]) -> int:
+def epochs_by_default(
+    callbacks: Sequence[Callback], max_steps: int, max_time: object | None, min_epochs: int | None
+) -> int:
     """Passes over the training pairs where no number is given: one, or none that count where a limit is given.
 
     Args:
         callbacks: of the run.
         max_steps: optimizer steps, -1 for no limit.
-        others: further arguments of the Trainer.
+        max_time: how long to train; None for no limit.
+        min_epochs: the least number of passes; None for none.
     """
-    timed = others.get("max_time") is not None or any(isinstance(callback, Timer) for callback in callbacks)
-    return MANY_EPOCHS if timed or max_steps != -1 else max(1, others.get("min_epochs") or 1)
+    timed = max_time is not None or any(isinstance(callback, Timer) for callback in callbacks)
+    return MANY_EPOCHS if timed or max_steps != -1 else max(1, min_epochs or 1)
 
 
 def own_callbacks(given: Sequence[Callback], checkpointing: bool, bar: bool) -> list[Callback]:

@@ -74,6 +74,8 @@ def test_unknown_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], y
         ("--ckptpath=last", "unknown key `ckptpath` in the command line: did you mean `ckpt_path`?"),
         ("--model.loss.beta=abc", "`model.loss.beta`: expected float. Got value: abc"),
         ("--trainer.max_steps=abc", "`trainer.max_steps`: expected int. Got value: abc"),
+        ("--trainer.accumulate_grad_batches=x", "`trainer.accumulate_grad_batches`: expected int. Got value: x"),
+        ("--trainer.barebones=x", "`trainer.barebones`: expected bool. Got value: x"),
     ],
 )
 def test_unknown_or_wrong_on_the_command_line(
@@ -153,7 +155,10 @@ def test_loggers_strategies_and_profilers_take_arguments(tmp_path: Path, capsys:
     assert (first, csv["save_dir"], second, boards["save_dir"]) == ("CSVLogger", "logs", "TensorBoardLogger", "boards")
     assert named(trainer["strategy"])[1]["find_unused_parameters"] is True
     assert named(trainer["profiler"])[1]["dump_stats"] is True
+    (tmp_path / "time.yaml").write_text("trainer: {max_time: {hours: 2}}")
+    start += ["--config", str(tmp_path / "time.yaml")]
     trainer = printed_trainer(capsys, *start, "--trainer.strategy=ddp", "--trainer.profiler=simple")
+    assert trainer["max_time"] == {"hours": 2}
     assert (trainer["strategy"], trainer["profiler"]) == ("ddp", "simple")
 
 
