@@ -332,7 +332,7 @@ from tests.test_out_of_memory import Card, fit, module
 
 if __name__ == "__main__":
     model, folder = map(Path, sys.argv[1:])
-    fit(module(model), folder, Card(2), strategy="ddp_fork", devices=2)
+    fit(module(model), folder, Card(2), strategy="ddp", devices=2)
 """
 
 
