@@ -125,6 +125,8 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) 
     for source in (str(alone), str(folder / "train.jsonl")):
         with pytest.raises(ValueError, match=r"`val_split: test` takes a split of .*, which has none: set .* `val`"):
             AlignmentDataModule(source, val_split="test").prepare(tiny_tokenizer())
+        with pytest.raises(ValueError, match="`split: test` takes a split of .*, which has none: leave it out"):
+            AlignmentDataModule(source, split="test").prepare(tiny_tokenizer())
     with pytest.raises(ValueError, match="`val_split` and `split` are both 'test_prefs'"):
         AlignmentDataModule(str(saved), split="test_prefs", val_split="test_prefs").prepare(tiny_tokenizer())
 

@@ -245,11 +245,10 @@ class AlignmentDataModule(LightningDataModule):
         """Where the training and the held-out rows come from; None where the latter are a share of the former.
 
         Raises:
-            ValueError: where `val_split` takes a split that there is not, or the training rows' own.
+            ValueError: where `split` or `val_split` is not there, or both are the same.
         """
         prompts_alone = self.sampler is not None and self.judge is not None
-        if self.val is self.train:
-            require_splits(self.train, self.split, self.val_split)
+        require_splits(self.train, self.split, self.val_split if self.val is self.train else None)
         train = Source(self.train, self.split, self.name, self.on_bad_row, prompts_alone)
         return train, None if self.val is None else replace(train, rows=self.val, split=self.val_split)
 

@@ -64,18 +64,22 @@ def read_rows(source: str | list[str], split: str = "train", name: str | None = 
             yield from _from_datasets(str(path), split, name) if path.is_dir() else _read_file(path)
 
 
-def require_splits(source: str | list[str], split: str, val_split: str) -> None:
-    """Refuses held-out rows of a split where the source has no splits, or where the split is the training rows'.
+def require_splits(source: str | list[str], split: str, val_split: str | None = None) -> None:
+    """Refuses a split of a source without splits, and held-out rows that are the training rows' own split.
+
+    Args:
+        source: of the training rows; see :func:`read_rows`.
+        split: theirs.
+        val_split: of the held-out rows, where they come from the same source.
 
     Raises:
         ValueError: in either case.
     """
     sources = [source] if isinstance(source, str) else source
-    if not any(map(_has_splits, sources)):
-        raise ValueError(
-            f"`val_split: {val_split}` takes a split of {', '.join(sources)}, which has none: set the data's `val` to "
-            "the held-out rows, or `val_fraction` to hold some out"
-        )
+    asked = f"val_split: {val_split}" if val_split is not None else f"split: {split}"
+    if (val_split is not None or split != "train") and not any(map(_has_splits, sources)):
+        instead = "set the data's `val` to the held-out rows, or `val_fraction`" if val_split else "leave it out"
+        raise ValueError(f"`{asked}` takes a split of {', '.join(sources)}, which has none: {instead}")
     if val_split == split:
         raise ValueError(f"`val_split` and `split` are both {split!r}: no row would be left to train on")
 
