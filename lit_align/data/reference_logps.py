@@ -32,6 +32,8 @@ Collate = Callable[[Pairs], PairBatch]
 Progress = Callable[[int, str, str], tqdm]
 
 AUTO = "auto"
+ARITHMETIC = 2
+"""Counts the ways in which half precision was computed. Values of an earlier one are not the policy's at its start."""
 WRITE_SECONDS = 20.0
 """How often a pass writes down what it has: a kill costs no more."""
 _SHARED_AT_ONCE = 4096  # pairs a rank computes between two exchanges, so that these stay small
@@ -195,7 +197,7 @@ def _identity(module: Any, precision: str) -> dict[str, Any] | str:
     if start is None:
         return f"{type(module.reference).__name__} does not say which model it starts as (see `Reference.start`)"
     try:
-        return model_identity(start, precision)
+        return {**model_identity(start, precision), "arithmetic": ARITHMETIC}
     except (OSError, ValueError) as error:
         return f"it cannot be told from other models: {error}"
 
