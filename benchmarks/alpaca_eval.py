@@ -31,7 +31,7 @@ HEADER = ("model", "all prompts", "score", "interval", "stage", "sequential", "f
 
 def main() -> int:
     options = _options()
-    sets = first_of_each_group([as_set(record) for record in load_records(options.candidates)])
+    sets = [as_set(record) for record in load_records(options.candidates)]
     candidates = chain.from_iterable(candidate_set.candidates for candidate_set in sets)
     models = sorted({str(candidate.model) for candidate in candidates})
     results = {model: measure_model(sets, model, options.alpha, options.seeds) for model in models}
@@ -63,14 +63,16 @@ def main() -> int:
     return int(largest_difference > TOLERANCE)
 
 
-def first_of_each_group(sets: Sequence[CandidateSet]) -> list[CandidateSet]:
-    """Leaves out what a measurement would: prompts that are alike to an earlier one."""
+def without_near_duplicates(sets: Sequence[CandidateSet]) -> list[CandidateSet]:
+    """Leaves out the prompts of which a measurement would take one for another, until it finds no more of them."""
     groups = group_alike(candidates.prompt for candidates in sets)
-    return list({groups[candidates.prompt]: candidates for candidates in reversed(sets)}.values())[::-1]
+    kept = list({groups[candidates.prompt]: candidates for candidates in reversed(sets)}.values())[::-1]
+    return kept if len(kept) == len(sets) else without_near_duplicates(kept)
 
 
 def measure_model(sets: Sequence[CandidateSet], model: str, alpha: float, seeds: int) -> dict[str, Any]:
     """Measures a model against the others: on all prompts, sequentially with each seed, and directly."""
+    sets = without_near_duplicates([each for each in sets if _select(each, lambda name: name == model).candidates])
     on = [_select(candidate_set, lambda name: name == model) for candidate_set in sets]
     off = [_select(candidate_set, lambda name: name != model) for candidate_set in sets]
     return {

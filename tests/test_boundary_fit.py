@@ -60,8 +60,9 @@ def fit(folder: Path, model: Path, schedule: BoundaryCallback, strong: bool) -> 
     ("schedule", "strong", "shares"),
     [
         (BoundaryCallback(every_n_steps=2), True, [0, 0, 0, 0]),
-        (BoundaryCallback(every_n_steps=2), False, [0, 0, 1, 1]),  # undecided on two prompts: static pairs first
-        (AdaptiveInterval(every_n_steps=2, max_stretch=1), False, [0, 0, 1, 1]),
+        (BoundaryCallback(every_n_steps=2), False, [0, 0, 0, 0]),  # undecided on two prompts
+        (BoundaryCallback(every_n_steps=2, sequential=False, alpha=0.5), False, [1, 1, 1, 1]),
+        (AdaptiveInterval(every_n_steps=2, max_stretch=1, sequential=False, alpha=0.5), False, [1, 1, 1, 1]),
         (FixedSwitch(at_step=3), True, [0, 0, 0, 1]),
         (Alternating(period=1), True, [0, 1, 0, 1]),
         (AlwaysOffPolicy(every_n_steps=4, max_prompts=3), False, [0, 0, 0, 0]),

@@ -34,9 +34,9 @@ TABLE: list[tuple[dict[str, Any], list[BoundaryResult], list[float]]] = [
     # the first measurement takes the better guess, whatever the rest says
     ({"patience": 3, "hysteresis": 0.2}, [DIM_ON], [1]),
     ({"patience": 3, "hysteresis": 0.2}, [DIM_OFF], [0]),
-    # undecided on few prompts: the paper's order at first
-    ({}, [FEW_ON, FEW_ON, FEW_OFF], [0, 1, 0]),
-    ({"undecided": "stay"}, [FEW_ON, FEW_ON], [0, 0]),
+    # undecided on few prompts: the paper's order at first, then no change
+    ({}, [FEW_ON, FEW_ON, DIM_ON, FEW_OFF, DIM_OFF], [0, 0, 1, 1, 0]),
+    ({"patience": 2}, [SURE_OFF, SURE_ON, FEW_ON, SURE_ON, SURE_ON], [0, 0, 0, 0, 1]),
     ({}, [measured(0.75, prompts=10)], [1]),
     # undecided: follow or stay
     ({}, [SURE_OFF, DIM_ON, SURE_ON, DIM_OFF], [0, 1, 1, 0]),
@@ -74,6 +74,8 @@ def test_decisions_without_a_score_do_not_count_as_asking() -> None:
         ({}, [SURE_OFF], "first measurement"),
         ({}, [DIM_ON], "first measurement, undecided, the better guess: 0.5 is inside the interval"),
         ({}, [FEW_ON], "first measurement, undecided on fewer than 32 prompts: injection comes first"),
+        ({}, [SURE_OFF, FEW_ON], "stays: undecided on fewer than 32 prompts"),
+        ({}, [SURE_ON, FEW_ON], "stays: the score is on the side of fine-tuning, undecided"),
         ({}, [SURE_ON, DIM_ON], "stays: the score is on the side of fine-tuning, undecided"),
         ({"hysteresis": 0.1}, [SURE_OFF, DIM_ON], "stays: within 0.1 of 0.5, undecided"),
         ({"patience": 2}, [SURE_OFF, DIM_ON], "1 of 2 measurements in a row ask for the change, undecided"),

@@ -188,7 +188,7 @@ def aligned_run(model: str, folder: Path, record: Path, end: str, resume: bool, 
         accelerator="cpu", enable_progress_bar=False,
         callbacks=[
             Recorder(record, die_at=at if how == "die" else None, stop_at=at if how == "stop" else None),
-            BoundaryCallback(every_n_steps=3, max_prompts=4),
+            BoundaryCallback(every_n_steps=3, max_prompts=4, sequential=False, alpha=0.9),  # decides on its guess
             WinRateCallback(num_prompts=3), AlignmentCheckpoint(every_n_train_steps=3),
         ],
     )  # fmt: skip

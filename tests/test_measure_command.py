@@ -144,7 +144,7 @@ def test_a_few_prompts_say_so_and_do_not_lead_astray() -> None:
     said = " ".join(readable(found).split())
     assert "Stage: preference injection (undecided)." in said
     assert "0.75, undecided: the policy's own answers win 75 of 100 votes, but 4 prompts leave 0.5 inside" in said
-    assert "no guess to start from: static pairs come first. To decide such a score takes about 23 prompts." in said
+    assert "no guess to follow: static pairs come first. To decide such a score takes about 23 prompts." in said
 
 
 def user(text: str, score: float) -> CandidateSet:

@@ -59,8 +59,8 @@ class BoundaryCallback(Callback):
         patience: measurements in a row that must ask for a change before it is made.
         hysteresis: a stage is left only if the score passes 0.5 by this much, in [0, 0.5).
         undecided: while 0.5 is inside the interval, "follow" the score all the same, or "stay": steadier, and late
-            where `max_prompts` is small (docs/evidence.md). A first measurement on fewer than 32 prompts that is
-            undecided takes static pairs, as the paper's order has it.
+            where `max_prompts` is small (docs/evidence.md). On fewer than 32 prompts it is not followed: a first
+            measurement then takes static pairs, a later one changes nothing.
         alpha: the chance of error, in (0, 1): that an interval misses the true score.
         sequential: stop a measurement once it is decided; false takes `max_prompts` prompts in any case, with
             an interval for a fixed number of prompts.

@@ -54,7 +54,7 @@ def _doubt(result: BoundaryResult) -> str:
 
 def _way_on(result: BoundaryResult) -> str:
     if not result.tells:
-        guess = f"On fewer than {FEW_PROMPTS} prompts that is no guess to start from: static pairs come first."
+        guess = f"On fewer than {FEW_PROMPTS} prompts that is no guess to follow: static pairs come first."
     else:
         guess = f"The better guess: {ADVICE[result.stage]}."
     if abs(result.score - BOUNDARY) < _NEAR:

@@ -12,7 +12,7 @@ BOUNDARY = 0.5
 """The score at which the two stages meet."""
 
 FEW_PROMPTS = 32
-"""With fewer prompts an undecided score is no guess to start a run from: its standard error is above 0.06 with two
+"""With fewer prompts an undecided score is no guess to follow: its standard error is above 0.06 with two
 independent votes a prompt."""
 
 Characteristics = Mapping[str, Mapping[str, float]]
@@ -86,7 +86,7 @@ class BoundaryResult:
 
     @property
     def tells(self) -> bool:
-        """Whether a run may start from the score: it is decided, or at least a guess on 32 prompts."""
+        """Whether a run may follow the score: it is decided, or at least a guess on 32 prompts."""
         return self.informative and (self.decided or self.prompts >= FEW_PROMPTS)
 
 

@@ -31,11 +31,13 @@ class Choice(NamedTuple):
 class Switch:
     """Which of the two sources, by the score.
 
-    A first measurement takes the better guess: injection below 0.5, fine-tuning from 0.5 on; undecided on fewer than
-    32 prompts it takes injection, which comes first (:attr:`BoundaryResult.stage`). After that, one measurement asks to
-    leave the stage if its score lies beyond 0.5 by `hysteresis` on the other side (in injection: score >= 0.5 + h; in
-    fine-tuning: score < 0.5 - h) and, with `undecided` "stay", if 0.5 lies outside its interval; and the stage is left
-    once `patience` measurements in a row have asked.
+    A first measurement takes the better guess: injection below 0.5, fine-tuning from 0.5 on. After that, one
+    measurement asks to leave the stage if its score lies beyond 0.5 by `hysteresis` on the other side (in injection:
+    score >= 0.5 + h; in fine-tuning: score < 0.5 - h) and, with `undecided` "stay", if 0.5 lies outside its interval;
+    and the stage is left once `patience` measurements in a row have asked.
+
+    Undecided on fewer than 32 prompts, a score is no guess (:attr:`BoundaryResult.tells`): as the first it takes
+    injection, which comes first, and later it asks for nothing.
 
     Args:
         patience: measurements in a row that must ask for the change, at least 1.
@@ -63,10 +65,12 @@ class Switch:
             return _choice(result.stage, f"first measurement{guess if result.tells else few}")
         stage = Stage(history[-1].stage)
         beyond = self._beyond(result.score, stage)
-        if not beyond and result.stage != stage:
+        if not beyond and (result.score >= BOUNDARY) != (stage is Stage.FINE_TUNING):
             return _choice(stage, f"stays: within {self.hysteresis:g} of 0.5")
         if not beyond:
             return _choice(stage, f"stays: the score is on the side of {_name(stage)}")
+        if not result.tells:
+            return _choice(stage, f"stays: undecided on fewer than {FEW_PROMPTS} prompts")
         if self.undecided == "stay" and not result.decided:
             return _choice(stage, "stays: undecided, 0.5 is inside the interval")
         asked = 1 + self._asked_before(stage, history)
@@ -91,7 +95,7 @@ class Switch:
         return count
 
     def _asks(self, past: BoundaryResult, stage: Stage) -> bool:
-        return past.informative and self._beyond(past.score, stage) and (past.decided or self.undecided == "follow")
+        return past.tells and self._beyond(past.score, stage) and (past.decided or self.undecided == "follow")
 
 
 def without_information(history: Sequence[Decision], has_static_pairs: bool, why: str = TIES) -> Choice:
