@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,8 +33,12 @@ def cheaper_attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str,
     Long rows are attended to by segments. Half precision is attended to in float32, and each row for itself: what is
     rounded then depends neither on the rows beside it nor on whether the pass is differentiated, and a policy that
     equals its reference gives its very log-probs.
+
+    Not where checkpointed layers run again outside of :func:`when_run_again`, as compiled ones do: they must do the
+    same again.
     """
-    modes = (Float32Attention(), *_by_rows(model, rows, mask)) if rows.ids.device.type in ON_CPU else ()
+    takes_place = rows.ids.device.type in ON_CPU and not _layers_run_again_outside(model)
+    modes = (Float32Attention(), *_by_rows(model, rows, mask)) if takes_place else ()
     token = _MODES.set(modes)
     try:
         with _inside(modes):
@@ -87,3 +92,15 @@ class Float32Attention(TorchFunctionMode):
             kwargs = {**kwargs, "attn_mask": mask.float()}
         with torch.autocast("cpu", enabled=False):
             return func(*(tensor.float() for tensor in args), **kwargs).to(dtype)
+
+
+def _layers_run_again_outside(model: nn.Module) -> bool:
+    checkpointed = (module for module in model.modules() if getattr(module, "gradient_checkpointing", False))
+    return not all(_runs_again_inside(getattr(layer, "_gradient_checkpointing_func", None)) for layer in checkpointed)
+
+
+def _runs_again_inside(run: Any) -> bool:
+    """Whether what checkpoints a layer, or what that calls, was given :func:`when_run_again`."""
+    if not isinstance(run, partial):
+        return False
+    return run.keywords.get("context_fn") is when_run_again or any(map(_runs_again_inside, run.args))

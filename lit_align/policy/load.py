@@ -200,7 +200,9 @@ def keep_activations(spec: PolicySpec, model: PreTrainedModel, on_host: Context 
     """
     if not spec.gradient_checkpointing:
         return
-    settings = {"use_reentrant": False, "context_fn": when_run_again}
+    settings: dict[str, Any] = {"use_reentrant": False}
+    if not spec.compile:  # torch.compile takes no such context
+        settings["context_fn"] = when_run_again
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(settings)
     else:  # an older transformers
