@@ -2,7 +2,7 @@
 
 from lit_align.plan.fit import Change, changes_to_fit
 from lit_align.plan.report import as_record, readable
-from lit_align.plan.setup import setup_of
-from lit_align.plan.simulate import Memory, Setup, simulate
+from lit_align.plan.setup import Setup, setup_of
+from lit_align.plan.simulate import Memory, simulate
 
 __all__ = ["Change", "Memory", "Setup", "as_record", "changes_to_fit", "readable", "setup_of", "simulate"]

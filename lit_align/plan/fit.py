@@ -1,4 +1,4 @@
-"""What to change where a run does not fit its card."""
+"""What to change if a run does not fit its card."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_align.plan.simulate import PREFILL, REFERENCE_PASS, SAMPLING, Memory, Setup, simulate
+from lit_align.plan.setup import Setup
+from lit_align.plan.simulate import PREFILL, REFERENCE_PASS, SAMPLING, Memory, simulate
 from lit_align.policy.spec import LoraSpec
 
 CUDA_CONTEXT = 1 << 29
 """Bytes that CUDA takes for itself on a card, about."""
-
-_Proposal = tuple[str, Setup]
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ def changes_to_fit(
 ) -> list[Change]:
     """What to change, one after the other, until the run fits; what costs least comes first.
 
-    A change that does not lower the peak is left out. Where the run does not fit after the last one, nothing
-    known here makes it fit.
+    A change that does not lower the peak is left out. If the run does not fit after the last one, nothing known
+    here makes it fit.
 
     Args:
         setup: the run.
@@ -52,10 +51,10 @@ def changes_to_fit(
     """
     changes: list[Change] = []
     while not fits(memory.peak, card):
-        found = _first_that_helps(setup, memory, simulated)
-        if found is None:
+        change = _first_that_helps(setup, memory, simulated)
+        if change is None:
             break
-        setting, setup, memory = found
+        setting, setup, memory = change
         changes.append(Change(setting, memory.peak))
     return changes
 
@@ -63,53 +62,57 @@ def changes_to_fit(
 def _first_that_helps(
     setup: Setup, memory: Memory, simulated: Callable[[Setup], Memory]
 ) -> tuple[str, Setup, Memory] | None:
-    at = max(memory.totals, key=lambda name: memory.totals[name])
-    for setting, changed in _proposals(setup, at):
+    for setting, changed in _proposals(setup, memory.largest_part):
         smaller = simulated(changed)
         if smaller.peak < memory.peak:
             return setting, changed, smaller
     return None
 
 
-def _proposals(setup: Setup, at: str) -> Iterator[_Proposal]:
+def _proposals(setup: Setup, part: str) -> Iterator[tuple[str, Setup]]:
     """In the order of what they cost, for the part of the run that holds most."""
-    policy, sampling = setup.policy, at in (PREFILL, SAMPLING)
-    if sampling and setup.sequences > 1:
-        half = setup.sequences // 2
-        yield f"data.sampler.batch_size: {half}", replace(setup, sequences=half)
-    if not sampling and at != REFERENCE_PASS and not policy.gradient_checkpointing:
-        yield (
-            "model.policy.gradient_checkpointing: true",
-            replace(setup, policy=replace(policy, gradient_checkpointing=True)),
-        )
-    if not sampling and setup.batch_size > 1:
+    policy = setup.policy
+    if part in (PREFILL, SAMPLING):
+        if setup.sequences > 1:
+            half = setup.sequences // 2
+            yield f"data.sampler.batch_size: {half}", replace(setup, sequences=half)
+        yield from _smaller_states(setup)
+        return
+    if part != REFERENCE_PASS and not policy.gradient_checkpointing:
+        yield _of_policy(setup, gradient_checkpointing=True)
+    if setup.batch_size > 1:
         half, more = setup.batch_size // 2, setup.accumulate * 2
         setting = f"data.batch_size: {half}, trainer.accumulate_grad_batches: {more}"
         yield setting, replace(setup, batch_size=half, accumulate=more)
-    if not sampling and at != REFERENCE_PASS and policy.may_offload and setup.on_gpu:
-        offloaded = replace(policy, gradient_checkpointing="offload")
-        yield "model.policy.gradient_checkpointing: offload", replace(setup, policy=offloaded)
+    if part != REFERENCE_PASS and policy.may_offload and setup.on_gpu:
+        yield _of_policy(setup, gradient_checkpointing="offload")
     yield from _smaller_states(setup)
-    if not sampling and setup.completion_tokens > 128:
+    if setup.completion_tokens > 128:
         half = setup.completion_tokens // 2
         yield f"data.max_completion_tokens: {half}", replace(setup, completion_tokens=half)
 
 
-def _smaller_states(setup: Setup) -> Iterator[_Proposal]:
+def _smaller_states(setup: Setup) -> Iterator[tuple[str, Setup]]:
     """8-bit optimizer state, then adapters, then a base in half the bits and in 4."""
     policy = setup.policy
     if not _is_8bit(setup):
         yield "model.optimizer: bitsandbytes.optim.PagedAdamW8bit", replace(setup, optimizer=_adamw_8bit)
     if policy.lora is None and policy.adapter is None:
         own_copy = setup.reference_model == policy
-        adapted = replace(policy, lora=LoraSpec())
-        reference = None if own_copy else setup.reference_model
-        yield "model.policy.lora.r: 16", replace(setup, policy=adapted, reference_model=reference)
+        adapted = replace(setup, reference_model=None) if own_copy else setup
+        yield "model.policy.lora.r: 16", replace(adapted, policy=replace(policy, lora=LoraSpec()))
         return
     if policy.dtype not in ("bfloat16", "float16"):
-        yield "model.policy.dtype: bfloat16", replace(setup, policy=replace(policy, dtype="bfloat16"))
+        yield _of_policy(setup, dtype="bfloat16")
     if policy.quantization is None:
-        yield "model.policy.quantization: nf4", replace(setup, policy=replace(policy, quantization="nf4"))
+        yield _of_policy(setup, quantization="nf4")
+
+
+def _of_policy(setup: Setup, **change: Any) -> tuple[str, Setup]:
+    ((key, value),) = change.items()
+    return f"model.policy.{key}: {str(value).replace('True', 'true')}", replace(
+        setup, policy=replace(setup.policy, **change)
+    )
 
 
 def _is_8bit(setup: Setup) -> bool:

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from tqdm import tqdm
 
 from lit_align.data import AlignmentDataModule
 from lit_align.module import AlignmentModule
 from lit_align.plan.fit import changes_to_fit
 from lit_align.plan.report import as_record, readable
-from lit_align.plan.setup import not_counted, setup_of
-from lit_align.plan.simulate import simulate
+from lit_align.plan.setup import Setup, not_counted, setup_of
+from lit_align.plan.simulate import Memory, simulate
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def plan_run(
     prompt_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> Plan:
-    """Counts what a run holds and looks for changes where that does not fit the card.
+    """Counts what a run holds and looks for changes if that does not fit the card.
 
     Args:
         trainer: of the run.
@@ -43,14 +44,20 @@ def plan_run(
         completion_tokens: see :func:`setup_of`.
 
     Raises:
-        ValueError: where `card_gib` is out of its range, or the lengths are not known.
+        ValueError: `card_gib` is out of its range, or the lengths are not known.
     """
     if card_gib is not None and not card_gib > 0:
         raise ValueError(f"card_gib is the card's memory in GiB, above 0, but it is {card_gib}")
     card = _card() if card_gib is None else int(card_gib * (1 << 30))
     setup = setup_of(trainer, module, data, prompt_tokens, completion_tokens, on_gpu=card is not None)
-    memory = simulate(setup)
-    changes = [] if card is None else changes_to_fit(setup, memory, card)
+    with tqdm(total=0, desc="planning", unit="part", leave=False) as bar:
+
+        def simulated(changed: Setup) -> Memory:
+            bar.total = (bar.total or 0) + changed.parts
+            return simulate(changed, bar.update)
+
+        memory = simulated(setup)
+        changes = [] if card is None else changes_to_fit(setup, memory, card, simulated)
     record = as_record(setup, memory, card, changes, not_counted(trainer, data, setup))
     return Plan(readable(record), record)
 

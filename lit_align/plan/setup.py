@@ -2,20 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch import nn
 
 from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule
 from lit_align.judges import Judge, PairRM, RewardModelJudge
 from lit_align.module import AlignmentModule
-from lit_align.plan.simulate import Setup
 from lit_align.policy.reference import AdapterCopy, ModelReference
+from lit_align.policy.spec import PolicySpec
 from lit_align.report.win_rate import WinRateCallback
 from lit_align.sampling import TransformersSampler
 from lit_align.sampling.draw import Draw
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What memory depends on.
+
+    Args:
+        policy: the model and how it is trained.
+        optimizer: makes the optimizer of the trained parameters.
+        batch_size: pairs a micro-batch.
+        accumulate: micro-batches a step.
+        prompt_tokens: of each row.
+        completion_tokens: of each completion.
+        completions: of each row: chosen, rejected and, for some losses, a target.
+        precision: the Trainer's.
+        reference_model: a second model that the policy is compared with; None for none.
+        reference_adapter: whether a frozen copy of the adapter is kept.
+        reference_stays: whether the second model is in memory while training.
+        sequences: sampled at once; 0 without a sampler.
+        candidates: the fewest that are sampled for a prompt: the fewer, the more prompts are computed together.
+        new_tokens: drawn for each sequence at most.
+        draw: draws them; None for greedy sampling.
+        on_gpu: whether it runs on a GPU, where torch's optimizers work on all parameters at once, the host's memory is
+            another, and attention and the LM head are computed in other ways than on a CPU.
+    """
+
+    policy: PolicySpec
+    optimizer: Callable[[Iterable[nn.Parameter]], Any]
+    batch_size: int
+    accumulate: int
+    prompt_tokens: int
+    completion_tokens: int
+    completions: int = 2
+    precision: str = "32-true"
+    reference_model: PolicySpec | None = None
+    reference_adapter: bool = False
+    reference_stays: bool = False
+    sequences: int = 0
+    candidates: int = 1
+    new_tokens: int = 0
+    draw: Draw | None = None
+    on_gpu: bool = False
+
+    @property
+    def parts(self) -> int:
+        """Parts of the run that are planned, each for itself."""
+        return 3 + (self.reference_model is not None) + 2 * (self.sequences > 0)
 
 
 def setup_of(

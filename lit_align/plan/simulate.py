@@ -1,73 +1,29 @@
-"""Runs training and sampling on the meta device and counts what they hold."""
+"""Runs training and sampling without computing and counts what they hold."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
 
+from lit_align.batch import Padded
 from lit_align.float32_copies import copies_of, over_float32, take_gradients
-from lit_align.plan.model import blank_rows, config_of, dtype_of, empty_policy, kernels_of, with_segments
-from lit_align.plan.sampling import Samples, sample
-from lit_align.plan.tracker import GRADIENTS, HEAD, OPTIMIZER, REFERENCE, MemoryTracker, hold_model, is_adapter
-from lit_align.policy.attention import cheaper_attention
-from lit_align.policy.head import token_logps
-from lit_align.policy.outputs import logits_alone
-from lit_align.policy.shared_logps import stopped_before
-from lit_align.policy.shared_prompt import Mask, SharedRows, attention_mask, takes_mask
-from lit_align.policy.spec import PolicySpec
-from lit_align.sampling.draw import Draw
+from lit_align.plan.policy import count_frozen, empty_policy
+from lit_align.plan.sampling import sample
+from lit_align.plan.setup import Setup
+from lit_align.plan.tracker import GRADIENTS, OPTIMIZER, REFERENCE, MemoryTracker, is_adapter
+from lit_align.policy.forward import CompletionForward
 
 FORWARD, BACKWARD, STEP = "forward", "backward", "optimizer step"
 PREFILL, SAMPLING, REFERENCE_PASS = "prefill", "sampling", "reference pass"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What memory depends on.
-
-    Args:
-        policy: the model and how it is trained.
-        optimizer: makes the optimizer of the trained parameters.
-        batch_size: pairs a micro-batch.
-        accumulate: micro-batches a step.
-        prompt_tokens: of each row.
-        completion_tokens: of each completion.
-        completions: of each row: chosen, rejected and, for some losses, a target.
-        precision: the Trainer's.
-        reference_model: a second model that the policy is compared with; None for none.
-        reference_adapter: whether a frozen copy of the adapter is kept.
-        reference_stays: whether the second model is in memory while training.
-        sequences: sampled at once; 0 where there is no sampler.
-        candidates: the fewest that are sampled for a prompt: the fewer, the more prompts are computed together.
-        new_tokens: drawn for each sequence at most.
-        draw: draws them; None for greedy sampling.
-        on_gpu: whether it runs on a GPU, where torch's optimizers work on all parameters at once, the host's memory is
-            another, and attention and the LM head are computed in other ways than on a CPU.
-    """
-
-    policy: PolicySpec
-    optimizer: Callable[[Iterable[nn.Parameter]], Any]
-    batch_size: int
-    accumulate: int
-    prompt_tokens: int
-    completion_tokens: int
-    completions: int = 2
-    precision: str = "32-true"
-    reference_model: PolicySpec | None = None
-    reference_adapter: bool = False
-    reference_stays: bool = False
-    sequences: int = 0
-    candidates: int = 1
-    new_tokens: int = 0
-    draw: Draw | None = None
-    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,168 +46,173 @@ class Memory:
         return {name: sum(items.values()) for name, items in self.moments.items()}
 
     @property
+    def largest_part(self) -> str:
+        """The part of the run that holds most."""
+        return max(self.totals, key=lambda name: self.totals[name])
+
+    @property
     def peak(self) -> int:
         """Bytes at the peak of the run."""
-        return max(self.totals.values())
+        return self.totals[self.largest_part]
 
 
-def simulate(setup: Setup) -> Memory:
-    """The memory of a run, counted on the meta device from the model's config alone."""
-    config = config_of(setup.policy)
-    model = _in_precision(empty_policy(setup.policy, config, on_gpu=setup.on_gpu), setup.precision)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    tracker = MemoryTracker(config.get_text_config().vocab_size)
-    moments: dict[str, Counter[str]] = {}
-    with tracker, kernels_of(setup.on_gpu):
-        hold_model(tracker, model)
-        reference = _reference(setup, tracker, model)
-        if isinstance(reference, nn.Module) and not setup.reference_stays:
-            moments[REFERENCE_PASS] = _reference_pass(setup, tracker, reference)
-            reference = []
-        optimizer = _train(setup, tracker, model, trained, moments)
-        if setup.sequences:
-            samples = Samples(setup.sequences, setup.candidates, setup.prompt_tokens, setup.new_tokens, setup.draw)
-            moments[PREFILL], moments[SAMPLING] = sample(samples, tracker, model)
-        if setup.reference_stays and isinstance(reference, nn.Module):
-            moments[REFERENCE_PASS] = _reference_pass(setup, tracker, reference)
-        del optimizer
-    found = {name: {item: size for item, size in items.items() if size} for name, items in moments.items()}
-    count = sum(parameter.numel() for parameter in trained)
-    return Memory(count, _parameters(setup.policy, config) - (count if not _has_adapter(setup) else 0), found)
+def simulate(setup: Setup, progress: Callable[[], object] = lambda: None) -> Memory:
+    """The memory of a run, from the model's config alone.
 
-
-def _train(
-    setup: Setup, tracker: MemoryTracker, model: Any, trained: list[nn.Parameter], moments: dict[str, Counter[str]]
-) -> Any:
-    """Two optimizer steps: in the second one its state is there. Gives the optimizer back.
-
-    Lightning frees the gradients of a step after the forward of the next.
+    Args:
+        setup: the run.
+        progress: called when a part of it is done.
     """
-    optimizer = over_float32(setup.optimizer, trained)
-    for copy in copies_of(optimizer).values():
-        tracker.hold(copy, OPTIMIZER)
-    for _ in range(2):
-        for micro_batch in range(min(setup.accumulate, 2)):
-            tracker.restart()
-            values = _forward(setup, tracker, model)
-            _raise(moments, FORWARD, tracker)
-            if micro_batch == 0:
-                optimizer.zero_grad(set_to_none=True)
-            tracker.restart()
-            values.sum().backward()
-            del values
-            with tracker.item(GRADIENTS):
-                take_gradients(optimizer)
-            _raise(moments, BACKWARD, tracker)
-        tracker.restart()
-        _step(setup, optimizer, tracker)
-        _raise(moments, STEP, tracker)
-    return optimizer
+    model = empty_policy(setup.policy, setup.precision)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _make_optimizer(setup, trained)
+    vocabulary: int = model.config.get_text_config().vocab_size  # type: ignore[union-attr,operator]
+    tracker = MemoryTracker("meta" if setup.on_gpu else "cpu", vocabulary)
+    run = _Run(setup, tracker, progress)
+    with tracker, _GpuAttention() if setup.on_gpu else nullcontext():
+        tracker.hold_model(model)
+        for whole in copies_of(optimizer).values():
+            tracker.hold(whole, OPTIMIZER)
+        reference = run.make_reference(model)
+        if isinstance(reference, nn.Module) and not setup.reference_stays:
+            run.pass_reference(reference)
+            reference = []
+        run.train(model, optimizer)
+        if setup.sequences:
+            run.sample(model)
+        if isinstance(reference, nn.Module):
+            run.pass_reference(reference)
+    moments = {name: {item: size for item, size in items.items() if size} for name, items in run.moments.items()}
+    return Memory(sum(parameter.numel() for parameter in trained), count_frozen(model), moments)
 
 
-def _raise(moments: dict[str, Counter[str]], name: str, tracker: MemoryTracker) -> None:
-    if name not in moments or tracker.peak.total() > moments[name].total():
-        moments[name] = tracker.peak
+class _Run:
+    """The parts of a run, each of which notes its peak in `moments`."""
+
+    def __init__(self, setup: Setup, tracker: MemoryTracker, progress: Callable[[], object]) -> None:
+        self.moments: dict[str, Counter[str]] = {}
+        self._setup, self._tracker, self._progress = setup, tracker, progress
+        self._forward = CompletionForward()
+
+    def make_reference(self, model: nn.Module) -> nn.Module | list[Tensor]:
+        """A second model, or the copies of the adapter's weights, if any."""
+        if self._setup.reference_model is None:
+            copied = [p for name, p in model.named_parameters() if self._setup.reference_adapter and is_adapter(name)]
+            with self._tracker.counting_as(REFERENCE):
+                return [torch.empty_like(parameter) for parameter in copied]
+        reference = empty_policy(self._setup.reference_model, self._setup.precision).requires_grad_(False).eval()
+        self._tracker.hold_model(reference, REFERENCE)
+        return reference
+
+    @torch.no_grad()
+    def pass_reference(self, reference: nn.Module) -> None:
+        with self._part(REFERENCE_PASS):
+            self._logps(reference, self._setup.batch_size)
+
+    def train(self, model: nn.Module, optimizer: Any) -> None:
+        """A step of one pair, which leaves gradients and the optimizer's state, and a full one.
+
+        Lightning frees the gradients of a step after the forward of the next; other micro-batches add to them.
+        """
+        with self._part(FORWARD):  # which begins with the check of whether the model takes shared rows
+            total = self._logps(model, pairs=1)
+        self._add_gradients(total, optimizer)
+        self._step(optimizer)
+        with self._part(FORWARD):
+            total = self._logps(model, self._setup.batch_size)
+        if self._setup.accumulate == 1:
+            optimizer.zero_grad(set_to_none=True)
+        with self._part(BACKWARD):
+            self._add_gradients(total, optimizer)
+            del total
+        with self._part(STEP):
+            self._step(optimizer)
+
+    def sample(self, model: nn.Module) -> None:
+        """The last token of each row of a batch, and the prompts of the next one."""
+        sampling, prefill = sample(self._setup, self._tracker, model, self._progress)
+        self.moments |= {PREFILL: prefill, SAMPLING: sampling}
+
+    @contextmanager
+    def _part(self, name: str) -> Iterator[None]:
+        self._tracker.restart()
+        yield
+        if name not in self.moments:
+            self._progress()
+        self.moments[name] = max(self.moments.get(name, Counter()), self._tracker.peak, key=Counter.total)
+
+    def _logps(self, model: Any, pairs: int) -> Tensor:
+        """The sum of their log-probs."""
+        setup = self._setup
+        lengths = (setup.prompt_tokens, setup.completion_tokens)
+        masks = [torch.ones(pairs, length, dtype=torch.bool, device="meta") for length in lengths]
+        prompt, completion = (Padded(mask.long(), mask) for mask in masks)
+        with self._tracker.watching(model):
+            logps = self._forward(model, prompt, [completion] * setup.completions)
+        return torch.stack([of_completion.sum().sum() for of_completion in logps]).sum()
+
+    def _add_gradients(self, total: Tensor, optimizer: Any) -> None:
+        _backward(total)
+        with self._tracker.counting_as(GRADIENTS):
+            take_gradients(optimizer)
+
+    def _step(self, optimizer: Any) -> None:
+        """Of bitsandbytes' optimizers only the state is made: the step itself takes nothing more."""
+        with self._tracker.counting_as(OPTIMIZER):
+            if not _is_of_bitsandbytes(optimizer):
+                optimizer.step()
+                return
+            for g, group in enumerate(optimizer.param_groups):
+                for p, parameter in enumerate(group["params"]):
+                    if not optimizer.state[parameter]:
+                        optimizer.init_state(group, parameter, g, p)
 
 
-def _forward(setup: Setup, tracker: MemoryTracker, model: Any) -> Tensor:
-    """The log-probs of all completion tokens, by the layout that training uses; see `lit_align.policy.forward`."""
-    batch, prompt, length, count = (
-        setup.batch_size,
-        setup.prompt_tokens,
-        setup.completion_tokens,
-        setup.completions,
-    )
-    shares = takes_mask(model.config) and setup.policy.attn_implementation in (None, "sdpa", "eager")
-    rows, width = (batch, prompt + count * length) if shares else (batch * count, prompt + length)
-    layout = blank_rows(rows, width)
-    mask = attention_mask(layout, model.config, dtype_of(model)) if shares else None
-    head = model.get_output_embeddings()
-    with stopped_before(head) as hidden, _attention(setup, model, layout, mask):
-        model(
-            input_ids=layout.ids,
-            attention_mask=mask,
-            position_ids=layout.positions,
-            use_cache=False,
-            **logits_alone(model.config),
-        )
-    tokens = torch.empty(batch * count * length, dtype=torch.long, device="meta")
-    gathered = hidden[0][tokens, tokens]
-    with tracker.item(HEAD):
-        return token_logps(gathered, tokens, head, model.config)[0]
-
-
-def _attention(
-    setup: Setup, model: nn.Module, layout: SharedRows, mask: Mask | dict[str, Mask] | None
-) -> AbstractContextManager[None]:
-    if setup.on_gpu or mask is None:
-        return nullcontext()
-    layout = with_segments(layout, setup.prompt_tokens, *[setup.completion_tokens] * setup.completions)
-    return cheaper_attention(model, layout, mask)
-
-
-def _step(setup: Setup, optimizer: Any, tracker: MemoryTracker) -> None:
-    """Makes the optimizer's state, by the optimizer itself where it runs on the meta device."""
-    if type(optimizer).__module__.startswith("bitsandbytes"):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                _bitsandbytes_state(optimizer, group, parameter, tracker)
-        return
+def _make_optimizer(setup: Setup, trained: list[nn.Parameter]) -> Any:
+    """The optimizer, told to do on the meta device what it does on a device."""
+    optimizer: Any = over_float32(setup.optimizer, trained)
+    if _is_of_bitsandbytes(optimizer):
+        optimizer.is_paged = False  # the state is counted whole
+        optimizer.name2qmap = {name: qmap.to("meta") for name, qmap in optimizer.name2qmap.items()}
     for group in optimizer.param_groups:
         if setup.on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
             group["foreach"] = True  # what torch takes on a GPU: faster, with a temporary copy of a whole state
-    with tracker.item(OPTIMIZER):
-        optimizer.step()
+    return optimizer
 
 
-def _bitsandbytes_state(optimizer: Any, group: dict[str, Any], parameter: Tensor, tracker: MemoryTracker) -> None:
-    """Two states of 8 bits and a scale of 256 values for each; of 32 bits in small tensors."""
-    if optimizer.state[parameter]:
-        return
-    bits, smallest = optimizer.args.optim_bits, optimizer.args.min_8bit_size
-    quantised = bits == 8 and parameter.numel() >= smallest
-    states = 1 if type(optimizer).__mro__[1].__name__ == "Optimizer1State" else 2
-    for n in range(1, states + 1):
-        made = {f"state{n}": torch.empty_like(parameter, dtype=torch.uint8 if quantised else torch.float32)}
-        if quantised:
-            made[f"absmax{n}"] = torch.empty(-(-parameter.numel() // 256), device="meta")
-        for value in made.values():
-            tracker.hold(value, OPTIMIZER)
-        optimizer.state[parameter].update(made)
+def _is_of_bitsandbytes(optimizer: Any) -> bool:
+    return type(optimizer).__module__.startswith("bitsandbytes")
 
 
-def _reference(setup: Setup, tracker: MemoryTracker, model: nn.Module) -> nn.Module | list[Tensor]:
-    """A second model, or the copies of the adapter's weights, if any."""
-    if setup.reference_model is None:
-        copied = [p for name, p in model.named_parameters() if setup.reference_adapter and is_adapter(name)]
-        copies = [torch.empty_like(parameter) for parameter in copied]
-        for each in copies:
-            tracker.hold(each, REFERENCE)
-        return copies
-    config = config_of(setup.reference_model)
-    reference = _in_precision(empty_policy(setup.reference_model, config, trainable=False), setup.precision)
-    hold_model(tracker, reference, REFERENCE)
-    return reference
+def _backward(total: Tensor) -> None:
+    """What `total.backward()` does, which switches function modes off for all that is recomputed."""
+    options = {"allow_unreachable": True, "accumulate_grad": True}
+    _engine_run_backward((total,), (torch.ones_like(total),), False, False, (), **options)
 
 
-@torch.no_grad()
-def _reference_pass(setup: Setup, tracker: MemoryTracker, reference: nn.Module) -> Counter[str]:
-    tracker.restart()
-    _forward(setup, tracker, reference)
-    return tracker.peak
+class _GpuAttention(TorchFunctionMode):
+    """Attention by the kernel that GPUs take for rows under a mask; the meta device would take the unfused one."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        attention = _attention if func is F.scaled_dot_product_attention else func
+        return attention(*args, **(kwargs or {}))
 
 
-def _in_precision(model: nn.Module, precision: str) -> nn.Module:
-    """As the Trainer's plugins do it: "true" half precision casts the weights, all else leaves them."""
-    halves = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
-    return model.to(halves[precision]) if precision in halves else model
-
-
-def _has_adapter(setup: Setup) -> bool:
-    return setup.policy.lora is not None or setup.policy.adapter is not None
-
-
-def _parameters(spec: PolicySpec, config: PretrainedConfig) -> int:
-    """Of the bare base, before quantisation."""
-    plain = replace(spec, quantization=None, lora=None, adapter=None, gradient_checkpointing=False)
-    return sum(parameter.numel() for parameter in empty_policy(plain, config).parameters())
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    if enable_gqa:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # as torch does, in each layer anew
+        attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), -torch.inf)
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output: Tensor = attention(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
+    return output

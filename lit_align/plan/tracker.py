@@ -1,17 +1,18 @@
-"""Counts the bytes that tensors hold, by what they are for, and remembers the most that were held at once."""
+"""Runs torch without computing: counts the bytes that tensors would hold, and remembers the most held at once."""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 ACTIVATIONS = "activations"
 ADAPTERS = "adapters"
@@ -23,84 +24,145 @@ REFERENCE = "reference"
 WEIGHTS = "weights"
 ITEMS = (WEIGHTS, ADAPTERS, REFERENCE, OPTIMIZER, GRADIENTS, ACTIVATIONS, HEAD, KV_CACHE)
 
+_META = torch.device("meta")
+_MOST_VALUES = 1 << 22
+"""Larger tensors than this have shapes only."""
+
+
+class PlannedTensor(Tensor):
+    """A tensor that says it is on a device and takes no memory there.
+
+    `content` is a tensor on the meta device or, where few numbers depend on no weights (lengths, positions, masks),
+    one on the CPU that holds them.
+    """
+
+    content: Tensor
+    is_planned = True
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, content: Tensor, device: torch.device) -> PlannedTensor:
+        made: PlannedTensor = Tensor._make_wrapper_subclass(
+            cls,
+            content.shape,
+            strides=content.stride(),
+            storage_offset=content.storage_offset(),
+            dtype=content.dtype,
+            device=device,
+        )
+        made.content = content
+        return made
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise RuntimeError(f"{func} of a planned tensor outside of its MemoryTracker")
+
+    def tolist(self) -> Any:
+        return np.zeros(self.shape, int).tolist() if self.content.is_meta else self.content.tolist()
+
 
 class MemoryTracker(TorchDispatchMode):
-    """Follows every storage that is made inside its block until it is freed. Works on the meta device.
+    """Inside its block nothing is computed but small integers, and every storage is followed until it is freed.
 
+    Tensors on the meta device stand for those on the planned device. A number that depends on weights is taken to
+    be 0 where it is read, and a choice of places that depends on them to be of all places or, as an index, of none.
     What an operation takes and gives back inside itself is not seen.
 
     Args:
+        device: the planned one, as the code inside the block sees it: "cpu", or "meta" for any other.
         vocabulary: tensors whose last dimension has this size count as `HEAD`, wherever they are made.
 
     Attributes:
         live: bytes held now, by item.
         peak: bytes by item at the moment of the largest sum since :meth:`restart`.
+        item: what tensors that are made now count as.
     """
 
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, device: str, vocabulary: int) -> None:
         super().__init__()
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
-        self._vocabulary = vocabulary
-        self._item = ACTIVATIONS
+        self.item = ACTIVATIONS
+        self._device, self._vocabulary = torch.device(device), vocabulary
         self._storages: dict[int, tuple[str, int]] = {}
         self._sum = self._largest = 0
 
     def hold(self, tensor: Tensor, item: str) -> None:
         """Counts a tensor, made inside the block or before, as `item` from now on."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._storages:
-            before, size = self._storages[key]
-            self.live[before] -= size
-            self.live[item] += size
-            self._storages[key] = (item, size)
-            return
-        size = storage.nbytes()
-        self._storages[key] = (item, size)
-        weakref.finalize(storage, self._freed, key)
+        storage = _content(tensor).untyped_storage()
+        before, size = self._storages.get(storage._cdata, (None, storage.nbytes()))
+        self._storages[storage._cdata] = (item, size)
         self.live[item] += size
+        if before is not None:
+            self.live[before] -= size
+            return
+        weakref.finalize(storage, self._free, storage._cdata)
         self._sum += size
         if self._sum > self._largest:
-            self._largest, self.peak = self._sum, self.live.copy()
+            self.restart()
+
+    def hold_model(self, model: nn.Module, item: str | None = None) -> None:
+        """Counts parameters, buffers and gradients to come; without `item`, as `ADAPTERS` or `WEIGHTS`, by names."""
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            self.hold(tensor, item or (ADAPTERS if is_adapter(name) else WEIGHTS))
+            if tensor.requires_grad:
+                tensor.register_post_accumulate_grad_hook(lambda p: self.hold(p.grad, GRADIENTS))
 
     def restart(self) -> None:
         """Forgets the peak."""
         self._largest, self.peak = self._sum, self.live.copy()
 
     @contextmanager
-    def item(self, name: str) -> Iterator[None]:
-        """Counts what is made inside the block as `name`."""
-        before, self._item = self._item, name
+    def counting_as(self, item: str) -> Iterator[None]:
+        """Counts what is made inside the block as `item`."""
+        before, self.item = self.item, item
         try:
             yield
         finally:
-            self._item = before
+            self.item = before
+
+    @contextmanager
+    def watching(self, model: Any) -> Iterator[None]:
+        """Counts what each pass of `model` makes as `ACTIVATIONS`, and all from its output layer on as `HEAD`."""
+
+        def begin(item: str, *_: Any) -> None:
+            self.item = item
+
+        head = model.get_output_embeddings()
+        hooks = [
+            unit.register_forward_pre_hook(partial(begin, item)) for unit, item in ((model, ACTIVATIONS), (head, HEAD))
+        ]
+        with self.counting_as(self.item):
+            yield
+        for hook in hooks:
+            hook.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in self._storages:
-                self.hold(tensor, self._item_of(tensor))
-        return made
+        operation = _operation(func)
+        if operation.is_view and _content(args[0]).is_meta:
+            return _view(args[0], func, args[1:], kwargs or {})
+        if operation.writes and isinstance(args[0], Tensor) and _content(args[0]).is_meta:
+            return args[0]
+        call = _Call(args, kwargs or {})
+        made = None if operation.writes and not call.has_values else operation.run(call)
+        if operation.writes:  # into what is there
+            return args[0] if func._schema.returns else None
+        device = torch.device(call.kwargs.get("device") or call.device)
+        return _mapped(lambda tensor: self._planned(tensor, device), made)
 
-    def _item_of(self, tensor: Tensor) -> str:
-        is_logits = tensor.dim() > 1 and tensor.shape[-1] == self._vocabulary
-        return HEAD if is_logits and self._item == ACTIVATIONS else self._item
+    def _planned(self, content: Tensor, device: torch.device) -> Tensor:
+        device = self._device if device == _META else device
+        if device == self._device and content.untyped_storage()._cdata not in self._storages:
+            is_logits = content.dim() > 1 and content.shape[-1] == self._vocabulary
+            self.hold(content, HEAD if is_logits and self.item == ACTIVATIONS else self.item)
+        return PlannedTensor(content, device)
 
-    def _freed(self, key: int) -> None:
+    def _free(self, key: int) -> None:
         item, size = self._storages.pop(key)
         self.live[item] -= size
         self._sum -= size
-
-
-def hold_model(tracker: MemoryTracker, model: nn.Module, item: str | None = None) -> None:
-    """Counts a model's parameters and buffers; without `item`, as `ADAPTERS` or `WEIGHTS`, by their names."""
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        tracker.hold(tensor, item or (ADAPTERS if is_adapter(name) else WEIGHTS))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda p: _hold_gradient(tracker, p))
 
 
 def is_adapter(name: str) -> bool:
@@ -108,6 +170,105 @@ def is_adapter(name: str) -> bool:
     return "lora_" in name
 
 
-def _hold_gradient(tracker: MemoryTracker, parameter: torch.Tensor) -> None:
-    if parameter.grad is not None:
-        tracker.hold(parameter.grad, GRADIENTS)
+class _Call:
+    """The arguments of an operation, with the contents in the place of planned tensors."""
+
+    def __init__(self, args: Any, kwargs: dict[str, Any]) -> None:
+        self.device = "cpu"
+        self.has_values = True
+        self.args = [_mapped(self._content, value) for value in args]
+        self.kwargs = {name: _mapped(self._content, value) for name, value in kwargs.items() if name != "pin_memory"}
+
+    def run(self, func: Any, device: str, change: Callable[[Tensor], Tensor]) -> Any:
+        """What `func` makes of changed tensors, on this device."""
+        kwargs = {name: _mapped(change, value) for name, value in self.kwargs.items()}
+        if "device" in kwargs:
+            kwargs["device"] = device
+        return func(*[_mapped(change, value) for value in self.args], **kwargs)
+
+    def _content(self, tensor: Tensor) -> Tensor:
+        content = _content(tensor)
+        if content.is_meta:
+            self.has_values = False
+        if tensor.is_meta:
+            self.device = "meta"
+        return content
+
+
+class _Operation:
+    """What must be known of an operation to run it without computing."""
+
+    def __init__(self, func: Any) -> None:
+        self.func = func
+        self.writes = func._schema.name.endswith("_")
+        aliases = [returned.alias_info for returned in func._schema.returns]
+        self.is_view = not self.writes and any(alias is not None for alias in aliases)
+        self._reads_values = func is not _INDEX and bool(
+            {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        )
+
+    def run(self, call: _Call) -> Any:
+        """What it makes: with values where it can, with shapes only where it cannot."""
+        if self.func is _INDEX:
+            call.args = [call.args[0], [place for index in call.args[1] for place in _places(index)]]
+        if self._reads_values:
+            unknown = int(self.func is torch.ops.aten.nonzero.default)
+            return call.run(self.func, "cpu", lambda tensor: _with_values(tensor, unknown))
+        if call.has_values and (self.is_view or self.writes):
+            return call.run(self.func, "cpu", _same)
+        if self.func is _COPY and not call.has_values and call.args[0].is_contiguous():
+            dtype = call.kwargs.get("dtype") or call.args[0].dtype
+            return torch.empty(call.args[0].shape, dtype=dtype, device="meta")  # torch takes ten times as long for it
+        shapes = call.run(self.func, "meta", _shape)
+        if call.has_values and _may_have_values(shapes):
+            return call.run(self.func, "cpu", _same)
+        return shapes
+
+
+_COPY, _INDEX = torch.ops.aten._to_copy.default, torch.ops.aten.index.Tensor
+_operation = cache(_Operation)
+
+
+def _view(tensor: Tensor, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """A view of a tensor without values; a weight's is on the meta device as the weight is."""
+    made = func(_content(tensor), *args, **kwargs)
+    return _mapped(partial(PlannedTensor, device=tensor.device), made) if isinstance(tensor, PlannedTensor) else made
+
+
+def _may_have_values(made: Any) -> bool:
+    """Whether few whole numbers were made."""
+    if isinstance(made, Tensor):
+        return made.numel() <= _MOST_VALUES and not made.is_floating_point()
+    return all(map(_may_have_values, made)) if isinstance(made, list | tuple) else True
+
+
+def _shape(content: Tensor) -> Tensor:
+    return content if content.is_meta else content.to("meta")
+
+
+def _same(content: Tensor) -> Tensor:
+    return content
+
+
+def _with_values(content: Tensor, unknown: int) -> Tensor:
+    return torch.full(content.shape, unknown, dtype=content.dtype) if content.is_meta else content
+
+
+def _places(index: Tensor | None) -> list[Any]:
+    """A mask as the places where it is true, since the meta device takes no masks."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return list(_with_values(index, 0).nonzero().unbind(1))
+
+
+def _content(tensor: Tensor) -> Tensor:
+    return tensor.content if isinstance(tensor, PlannedTensor) else tensor
+
+
+def _mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """`value` with every tensor in its lists and tuples changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if not isinstance(value, list | tuple) or (value and isinstance(value[0], int)):  # sizes are many
+        return value
+    return type(value)([_mapped(change, part) for part in value])

@@ -17,8 +17,6 @@ from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype, dtype_of
 from lit_align.policy.segments import RowAttention
 from lit_align.policy.shared_prompt import FULL, Mask, SharedRows, layer_kinds
 
-ON_CPU = ("cpu", "meta")
-"""Devices that are attended on as on a CPU: in the plan of a run there, too."""
 LONG_ROW = 512
 """Tokens from which a row is long enough on a CPU to be attended to by segments."""
 
@@ -37,7 +35,7 @@ def cheaper_attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str,
     Not where checkpointed layers run again outside of :func:`when_run_again`, as compiled ones do: they must do the
     same again.
     """
-    takes_place = rows.ids.device.type in ON_CPU and not _layers_run_again_outside(model)
+    takes_place = rows.ids.device.type == "cpu" and not _layers_run_again_outside(model)
     modes = (Float32Attention(), *_by_rows(model, rows, mask)) if takes_place else ()
     token = _MODES.set(modes)
     try:

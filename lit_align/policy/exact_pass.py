@@ -29,7 +29,9 @@ def computed_in(dtype: torch.dtype, model: nn.Module, head: nn.Module) -> Iterat
     with ExitStack() as stack:
         stack.callback(torch.set_float32_matmul_precision, precision)
         torch.set_float32_matmul_precision("highest")
-        stack.enter_context(torch.autocast(next(model.parameters()).device.type, enabled=False))
+        device = next(model.parameters()).device.type
+        if torch.amp.is_autocast_available(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
         for module in model.modules():
             for handle in _hooks(module, dtype):
                 stack.callback(handle.remove)

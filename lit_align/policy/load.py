@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,6 @@ from lit_align.policy.reach import say_unreached
 from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
 from lit_align.policy.template_values import set_defaults
-
-Context = Callable[[], AbstractContextManager[Any]]
 
 
 def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
@@ -190,14 +187,8 @@ def prepare_layers(spec: PolicySpec, model: PreTrainedModel) -> None:
         compile_layers(model)
 
 
-def keep_activations(spec: PolicySpec, model: PreTrainedModel, on_host: Context | None = None) -> None:
-    """Lets a forward pass keep for its backward what `spec.gradient_checkpointing` says.
-
-    Args:
-        spec: the policy.
-        model: its base.
-        on_host: what keeps the tensors saved inside of it in the host's memory; None takes torch's own.
-    """
+def keep_activations(spec: PolicySpec, model: PreTrainedModel) -> None:
+    """Lets a forward pass keep for its backward what `spec.gradient_checkpointing` says."""
     if not spec.gradient_checkpointing:
         return
     settings: dict[str, Any] = {"use_reentrant": False}
@@ -212,15 +203,12 @@ def keep_activations(spec: PolicySpec, model: PreTrainedModel, on_host: Context 
             if hasattr(module, "_gradient_checkpointing_func"):  # runs a layer, which saves its inputs alone
                 layer: Any = module
                 run = layer._gradient_checkpointing_func
-                layer._gradient_checkpointing_func = partial(_within, on_host or _on_host, run)
+                layer._gradient_checkpointing_func = partial(_offloaded, run)
 
 
-def _on_host() -> AbstractContextManager[None]:
-    return torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available())
-
-
-def _within(context: Context, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with context():
+def _offloaded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Keeps what a layer saves in the host's memory."""
+    with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
         return run(*args, **kwargs)
 
 

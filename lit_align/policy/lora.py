@@ -129,5 +129,6 @@ class _CastAndAddLowRank(torch.autograd.Function):
 
 
 def _parts(x: Tensor) -> list[slice]:
-    """The rows, cast part by part; of a plan on the meta device one part, which takes the memory of each."""
-    return [slice(start, start + _ROWS) for start in range(0, min(len(x), _ROWS) if x.is_meta else len(x), _ROWS)]
+    """The rows, cast part by part; in a plan of memory one part, which takes as much as each."""
+    rows = min(len(x), _ROWS) if getattr(x, "is_planned", x.is_meta) else len(x)
+    return [slice(start, start + _ROWS) for start in range(0, rows, _ROWS)]

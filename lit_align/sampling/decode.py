@@ -81,7 +81,7 @@ def sample_shared(generator: Any, asks: Sequence[Ask], size: int, limits: Limits
         size: rows at once.
         limits: how they are drawn and when they end.
     """
-    batch = _Batch(generator, min(size, len(asks)), limits)
+    batch = Batch(generator, min(size, len(asks)), limits)
     waiting = list(asks)
     while waiting or batch.rows:
         admitted = _next_in(waiting, size - len(batch.rows), size)
@@ -108,13 +108,13 @@ class _Row:
     ids: list[int] = field(default_factory=list)
 
 
-class _Batch:
+class Batch:
     """The rows being sampled. Row i of every tensor belongs to `rows[i]`."""
 
     def __init__(self, generator: Any, most: int, limits: Limits) -> None:
         self._model, self._limits, self._most = generator, limits, most
         self._device = next(generator.parameters()).device
-        self._cache: SlotCache | None = None
+        self.cache: SlotCache | None = None
         self.rows: list[_Row] = []
         self._mask = self._tensor([])
         self._stops = self._tensor(limits.stop_ids)
@@ -138,12 +138,20 @@ class _Batch:
 
     def step(self) -> Found:
         """The next token of every row."""
-        assert self._cache is not None
-        self._mask = self._cache.before_token(self._mask)
+        assert self.cache is not None
+        self._mask = self.cache.before_token(self._mask)
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(self.rows), 1)], 1)
         last = self._tensor([row.ids[-1] for row in self.rows])[:, None]
-        logits = self._logits(last, self._mask, self._mask.sum(-1, keepdim=True) - 1, self._cache)
+        logits = self._logits(last, self._mask, self._mask.sum(-1, keepdim=True) - 1, self.cache)
         yield from self._take(self._draw(logits, self.rows), 0)
+
+    def skip_to_last_token(self, columns: int) -> None:
+        """As if all rows had drawn their tokens but one, in a cache of so many columns: for plans of memory."""
+        assert self.cache is not None
+        self.cache.widen(columns)
+        self._mask = self._mask.new_ones(len(self.rows), columns)
+        for row in self.rows:
+            row.ids += [self._limits.pad_id] * (self._limits.most - 1 - len(row.ids))
 
     def _logits(self, ids: Tensor, mask: Tensor, places: Tensor, cache: Any) -> Tensor:
         """[B, V] at the last token of each row; the cache takes the new tokens in."""
@@ -178,12 +186,12 @@ class _Batch:
         return drawn
 
     def _join(self, rows: list[_Row], mask: Tensor, cache: DynamicCache, index: Tensor) -> None:
-        if self._cache is None:
-            self._cache = SlotCache(len(cache.layers), self._most)
+        if self.cache is None:
+            self.cache = SlotCache(len(cache.layers), self._most)
         if not self.rows:
             self._mask = mask[:0]
-        self._cache.admit(cache, index)
-        width = self._cache.get_seq_length()
+        self.cache.admit(cache, index)
+        width = self.cache.get_seq_length()
         wide = mask.new_zeros(len(self.rows) + len(rows), width)
         wide[: len(self.rows), width - self._mask.shape[1] :] = self._mask
         wide[len(self.rows) :, width - mask.shape[1] :] = mask
@@ -202,9 +210,9 @@ class _Batch:
         left = len(self.rows) - len(done)
         holes = [place for place in done if place < left]
         movers = sorted(set(range(left, len(self.rows))) - set(done))
-        if done and self._cache is not None:
+        if done and self.cache is not None:
             source, target = self._tensor(movers), self._tensor(holes)
-            self._cache.move(source, target, left)
+            self.cache.move(source, target, left)
             self._mask[target] = self._mask[source]
             self._mask = self._mask[:left]
             for hole, mover in zip(holes, movers, strict=True):

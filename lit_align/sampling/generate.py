@@ -75,7 +75,7 @@ class TransformersSampler(TokenSampler):
         draw, stop_ids = Draw(self.temperature, self.top_k, self.top_p), tuple(request.stop_ids)
         limits = Limits(draw, stop_ids, request.pad_id, self.min_new_tokens, self.max_new_tokens)
         candidates: dict[tuple[int, int], Candidate] = {}
-        with _undisturbed(request.model) as generator:
+        with undisturbed(request.model) as generator:
             for ask, ids in self._sampled(generator, asks, limits):
                 candidates[ask.place] = candidate_of_ids(ids, stop_ids, request.tokenizer)
                 request.report(copies)
@@ -113,7 +113,7 @@ def _asks(request: SamplingRequest, drawn: int) -> list[Ask]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[Any]:
+def undisturbed(model: nn.Module) -> Iterator[Any]:
     """The model to call `generate` on, in eval mode and with a blank `generation_config`; all restored.
 
     The base model of a PEFT model has the adapter's layers in it, so it is the adapted policy.

@@ -109,6 +109,13 @@ class SlotCache(Cache):
         for slot in self._slots:
             slot.move(source, target, rows)
 
+    def widen(self, columns: int) -> None:
+        """Fills the rows up to so many columns, with none to spare."""
+        for slot in self._slots:
+            slot.make_room(self._most, columns, 0)
+            slot.width = columns
+        self._columns = columns
+
     def before_token(self, mask: Tensor) -> Tensor:
         """Makes room for one more column, where there is none.
 

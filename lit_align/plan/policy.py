@@ -1,0 +1,108 @@
+"""The policy on the meta device, from its config alone."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+from lit_align.policy.adapter import saved_config
+from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, load_config
+from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.spec import PolicySpec
+
+_BLOCK, _NESTED = 64, 256
+"""bitsandbytes' NF4: weights that share a scale, and scales that share a scale of their own."""
+_PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
+
+
+def empty_policy(spec: PolicySpec, precision: str) -> nn.Module:
+    """What `spec.load_model()` gives, on the meta device. Of a hub id no weights are fetched.
+
+    Args:
+        spec: the policy; a GGUF file is converted, once.
+        precision: the Trainer's: "true" half precision casts the weights.
+
+    Raises:
+        ValueError: the settings contradict each other.
+    """
+    check_spec(spec)
+    attention = spec.attn_implementation
+    with quiet_libraries(), torch.device("meta"):
+        config = load_config(spec)
+        dtype = getattr(config, "dtype", None) if spec.dtype == "auto" else getattr(torch, spec.dtype)
+        model: Any = AutoModelForCausalLM.from_config(
+            config,
+            dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32,
+            attn_implementation=attention if attention in (None, "eager") else "sdpa",  # what keeps the same bytes
+            trust_remote_code=spec.trust_remote_code,
+        )
+        if spec.quantization == "nf4":
+            _quantize(model)
+        keep_activations(spec, model)
+        adapted = _adapted(spec, model).train()
+    return adapted.to(_PRECISIONS[precision]) if precision in _PRECISIONS else adapted
+
+
+def count_frozen(model: nn.Module) -> int:
+    """Parameters that are not trained, of quantised ones as many as they are unpacked."""
+    return sum(getattr(p, "unpacked_size", p.numel()) for p in model.parameters() if not p.requires_grad)
+
+
+def nf4_bytes(weights: int) -> int:
+    """Bytes of that many weights in NF4 with double quantisation: 4 bits each, 8 of 64, 32 of 64 x 256."""
+    scales = -(-weights // _BLOCK)
+    return -(-weights // 2) + scales + 4 * -(-scales // _NESTED)
+
+
+def _adapted(spec: PolicySpec, model: Any) -> nn.Module:
+    if spec.adapter is not None:
+        from peft import get_peft_model
+
+        return get_peft_model(model, saved_config(spec.adapter, model))
+    if spec.lora is not None:
+        return fresh_adapter(spec.lora, model)
+    return cast(nn.Module, model.requires_grad_(True))
+
+
+def _quantize(model: Any) -> None:
+    """Puts 4-bit layers in the place of all linear ones but the output layer, as transformers does."""
+    head = model.get_output_embeddings()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear and child is not head:
+                setattr(module, name, _Nf4Linear(child))
+
+
+class _Nf4Linear(nn.Linear):
+    """A linear layer whose weight takes the bytes of NF4 with double quantisation (arXiv 2305.14314).
+
+    As with bitsandbytes, the weight is unpacked for each product and not kept for the backward.
+    """
+
+    def __init__(self, plain: nn.Linear) -> None:
+        super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None, dtype=plain.weight.dtype)
+        self.compute_dtype = plain.weight.dtype
+        packed: Any = nn.Parameter(
+            torch.empty(nf4_bytes(plain.weight.numel()), 1, dtype=torch.uint8), requires_grad=False
+        )
+        packed.unpacked_size = plain.weight.numel()
+        self.weight = packed
+
+    def forward(self, input: Tensor) -> Tensor:
+        product: Tensor = _Nf4Product.apply(input.to(self.compute_dtype), self.out_features)
+        return (product if self.bias is None else product + self.bias).to(input.dtype)
+
+
+class _Nf4Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, out_features: int) -> Tensor:
+        ctx.shape = out_features, input.shape[-1]
+        return F.linear(input, input.new_empty(ctx.shape))
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        return upstream[0] @ upstream[0].new_empty(ctx.shape), None
