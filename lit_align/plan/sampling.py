@@ -25,7 +25,7 @@ def sample(
     """Bytes by item at the peak of drawing the last token of each row, and of computing the next prompts."""
     with undisturbed(model) as generator, tracker.watching(generator):
         hook = generator.register_forward_pre_hook(
-            lambda _, args, kwargs: _mark_cache(tracker, kwargs["past_key_values"]), with_kwargs=True
+            lambda _, args, kwargs: _mark_cache(tracker, kwargs.get("past_key_values")), with_kwargs=True
         )
         peaks = []
         for peak in (_sample_shared if can_share(generator) else _sample_plain)(setup, tracker, generator):
