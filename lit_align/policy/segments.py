@@ -28,6 +28,7 @@ class RowAttention(TorchFunctionMode):
 
     def __init__(self, rows: SharedRows, masks: Mapping[str, Tensor], long_row: int) -> None:
         super().__init__()
+        self._masks = list(masks.values())
         self._rows = {
             id(mask): [_row(segments, mask[b : b + 1], kind, long_row) for b, segments in enumerate(rows.segments)]
             for kind, mask in masks.items()
@@ -37,14 +38,15 @@ class RowAttention(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and len(args) == 3 and id(kwargs.get("attn_mask")) in self._rows:
+        mask = kwargs.get("attn_mask")
+        if func is F.scaled_dot_product_attention and len(args) == 3 and any(mask is one for one in self._masks):
             rest = {key: value for key, value in kwargs.items() if key not in ("attn_mask", "is_causal")}
-            return self._by_rows(*args, self._rows[id(kwargs["attn_mask"])], rest)
+            return self._by_rows(*args, mask, rest)
         return func(*args, **kwargs)
 
     @torch.compiler.disable  # it would be compiled anew for all lengths of rows
-    def _by_rows(self, query: Tensor, key: Tensor, value: Tensor, rows: list[_Row], rest: dict[str, Any]) -> Tensor:
-        each = zip(rows, query.split(1), key.split(1), value.split(1), strict=True)
+    def _by_rows(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rest: dict[str, Any]) -> Tensor:
+        each = zip(self._rows[id(mask)], query.split(1), key.split(1), value.split(1), strict=True)
         return torch.cat([row.attention(q, k, v, rest) for row, q, k, v in each])
 
 
