@@ -120,9 +120,7 @@ def one_cycle(optimizer: Optimizer) -> LRScheduler:
     return OneCycleLR(optimizer, max_lr=1.0, total_steps=9)
 
 
-@pytest.mark.parametrize(
-    "scheduler", [None, exponential, linear, sequence, plateau(1), one_cycle, WarmupSchedule], ids=str
-)
+@pytest.mark.parametrize("scheduler", [None, exponential, linear, sequence, plateau(1), one_cycle, WarmupSchedule])
 def test_what_is_unchanged_goes_on_bit_by_bit_and_nothing_is_said(
     scheduler: MakeScheduler | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
