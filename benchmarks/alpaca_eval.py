@@ -21,9 +21,9 @@ from common import machine, table, write_json
 
 from lit_align.boundary import BoundaryResult
 from lit_align.cli.measure import measure_recorded
-from lit_align.data.alike import group_alike
-from lit_align.data.loading import as_set, load_records
 from lit_align.records import CandidateSet
+from lit_align.rows.alike import group_alike
+from lit_align.rows.loading import as_set, load_records
 
 TOLERANCE = 1e-9
 HEADER = ("model", "all prompts", "score", "interval", "stage", "sequential", "fewest to most", "agree", "undecided")

@@ -255,7 +255,7 @@ def _tokenised_dpo_trainer() -> Any:
 
 ALLOCATORS = {"kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}, "system": {}}
 """How glibc treats freed memory in a measured process. kept: it keeps it, as lit-align sets in every fit on a CPU
-(`lit_align/host_memory.py`). system: the default, which returns it; a lit-align fit still sets the other."""
+(`lit_align/policy/cpu/host_memory.py`). system: the default, which returns it; a lit-align fit still sets the other."""
 
 
 def measured_environment(threads: int, allocator: str = "kept") -> dict[str, str]:

@@ -117,6 +117,7 @@ def _online_dpo_trainer(settings: dict[str, Any], folder: Path) -> Any:
     from datasets import Dataset
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 
+    from lit_align.policy.load import load_model, load_tokenizer
     from lit_align.policy.spec import PolicySpec
 
     spec = PolicySpec(settings["model"], dtype=settings["dtype"])
@@ -136,10 +137,10 @@ def _online_dpo_trainer(settings: dict[str, Any], folder: Path) -> Any:
         generation_kwargs={"min_new_tokens": 1},  # as in lit-align
     )
     return OnlineDPOTrainer(
-        model=spec.load_model(),
+        model=load_model(spec),
         reward_funcs=rule,
         args=config,
         train_dataset=Dataset.from_list([{"prompt": text} for text in settings["prompts"]]),
-        processing_class=spec.load_tokenizer(),
+        processing_class=load_tokenizer(spec),
         peft_config=trl_lora(settings["rank"]),
     )

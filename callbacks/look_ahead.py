@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_align.boundary import BoundaryCallback, BoundaryResult
-from lit_align.look_ahead import LookAhead, Weights, looking_ahead
 from lit_align.records import CandidateSet
+from lit_align.training.look_ahead import LookAhead, Weights, looking_ahead
 
 
 class LookAheadBoundary(BoundaryCallback):

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         SequentialTest,
         measure_sets,
     )
-    from lit_align.checkpoint import AlignmentCheckpoint
     from lit_align.data import AlignmentDataModule
     from lit_align.judges import (
         CachedJudge,
@@ -26,19 +25,21 @@ if TYPE_CHECKING:
         RuleJudge,
     )
     from lit_align.losses import DPO, RSOHinge, SLiCHF
-    from lit_align.module import AlignmentModule
     from lit_align.policy import LoraSpec, PolicySpec
-    from lit_align.refresh import ReferenceRefresh
     from lit_align.report import WinRateCallback
     from lit_align.reward import RewardDataModule, RewardModule
     from lit_align.sampling import ServerSampler, TransformersSampler
     from lit_align.trainer import AlignmentTrainer
+    from lit_align.training.checkpoint import AlignmentCheckpoint
+    from lit_align.training.lr_schedulers import ScheduleSequence, WarmupSchedule
+    from lit_align.training.module import AlignmentModule
+    from lit_align.training.refresh import ReferenceRefresh
 
 # Loaded when first asked for: `lit-align --help` and `import lit_align` need not wait for torch.
 _HOME = {
-    "AlignmentCheckpoint": "checkpoint",
+    "AlignmentCheckpoint": "training.checkpoint",
     "AlignmentDataModule": "data",
-    "AlignmentModule": "module",
+    "AlignmentModule": "training.module",
     "AlignmentTrainer": "trainer",
     "BoundaryCallback": "boundary",
     "BoundaryResult": "boundary",
@@ -53,15 +54,17 @@ _HOME = {
     "PolicySpec": "policy",
     "RSOHinge": "losses",
     "RecordedScores": "judges",
-    "ReferenceRefresh": "refresh",
+    "ReferenceRefresh": "training.refresh",
     "RewardDataModule": "reward",
     "RewardModelJudge": "judges",
     "RewardModule": "reward",
     "RuleJudge": "judges",
     "SLiCHF": "losses",
+    "ScheduleSequence": "training.lr_schedulers",
     "SequentialTest": "boundary",
     "ServerSampler": "sampling",
     "TransformersSampler": "sampling",
+    "WarmupSchedule": "training.lr_schedulers",
     "WinRateCallback": "report",
     "measure_sets": "boundary",
 }
@@ -90,9 +93,11 @@ __all__ = [
     "RewardModule",
     "RuleJudge",
     "SLiCHF",
+    "ScheduleSequence",
     "SequentialTest",
     "ServerSampler",
     "TransformersSampler",
+    "WarmupSchedule",
     "WinRateCallback",
     "measure_sets",
 ]

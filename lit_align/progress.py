@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -106,8 +105,3 @@ def _short(value: float) -> str:
     if value == 0 or abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.3f}"
-
-
-def note(text: str) -> None:
-    """Prints a line above whatever bar is running."""
-    Tqdm.write(text, file=sys.stdout)

@@ -22,11 +22,11 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
-from lit_align.checkpoint import demand_whole, last_checkpoint
-from lit_align.progress import note
+from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
-from lit_align.strategies import check_strategy
 from lit_align.trainer_defaults import check_accumulation, default_loggers, epochs_by_default, own_callbacks
+from lit_align.training.checkpoint import demand_whole, last_checkpoint
+from lit_align.training.strategies import check_strategy
 
 DEFAULT_ROOT = "runs/default"
 
@@ -45,7 +45,7 @@ class AlignmentTrainer(Trainer):
         min_epochs: passes over the training pairs before a callback may stop the run.
         max_time: how long to train, as DD:HH:MM:SS or by name, such as `{hours: 2}`; None means no limit.
         accumulate_grad_batches: micro-batches an optimizer step.
-        strategy: see :func:`lit_align.strategies.check_strategy`.
+        strategy: see :func:`lit_align.training.strategies.check_strategy`.
         barebones: nothing that takes time, to measure raw speed: no logger, checkpoint and progress bar.
         logger: None means a CSV and a TensorBoard logger in the run folder, False means none.
         callbacks: added to a checkpoint, a progress bar and a summary, unless one of that kind is among them.
@@ -59,7 +59,7 @@ class AlignmentTrainer(Trainer):
         kwargs: all other arguments of `lightning.pytorch.Trainer`.
 
     Raises:
-        ValueError: the strategy shards the model (see :func:`lit_align.strategies.check_strategy`).
+        ValueError: the strategy shards the model (see :func:`lit_align.training.strategies.check_strategy`).
 
     Example:
         >>> trainer = AlignmentTrainer(max_steps=10, default_root_dir="/tmp/run", accelerator="cpu", logger=False)

@@ -9,11 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_align import run_folder
-from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.progress import AlignmentProgressBar
 from lit_align.report.summary import RunSummary
-
-MANY_EPOCHS = 100_000  # where something else ends a run; without an epoch limit Lightning miscounts its totals
+from lit_align.training.checkpoint import AlignmentCheckpoint
+from lit_align.training.lr_schedulers import MANY_EPOCHS
 
 
 def check_accumulation(batches: int) -> None:

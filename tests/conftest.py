@@ -24,7 +24,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_reference_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds what another one stored."""
     folder = tmp_path_factory.mktemp("cache")
-    monkeypatch.setattr("lit_align.data.reference_logps.cache_dir", lambda: folder)
+    monkeypatch.setattr("lit_align.reference.logps.cache_dir", lambda: folder)
 
 
 @pytest.fixture(autouse=True)

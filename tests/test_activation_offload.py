@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_align.batch import Padded
 from lit_align.policy import LoraSpec, PolicySpec, shared_logps
+from lit_align.policy.load import load_model
 from tests.tiny import tiny_llama_config
 
 PAIRS, PROMPT, COMPLETION = 3, 6, 5
@@ -32,7 +33,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 def load(model: Path, **options: Any) -> nn.Module:
     torch.manual_seed(0)
-    loaded = PolicySpec(str(model), **options).load_model()
+    loaded = load_model(PolicySpec(str(model), **options))
     with torch.no_grad():
         for name, parameter in loaded.named_parameters():
             if "lora_B" in name:
@@ -76,7 +77,7 @@ def test_with_torch_s_own_move_to_the_host(tiny_model: Path) -> None:
 def test_nothing_deprecated_is_called(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lit_align.policy.load import keep_activations
 
-    base = PolicySpec(str(tiny_model)).load_model()
+    base = load_model(PolicySpec(str(tiny_model)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         keep_activations(PolicySpec(str(tiny_model), gradient_checkpointing="offload"), base)  # type: ignore[arg-type]

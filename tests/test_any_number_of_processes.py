@@ -14,10 +14,10 @@ from lit_align.data import AlignmentDataModule
 from lit_align.data.selection import BestRandom
 from lit_align.judges import RuleJudge
 from lit_align.losses import DPO
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.report import WinRateCallback
 from lit_align.sampling import TransformersSampler
+from lit_align.training.module import AlignmentModule
 from tests.boundary_fakes import quiet_trainer
 from tests.data_fakes import texts, write
 from tests.two_ranks import DDP, on_two_ranks

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lit_align import DPO
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec, identity
+from lit_align.training.module import AlignmentModule
 from tests.test_module import loader, trainer
 from tests.test_policy_adapter import save_adapter
 from tests.tiny import save_tiny_model

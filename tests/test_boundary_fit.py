@@ -13,9 +13,9 @@ from lit_align.boundary import BoundaryCallback
 from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.judges import RuleJudge
 from lit_align.losses import DPO
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.sampling import TransformersSampler
+from lit_align.training.module import AlignmentModule
 from tests.boundary_fakes import quiet_trainer
 
 

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lit_align.checkpoint import AlignmentCheckpoint
+from lit_align.training.checkpoint import AlignmentCheckpoint
 
 KILLED = 137
 
@@ -162,11 +162,11 @@ def aligned_run(model: str, folder: Path, record: Path, end: str, resume: bool, 
     from lit_align.data import AlignmentDataModule
     from lit_align.judges import RuleJudge
     from lit_align.losses import DPO
-    from lit_align.module import AlignmentModule
     from lit_align.policy import LoraSpec, PolicySpec
     from lit_align.report import WinRateCallback
     from lit_align.sampling import TransformersSampler
     from lit_align.trainer import AlignmentTrainer
+    from lit_align.training.module import AlignmentModule
 
     how, _, number = end.partition(" ")
     at = int(number) if number else None

@@ -19,7 +19,7 @@ import yaml
 
 from lit_align.cli import main
 from lit_align.cli.init import copy_user_files, user_files
-from lit_align.quiet import LOGGERS
+from lit_align.cli.quiet import LOGGERS
 
 ROOT = Path(__file__).parents[1]
 

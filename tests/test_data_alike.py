@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from lit_align.data.alike import _cosine, _tf_idf, draw_unlike, group_alike, normal_form
-from lit_align.data.loading import split_by_prompt, without_prompts
 from lit_align.metrics.words import words
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair, Prompt
+from lit_align.rows.alike import _cosine, _tf_idf, draw_unlike, group_alike, normal_form
+from lit_align.rows.loading import split_by_prompt, without_prompts
 from tests.data_fakes import data_module, pair_rows, write
 
 SAME = [

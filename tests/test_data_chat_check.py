@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_align.data import AlignmentDataModule, Encoder
-from lit_align.data.parse import parse_row
+from lit_align.rows.parse import parse_row
 from tests.data_fakes import write
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 

@@ -14,15 +14,14 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
-from lit_align.batch import PairBatch
+from lit_align.batch import PairBatch, TokenizedPair
 from lit_align.data import AlignmentDataModule
 from lit_align.data.dealing import row_length
 from lit_align.data.loader import collate
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.losses import DPO, IPO, SLiCHF
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.policy.shared_prompt import shared_rows
+from lit_align.training.module import AlignmentModule
 from tests.data_fakes import (
     FakeSampler,
     LastDigit,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from lit_align.batch import TokenizedPair
 from lit_align.data import BadRow, Encoder
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.records import Candidate, Chat, FinishReason, Message, Origin, PreferencePair
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 

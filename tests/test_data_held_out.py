@@ -16,9 +16,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.data import AlignmentDataModule
-from lit_align.data.alike import group_alike
 from lit_align.data.held_out import HeldOut, prompt_key, set_apart
 from lit_align.records import CandidateSet, Message, Prompt, prompt_text
+from lit_align.rows.alike import group_alike
 from tests.data_fakes import (
     FakeSampler,
     LastDigit,

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
 from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule
-from lit_align.data.reading import BadRow
 from lit_align.losses import DPO, SLiCHF
-from lit_align.module import AlignmentModule
 from lit_align.policy import PolicySpec
+from lit_align.rows.reading import BadRow
+from lit_align.training.module import AlignmentModule
 from tests.boundary_fakes import quiet_trainer
 from tests.data_fakes import FakeSampler, LastDigit, data_module, pair_rows, trainer, write
 from tests.tiny import tiny_llama_config, tiny_tokenizer

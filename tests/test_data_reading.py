@@ -12,10 +12,10 @@ import pytest
 
 from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule, BadRow, load_records, load_sets
-from lit_align.data.loading import split_by_prompt
-from lit_align.data.parse import parse_row
-from lit_align.data.reading import read_rows
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
+from lit_align.rows.loading import split_by_prompt
+from lit_align.rows.parse import parse_row
+from lit_align.rows.reading import read_rows
 from tests.data_fakes import FakeSampler, LastDigit, data_module, texts, trainer, write
 from tests.tiny import tiny_tokenizer
 

@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 
 from lit_align.data.held_out import prompt_key
-from lit_align.data.parse import parse_row
-from lit_align.data.reading import BadRow
 from lit_align.records import (
     Chat,
     Message,
@@ -23,6 +21,8 @@ from lit_align.records import (
     template_arguments,
 )
 from lit_align.report.text import _rows
+from lit_align.rows.parse import parse_row
+from lit_align.rows.reading import BadRow
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"z": 1, "a": 2}}}]
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"place": "Rome"}}}

@@ -11,10 +11,11 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
 from lit_align import DPO
-from lit_align.float32_copies import copies_of, over_float32, take_gradients, whole_weights
-from lit_align.module import AlignmentModule
 from lit_align.plan.simulate import Setup, simulate
 from lit_align.policy import LoraSpec, PolicySpec
+from lit_align.policy.load import load_model
+from lit_align.training.float32_copies import copies_of, over_float32, take_gradients, whole_weights
+from lit_align.training.module import AlignmentModule
 from tests.test_module import Recorder, loader, trainer
 from tests.tiny import save_tiny_model
 from tests.two_ranks import DDP, on_two_ranks
@@ -26,7 +27,7 @@ RATE, STEPS = 5e-7, 20
 def half_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A model whose weights are stored in bfloat16."""
     folder = save_tiny_model(tmp_path_factory.mktemp("half"))
-    PolicySpec(str(tiny_model), dtype="bfloat16").load_model().save_pretrained(folder)  # type: ignore[operator]
+    load_model(PolicySpec(str(tiny_model), dtype="bfloat16")).save_pretrained(folder)  # type: ignore[operator]
     return folder
 
 

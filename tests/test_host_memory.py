@@ -12,7 +12,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import torch
-from lit_align.host_memory import keep_freed_memory
+from lit_align.policy.cpu.host_memory import keep_freed_memory
 
 def faults() -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

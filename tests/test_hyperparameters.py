@@ -14,12 +14,12 @@ from torch import nn
 
 from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule
-from lit_align.hyperparameters import plain, set_hyperparameters, without_secrets
 from lit_align.losses import DPO
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.reward import RewardDataModule, RewardModule
 from lit_align.trainer import AlignmentTrainer
+from lit_align.training.hyperparameters import plain, set_hyperparameters, without_secrets
+from lit_align.training.module import AlignmentModule
 from tests.data_fakes import FakeSampler, LastDigit, pair_rows, write
 
 pytestmark = pytest.mark.filterwarnings("ignore")

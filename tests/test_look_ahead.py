@@ -18,12 +18,12 @@ from callbacks import AlwaysOffPolicy, AlwaysOnPolicy, LookAheadBoundary
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decision
 from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.judges import RuleJudge
-from lit_align.look_ahead import looking_ahead
 from lit_align.losses import DPO
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.sampling import TransformersSampler
 from lit_align.trainer import AlignmentTrainer
+from lit_align.training.look_ahead import looking_ahead
+from lit_align.training.module import AlignmentModule
 from tests.boundary_fakes import quiet_trainer
 
 

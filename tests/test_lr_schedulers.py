@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from transformers import get_scheduler
 
 from lit_align import DPO, AlignmentTrainer
-from lit_align.lr_schedulers import ScheduleSequence, WarmupSchedule
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
+from lit_align.training.lr_schedulers import ScheduleSequence, WarmupSchedule
+from lit_align.training.module import AlignmentModule
 from tests.data_fakes import data_module, pair_rows, write
 from tests.test_module import loader
 

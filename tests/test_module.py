@@ -14,12 +14,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lit_align import pair_module
 from lit_align.batch import Padded, PairBatch
 from lit_align.losses import BCO, DPO, LDDPO, WPO, LossOutput, PairLogps, PreferenceLoss, RSOHinge, SLiCHF
-from lit_align.module import AlignmentModule
 from lit_align.policy import AdapterCopy, AdapterOff, LoraSpec, ModelReference, PolicySpec, Reference
-from lit_align.refresh import ReferenceRefresh
+from lit_align.policy.load import load_model
+from lit_align.training import pair_module
+from lit_align.training.module import AlignmentModule
+from lit_align.training.refresh import ReferenceRefresh
 from tests.tiny import save_tiny_model
 
 FIELD_NAMES = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"} | {
@@ -106,7 +107,7 @@ def test_full_fine_tuning_learns_against_a_copy_of_its_start(tiny_model: Path, t
     module = full_module(tiny_model)
     trainer(tmp_path, recorder, max_steps=6).fit(module, loader(1))
     assert recorder.losses[0] == pytest.approx(math.log(2), abs=1e-6) and recorder.losses[-1] < 0.5
-    start = dict(PolicySpec(str(tiny_model)).load_model().named_parameters())
+    start = dict(load_model(PolicySpec(str(tiny_model))).named_parameters())
     assert isinstance(module.reference, ModelReference) and module.reference.model is not None
     for name, parameter in module.reference.model.named_parameters():
         torch.testing.assert_close(parameter, start[name], rtol=0, atol=0)

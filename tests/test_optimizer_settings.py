@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import (
 )
 from torch.utils.data import DataLoader
 
-from lit_align.checkpoint import AlignmentCheckpoint
-from lit_align.lr_schedulers import ScheduleSequence, WarmupSchedule
-from lit_align.pair_module import PairModule
 from lit_align.policy import PolicySpec
+from lit_align.training.checkpoint import AlignmentCheckpoint
+from lit_align.training.lr_schedulers import ScheduleSequence, WarmupSchedule
+from lit_align.training.pair_module import PairModule
 
 MakeScheduler = Callable[[Optimizer], Any]
 

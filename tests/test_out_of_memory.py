@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader
 from lit_align.batch import Padded, PairBatch
 from lit_align.cli import main
 from lit_align.losses import AOT, BCO, DPO, WPO, PreferenceLoss, SLiCHF
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
+from lit_align.training.module import AlignmentModule
 
 PAIRS = 5
 LORA = LoraSpec(r=4)

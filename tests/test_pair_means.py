@@ -15,14 +15,14 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from lit_align.batch import Padded, PairBatch
-from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.data import AlignmentDataModule
 from lit_align.losses import DPO, SLiCHF
-from lit_align.module import AlignmentModule
-from lit_align.pair_means import PairMeans
-from lit_align.pair_module import PairModule
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.reward import RewardDataModule, RewardModule
+from lit_align.training.checkpoint import AlignmentCheckpoint
+from lit_align.training.module import AlignmentModule
+from lit_align.training.pair_means import PairMeans
+from lit_align.training.pair_module import PairModule
 from tests.two_ranks import DDP, on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -31,13 +31,13 @@ from lit_align.boundary import BoundaryCallback
 from lit_align.cli import main
 from lit_align.data import AlignmentDataModule
 from lit_align.losses import DPO
-from lit_align.module import AlignmentModule
 from lit_align.plan import Memory, Setup, changes_to_fit, setup_of, simulate
 from lit_align.plan.fit import CUDA_CONTEXT
 from lit_align.plan.policy import nf4_bytes
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.sampling import TransformersSampler
 from lit_align.sampling.draw import Draw
+from lit_align.training.module import AlignmentModule
 
 VOCABULARY, HIDDEN, LAYERS, HEADS, KV_HEADS = 8000, 256, 4, 8, 4
 PROMPT, COMPLETION, PAIRS, SEQUENCES, NEW = 256, 128, 2, 8, 66
@@ -116,7 +116,7 @@ def step(forward, model, optimizer):
     optimizer.step()
 
 def train(settings):
-    model = PolicySpec(folder, **settings).load_model()
+    model = load_model(PolicySpec(folder, **settings))
     note_loaded(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     nf4 = "quantization" in settings
@@ -126,7 +126,7 @@ def train(settings):
         step(forward, model, optimizer)
 
 def sample(settings):
-    model = PolicySpec(folder).load_model().requires_grad_(False)
+    model = load_model(PolicySpec(folder)).requires_grad_(False)
     note_loaded(model)
     candidates, new, top_p = settings
     sampler = TransformersSampler(

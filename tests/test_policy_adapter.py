@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from lit_align.policy import ModelReference, PolicySpec
+from lit_align.policy.load import load_model
 from lit_align.policy.reference import AdapterCopy
 from tests.tiny import save_tiny_model, tiny_llama_config, tiny_tokenizer
 
@@ -54,7 +55,7 @@ def test_a_whole_adapter_gives_pefts_own_model(settings: dict, safe: bool, tiny_
         torch.save(load_file(folder / WEIGHTS), folder / "adapter_model.bin")
         (folder / WEIGHTS).unlink()
     expected = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), str(folder))
-    loaded = PolicySpec(str(tiny_model), adapter=str(folder)).load_model()
+    loaded = load_model(PolicySpec(str(tiny_model), adapter=str(folder)))
     torch.testing.assert_close(logits(loaded), logits(expected))
     assert {p.dtype for p in loaded.parameters() if p.requires_grad} == {torch.float32}
 
@@ -71,18 +72,18 @@ def test_missing_and_unexpected_weights_are_named(tiny_model: Path, tmp_path: Pa
     with pytest.raises(
         ValueError, match=r"28 weights are missing \(the first is '.*layers.0.mlp.*lora_A.*28 weights are unexpected"
     ):
-        PolicySpec(str(tiny_model), adapter=str(renamed)).load_model()
+        load_model(PolicySpec(str(tiny_model), adapter=str(renamed)))
     with pytest.raises(
         ValueError, match=r"14 weights are missing \(the first is '.*layers.1.mlp[^)]*\)\. It says that it was"
     ):
-        PolicySpec(str(tiny_model), adapter=str(half)).load_model()
+        load_model(PolicySpec(str(tiny_model), adapter=str(half)))
 
 
 def test_a_missing_module_that_is_saved_whole_is_named(tiny_model: Path, tmp_path: Path) -> None:
     folder = save_adapter(tiny_model, tmp_path / "a", modules_to_save=["lm_head", "embed_tokens"])
     rewrite(folder, lambda weights: {name: w for name, w in weights.items() if "embed_tokens" not in name})
     with pytest.raises(ValueError, match=r"embed_tokens.weight' is missing"):
-        PolicySpec(str(tiny_model), adapter=str(folder)).load_model()
+        load_model(PolicySpec(str(tiny_model), adapter=str(folder)))
 
 
 def test_an_adapter_of_another_base_is_refused_by_shape_and_doubted_by_name(tiny_model: Path, tmp_path: Path) -> None:
@@ -93,24 +94,24 @@ def test_an_adapter_of_another_base_is_refused_by_shape_and_doubted_by_name(tiny
     with pytest.raises(
         ValueError, match=r"does not fit the model '.*wide'.*size mismatch for .*made on '.*tiny-llama'"
     ):
-        PolicySpec(str(other), adapter=str(adapter)).load_model()
+        load_model(PolicySpec(str(other), adapter=str(adapter)))
     same_shape = save_tiny_model(tmp_path / "other-weights", seed=5)
     with pytest.warns(UserWarning, match=r"made on '.*tiny-llama', and here it is loaded onto '.*other-weights'"):
-        PolicySpec(str(same_shape), adapter=str(adapter)).load_model()
+        load_model(PolicySpec(str(same_shape), adapter=str(adapter)))
     moved = shutil.copytree(tiny_model, tmp_path / "moved" / tiny_model.name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        PolicySpec(str(moved), adapter=str(adapter)).load_model()
+        load_model(PolicySpec(str(moved), adapter=str(adapter)))
 
 
 def test_a_folder_without_weights_or_with_broken_ones(tiny_model: Path, tmp_path: Path) -> None:
     folder = save_adapter(tiny_model, tmp_path / "a")
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:100])
     with pytest.raises(ValueError, match=r"weights of the adapter '.*a' cannot be read"):
-        PolicySpec(str(tiny_model), adapter=str(folder)).load_model()
+        load_model(PolicySpec(str(tiny_model), adapter=str(folder)))
     (folder / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=r"has settings but no weights: expected adapter_model.safetensors or"):
-        PolicySpec(str(tiny_model), adapter=str(folder)).load_model()
+        load_model(PolicySpec(str(tiny_model), adapter=str(folder)))
 
 
 def test_an_adapter_that_trains_biases_has_no_copy_but_a_second_model(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_an_adapter_that_trains_biases_has_no_copy_but_a_second_model(tmp_path: 
     adapter = save_adapter(base, tmp_path / "a", bias="all")
     assert json.loads((adapter / "adapter_config.json").read_text())["bias"] == "all"
     spec = PolicySpec(str(base), adapter=str(adapter))
-    policy = spec.load_model()
+    policy = load_model(spec)
     with pytest.raises(ValueError, match="`bias: all`.*Set the module's `reference` to ModelReference"):
         AdapterCopy().attach(policy, spec)
     reference = ModelReference()

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from lit_align.losses import DPO
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec, plain_logps, shared_logps
-from lit_align.policy import attention as attention_module
 from lit_align.policy.compiled import _compiled, compile_layers
+from lit_align.policy.cpu import attention as attention_module
+from lit_align.policy.load import load_model
 from lit_align.reward.load import load_reward_model
 from lit_align.sampling import TransformersSampler
+from lit_align.training.module import AlignmentModule
 from tests.test_module import adamw, loader, trainer
 from tests.test_shared_prompt import COMPLETIONS, CONFIGS, PROMPT, assert_same, gradients, loss_of, make, rows
 from tests.tiny import sampling_request, tiny_tokenizer
@@ -111,7 +112,7 @@ def test_lengths_do_not_compile_anew(
 ) -> None:
     if by_segments:
         monkeypatch.setattr(attention_module, "LONG_ROW", 1)
-    model = PolicySpec(str(tiny_model), dtype="bfloat16", lora=LORA, compile=True).load_model()
+    model = load_model(PolicySpec(str(tiny_model), dtype="bfloat16", lora=LORA, compile=True))
     backward(model, 4, 5, 6)
     first = graphs()
     for lengths in ((3, 9, 2), (11, 2, 4, 6), (7, 7, 5), (2, 13, 6, 8, 9)):
@@ -120,7 +121,7 @@ def test_lengths_do_not_compile_anew(
 
 
 def test_what_is_not_trained_is_not_compiled(tiny_model: Path, traced: None) -> None:
-    policy = PolicySpec(str(tiny_model), lora=LORA, compile=True).load_model()
+    policy = load_model(PolicySpec(str(tiny_model), lora=LORA, compile=True))
     with torch.no_grad():
         shared_logps(policy, PROMPT, COMPLETIONS)
         plain_logps(policy, PROMPT, COMPLETIONS)
@@ -130,7 +131,7 @@ def test_what_is_not_trained_is_not_compiled(tiny_model: Path, traced: None) -> 
 
 
 def test_a_copy_runs_its_own_weights(tiny_model: Path, traced: None) -> None:
-    policy = PolicySpec(str(tiny_model), compile=True).load_model()
+    policy = load_model(PolicySpec(str(tiny_model), compile=True))
     copied = deepcopy(policy)
     before = loss_of(shared_logps(copied, PROMPT, COMPLETIONS))
     with torch.no_grad():
@@ -155,9 +156,7 @@ def test_a_fit_ends_as_without(tiny_model: Path, tmp_path: Path, precision: Any,
 
 
 def test_names_of_weights_stay(tiny_model: Path) -> None:
-    names = [
-        PolicySpec(str(tiny_model), lora=LORA, compile=on).load_model().state_dict().keys() for on in (True, False)
-    ]
+    names = [load_model(PolicySpec(str(tiny_model), lora=LORA, compile=on)).state_dict().keys() for on in (True, False)]
     assert names[0] == names[1]
 
 
@@ -189,6 +188,6 @@ def test_a_compiler_that_fails_is_named_with_what_to_do(tiny_model: Path, monkey
         raise OSError("no compiler here")
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: torch_compile(function, backend=backend))
-    policy = PolicySpec(str(tiny_model), lora=LORA, compile=True).load_model()
+    policy = load_model(PolicySpec(str(tiny_model), lora=LORA, compile=True))
     with pytest.raises(RuntimeError, match=r"could not compile a LlamaDecoderLayer(.|\n)*no compiler here(.|\n)*false"):
         shared_logps(policy, PROMPT, COMPLETIONS)

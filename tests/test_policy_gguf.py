@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_align.batch import Padded
 from lit_align.policy import PolicySpec, cache_dir, gguf, sequence_logps
+from lit_align.policy.load import load_model, load_tokenizer
 
 gguf_format = pytest.importorskip("gguf")
 
@@ -99,12 +100,12 @@ def test_the_cache_folder_follows_the_environment(cache: Path, monkeypatch: pyte
 
 def test_the_converted_model_is_the_one_in_the_file(cache: Path, tiny_model: Path, gguf_file: Path) -> None:
     with torch.no_grad():
-        found = sequence_logps(PolicySpec(str(gguf_file)).load_model(), PROMPT, COMPLETION).logps
-        expected = sequence_logps(PolicySpec(str(tiny_model)).load_model(), PROMPT, COMPLETION).logps
+        found = sequence_logps(load_model(PolicySpec(str(gguf_file))), PROMPT, COMPLETION).logps
+        expected = sequence_logps(load_model(PolicySpec(str(tiny_model))), PROMPT, COMPLETION).logps
     torch.testing.assert_close(found, expected)
-    tokenizer = PolicySpec(str(gguf_file)).load_tokenizer()
+    tokenizer = load_tokenizer(PolicySpec(str(gguf_file)))
     assert tokenizer.chat_template == "{{ messages[0]['content'] }}"
-    assert tokenizer("tea")["input_ids"] == PolicySpec(str(tiny_model)).load_tokenizer()("tea")["input_ids"]
+    assert tokenizer("tea")["input_ids"] == load_tokenizer(PolicySpec(str(tiny_model)))("tea")["input_ids"]
 
 
 def test_converts_once_and_leaves_a_plain_model(cache: Path, gguf_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +121,7 @@ def test_weights_are_stored_in_the_smallest_dtype_that_loses_nothing(
     dtype: torch.dtype, cache: Path, tiny_model: Path, tmp_path: Path
 ) -> None:
     write_gguf(tiny_model, tmp_path / "typed.gguf", dtype)
-    model = PolicySpec(str(tmp_path / "typed.gguf")).load_model()
+    model = load_model(PolicySpec(str(tmp_path / "typed.gguf")))
     original = dict(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).named_parameters())
     for name, parameter in model.named_parameters():
         assert parameter.dtype == dtype
@@ -136,7 +137,7 @@ def test_another_file_of_the_same_name_is_another_model(cache: Path, tiny_model:
 def test_a_broken_file_is_an_error_and_leaves_nothing(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
     with pytest.raises(ValueError, match="Is the file whole"):
-        PolicySpec(str(tmp_path / "broken.gguf")).load_model()
+        load_model(PolicySpec(str(tmp_path / "broken.gguf")))
     assert [p for p in (cache / "gguf").iterdir() if p.is_dir()] == []
 
 

@@ -22,6 +22,7 @@ from transformers import (
 
 from lit_align.batch import Padded
 from lit_align.policy import LoraSpec, PolicySpec, sequence_logps
+from lit_align.policy.load import load_model, load_tokenizer
 from lit_align.policy.quiet import quiet_libraries
 from tests.tiny import save_tiny_model, tiny_llama_config
 
@@ -57,13 +58,13 @@ def awake(model: nn.Module) -> nn.Module:
 
 
 def test_full_fine_tuning_trains_every_weight(tiny_model: Path) -> None:
-    model = PolicySpec(str(tiny_model)).load_model()
+    model = load_model(PolicySpec(str(tiny_model)))
     assert len(trained(model)) == len(list(model.parameters())) == len(gradients(model))
 
 
 def test_lora_trains_float32_adapters_on_a_frozen_base(tiny_model: Path) -> None:
     spec = PolicySpec(str(tiny_model), dtype="bfloat16", lora=LoraSpec(r=4, alpha=12, target_modules=["q_proj"]))
-    model = spec.load_model()
+    model = load_model(spec)
     assert len(trained(model)) == 2 * 2  # A and B in two layers
     assert all("q_proj.lora_" in name and p.dtype == torch.float32 for name, p in trained(model).items())
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
@@ -72,17 +73,17 @@ def test_lora_trains_float32_adapters_on_a_frozen_base(tiny_model: Path) -> None
 
 
 def test_dtype_auto_is_the_stored_one(tmp_path: Path, tiny_model: Path) -> None:
-    PolicySpec(str(tiny_model), dtype="bfloat16").load_model().save_pretrained(tmp_path)  # type: ignore[operator]
-    assert {p.dtype for p in PolicySpec(str(tmp_path)).load_model().parameters()} == {torch.bfloat16}
+    load_model(PolicySpec(str(tiny_model), dtype="bfloat16")).save_pretrained(tmp_path)  # type: ignore[operator]
+    assert {p.dtype for p in load_model(PolicySpec(str(tmp_path))).parameters()} == {torch.bfloat16}
 
 
 def test_dropout_in_the_base_is_off_in_train_mode_and_lora_dropout_works_when_asked(tmp_path: Path) -> None:
     noisy = GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
     folder = str(save_tiny_model(tmp_path, config=noisy))
     for spec in (PolicySpec(folder), PolicySpec(folder, attn_implementation="eager")):
-        model = spec.load_model()
+        model = load_model(spec)
         assert model.training and logps(model) == logps(model)
-    lora = awake(PolicySpec(folder, lora=LoraSpec(r=4, dropout=0.5)).load_model())
+    lora = awake(load_model(PolicySpec(folder, lora=LoraSpec(r=4, dropout=0.5))))
     assert logps(lora) != logps(lora)
     lora.eval()
     assert logps(lora) == logps(lora)
@@ -92,7 +93,7 @@ def test_dropout_in_the_base_is_off_in_train_mode_and_lora_dropout_works_when_as
 def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_model: Path, lora: LoraSpec | None) -> None:
     def loaded(checkpointing: bool) -> nn.Module:
         torch.manual_seed(0)
-        return awake(PolicySpec(str(tiny_model), lora=lora, gradient_checkpointing=checkpointing).load_model())
+        return awake(load_model(PolicySpec(str(tiny_model), lora=lora, gradient_checkpointing=checkpointing)))
 
     calls = []
     model = loaded(True)
@@ -104,9 +105,9 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_model: P
 
 
 def test_a_saved_adapter_goes_on_training_without_its_dropout(tiny_model: Path, tmp_path: Path) -> None:
-    first = awake(PolicySpec(str(tiny_model), lora=LoraSpec(r=4, dropout=0.5)).load_model())
+    first = awake(load_model(PolicySpec(str(tiny_model), lora=LoraSpec(r=4, dropout=0.5))))
     first.save_pretrained(tmp_path)  # type: ignore[operator]
-    second = PolicySpec(str(tiny_model), adapter=str(tmp_path)).load_model()
+    second = load_model(PolicySpec(str(tiny_model), adapter=str(tmp_path)))
     assert second.training and trained(second).keys() == trained(first).keys()
     assert all(p.dtype == torch.float32 for p in trained(second).values())
     torch.testing.assert_close(logps(second), logps(first.eval()))
@@ -116,7 +117,7 @@ def test_a_saved_adapter_goes_on_training_without_its_dropout(tiny_model: Path, 
 def nf4(tiny_model: Path, **options: bool) -> nn.Module:
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
-    return PolicySpec(str(tiny_model), dtype="bfloat16", quantization="nf4", lora=LoraSpec(r=4), **options).load_model()
+    return load_model(PolicySpec(str(tiny_model), dtype="bfloat16", quantization="nf4", lora=LoraSpec(r=4), **options))
 
 
 def test_qlora_is_nf4_with_double_quantisation(tiny_model: Path) -> None:
@@ -156,14 +157,14 @@ def test_tokenizer_pads_and_takes_another_template(tiny_model: Path, tmp_path: P
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["pad_token"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    tokenizer = PolicySpec(str(folder)).load_tokenizer()
+    tokenizer = load_tokenizer(PolicySpec(str(folder)))
     assert tokenizer.pad_token == tokenizer.eos_token == "<|im_end|>"
     (tmp_path / "mine.jinja").write_text("{{ messages[0]['content'] }}!")
     for template in (str(tmp_path / "mine.jinja"), "{{ messages[0]['content'] }}!"):
-        tokenizer = PolicySpec(str(tiny_model), chat_template=template).load_tokenizer()
+        tokenizer = load_tokenizer(PolicySpec(str(tiny_model), chat_template=template))
         assert tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi!"
     with pytest.raises(FileNotFoundError, match="neither"):
-        PolicySpec(str(tiny_model), chat_template="missing.jinja").load_tokenizer()
+        load_tokenizer(PolicySpec(str(tiny_model), chat_template="missing.jinja"))
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_tokenizer_pads_and_takes_another_template(tiny_model: Path, tmp_path: P
 )
 def test_settings_that_contradict_each_other(spec: PolicySpec, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        spec.load_model()
+        load_model(spec)
 
 
 @pytest.mark.parametrize("kind", ["t5", "bert", "classifier"])
@@ -193,7 +194,7 @@ def test_models_that_are_no_causal_lm_are_refused(kind: str, tmp_path: Path) -> 
         classifier: LlamaForSequenceClassification = AutoModelForSequenceClassification.from_config(config)
         classifier.save_pretrained(folder)
     with pytest.raises(ValueError, match="causal language model"):
-        PolicySpec(str(folder)).load_model()
+        load_model(PolicySpec(str(folder)))
 
 
 def test_missing_things_say_what_to_do(tiny_model: Path, tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_missing_things_say_what_to_do(tiny_model: Path, tmp_path: Path) -> None
     ]
     for spec, message in cases:
         with pytest.raises((FileNotFoundError, ModuleNotFoundError), match=message):
-            spec.load_model()
+            load_model(spec)
 
 
 def test_quiet_lets_errors_through_and_restores_levels() -> None:

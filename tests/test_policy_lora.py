@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from lit_align.batch import Padded
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps
+from lit_align.policy.load import load_model
 from lit_align.policy.lora import InPlaceLora, add_in_place
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from tests.tiny import save_tiny_model, tiny_llama_config
@@ -135,11 +136,11 @@ def test_keeps_no_float32_copy_of_what_it_is_given(tiny_model: Path, nf4: bool, 
 
 
 def test_fresh_saved_and_quantised_models_have_it(tiny_model: Path, tmp_path: Path) -> None:
-    fresh = PolicySpec(str(tiny_model), lora=LoraSpec(r=2)).load_model()
+    fresh = load_model(PolicySpec(str(tiny_model), lora=LoraSpec(r=2)))
     fresh.save_pretrained(tmp_path / "adapter")
     assert "custom" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
-    saved = PolicySpec(str(tiny_model), adapter=str(tmp_path / "adapter")).load_model()
-    four_bit = PolicySpec(str(tiny_model), lora=LoraSpec(r=2), quantization="nf4").load_model()
+    saved = load_model(PolicySpec(str(tiny_model), adapter=str(tmp_path / "adapter")))
+    four_bit = load_model(PolicySpec(str(tiny_model), lora=LoraSpec(r=2), quantization="nf4"))
     for model, name in ((fresh, ""), (saved, ""), (four_bit, "4bit")):
         assert {type(layer).__name__ for layer in adapted(model)} == {f"InPlaceLoraLinear{name}"}
 
@@ -150,7 +151,7 @@ def test_an_adapted_head_shares_the_prompt(tmp_path: Path, targets: list[str], t
     config = tiny_llama_config()
     config.tie_word_embeddings = tied
     folder = save_tiny_model(tmp_path, config=config)
-    model = PolicySpec(str(folder), dtype="float32", lora=LoraSpec(r=4, target_modules=targets)).load_model()
+    model = load_model(PolicySpec(str(folder), dtype="float32", lora=LoraSpec(r=4, target_modules=targets)))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lit_align import DPO, AlignmentModule, LoraSpec, PolicySpec
 from lit_align.policy import AdapterCopy, CompletionForward, plain_logps
+from lit_align.policy.load import load_model
 from tests.test_shared_check import MIXTURES, NARROW, values
 from tests.tiny import save_tiny_model
 
@@ -25,7 +26,7 @@ def spec_of(name: str, folder: Path, **lora: object) -> PolicySpec:
 def test_experts_without_an_adapter_are_said_with_what_reaches_them(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = spec_of(name, tmp_path).load_model()
+    model = load_model(spec_of(name, tmp_path))
     weights = {n: p.numel() for n, p in model.named_parameters() if "lora_" not in n}
     experts = sum(size for n, size in weights.items() if n.endswith(("gate_up_proj", "experts.down_proj")))
     said = capsys.readouterr().out
@@ -34,7 +35,7 @@ def test_experts_without_an_adapter_are_said_with_what_reaches_them(
 
 
 def test_a_dense_model_says_nothing_of_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    PolicySpec(str(save_tiny_model(tmp_path)), lora=LoraSpec(r=2)).load_model()
+    load_model(PolicySpec(str(save_tiny_model(tmp_path)), lora=LoraSpec(r=2)))
     assert "no adapter" not in capsys.readouterr().out
 
 

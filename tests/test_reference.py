@@ -18,6 +18,7 @@ from lit_align.policy import (
     Reference,
     sequence_logps,
 )
+from lit_align.policy.load import load_model
 from lit_align.policy.reference import default_reference
 from tests.tiny import save_tiny_model
 
@@ -50,14 +51,14 @@ def trained(model: nn.Module) -> set[str]:
 @pytest.fixture
 def sft_adapter(tiny_model: Path, tmp_path: Path) -> Path:
     """A saved adapter that does something, with dropout as SFT uses it."""
-    policy = PolicySpec(str(tiny_model), lora=LoraSpec(r=4, dropout=0.5)).load_model()
+    policy = load_model(PolicySpec(str(tiny_model), lora=LoraSpec(r=4, dropout=0.5)))
     shake(policy)
     policy.save_pretrained(tmp_path / "sft")  # type: ignore[operator]
     return tmp_path / "sft"
 
 
 def attached(reference: Reference, spec: PolicySpec) -> nn.Module:
-    policy = spec.load_model()
+    policy = load_model(spec)
     reference.attach(policy, spec)
     return policy
 

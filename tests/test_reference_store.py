@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from lit_align.data.reference_store import FORMAT, ReferenceStore, completion_key
 from lit_align.policy import AdapterCopy, AdapterOff, LoraSpec, ModelReference, PolicySpec, identity
 from lit_align.policy.identity import model_identity
+from lit_align.policy.load import load_model
+from lit_align.reference.store import FORMAT, ReferenceStore, completion_key
 from tests.tiny import save_tiny_model
 
 IDENTITY = {"model": {"files": "abc"}, "dtype": "float32"}
@@ -196,7 +197,7 @@ def test_what_changes_the_numbers_is_in_the_identity_and_nothing_else(tiny_model
         ),
     ):
         assert model_identity(equal) == known
-    policy = replace(spec, lora=LoraSpec(r=2)).load_model()
+    policy = load_model(replace(spec, lora=LoraSpec(r=2)))
     policy.save_pretrained(tmp_path / "sft")  # type: ignore[operator]
     others = [
         model_identity(replace(spec, dtype="bfloat16")),

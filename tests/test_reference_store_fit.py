@@ -20,8 +20,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_align.batch import PairBatch
 from lit_align.data import AlignmentDataModule, reference_logps
 from lit_align.losses import DPO, PreferenceLoss, RSOHinge, SLiCHF
-from lit_align.module import AlignmentModule
 from lit_align.policy import AdapterCopy, LoraSpec, ModelReference, PolicySpec, Reference, TokenLogps
+from lit_align.policy.load import load_model
+from lit_align.training.module import AlignmentModule
 from tests.data_fakes import FakeSampler, LastDigit, pair_rows, through_a_file, write
 from tests.tiny import save_tiny_model
 
@@ -132,7 +133,7 @@ def assert_same_losses(one: Run, other: Run) -> None:
 @pytest.fixture
 def sft(tiny_model: Path, tmp_path: Path) -> str:
     """A saved adapter that does something."""
-    policy = spec(tiny_model).load_model()
+    policy = load_model(spec(tiny_model))
     with torch.no_grad():
         for parameter in policy.parameters():
             if parameter.requires_grad:

@@ -36,12 +36,12 @@ from lit_align import (
     RuleJudge,
     TransformersSampler,
 )
-from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.judges.inputs import encode_answer
 from lit_align.policy.lora import InPlaceLoraLinear
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
 from lit_align.reward import RewardDataModule, RewardModule, bradley_terry_loss
 from lit_align.reward.encode import RewardEncoder
+from lit_align.training.checkpoint import AlignmentCheckpoint
 from tests.tiny import CORPUS, save_tiny_model, tiny_llama_config
 
 ENDS_WITH_EOS = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"

@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from lit_align.policy import LoraSpec, PolicySpec
+from lit_align.policy.load import load_model
 from lit_align.records import Candidate, FinishReason
 from lit_align.sampling import SamplingRequest, TransformersSampler, generate
 from lit_align.sampling.decode import can_share, left_padded
@@ -419,7 +420,7 @@ def test_left_padding() -> None:
 def test_sampling_a_4_bit_model_leaves_its_training_alone(tiny_model: Path) -> None:
     pytest.importorskip("bitsandbytes")
     spec = PolicySpec(str(tiny_model), dtype="bfloat16", quantization="nf4", lora=LoraSpec(r=4))
-    model: Any = spec.load_model()
+    model: Any = load_model(spec)
     batch = torch.tensor([PROMPTS[1]])
 
     def gradients() -> dict[str, torch.Tensor]:

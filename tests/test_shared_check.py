@@ -27,6 +27,7 @@ from lit_align.batch import Padded
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps
 from lit_align.policy import shared_check as check_module
 from lit_align.policy.exact_pass import computed_in
+from lit_align.policy.load import load_model
 from lit_align.policy.shared_check import NARROWEST, SharedRowsCheck, class_before, class_of, lengthened
 from tests.test_shared_prompt import DECODER, make, rows
 from tests.tiny import save_tiny_model
@@ -179,7 +180,7 @@ def test_where_experts_are_chosen_float64_decides(
 
 def policy(folder: Path, quantization: str | None, adapters: torch.dtype) -> nn.Module:
     spec = PolicySpec(str(folder), dtype="bfloat16", quantization=quantization, lora=LoraSpec(r=4))  # type: ignore[arg-type]
-    model = spec.load_model().eval()
+    model = load_model(spec).eval()
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = (0.1 * torch.randn(parameter.shape)).to(adapters)

@@ -35,10 +35,10 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from lit_align.batch import Padded
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, segments, shared_logps
-from lit_align.policy import attention as attention_module
 from lit_align.policy import head as head_module
+from lit_align.policy.cpu import attention as attention_module
 from lit_align.policy.head import token_logps
-from lit_align.policy.load import keep_activations
+from lit_align.policy.load import keep_activations, load_model
 from lit_align.policy.shared_prompt import PADDING, shared_rows
 from tests.tiny import save_tiny_model, tiny_llama_config
 
@@ -135,7 +135,7 @@ def test_equal_under_lora(tmp_path, quantization, checkpointing) -> None:
         lora=LoraSpec(r=4),
         gradient_checkpointing=checkpointing,
     )
-    model = spec.load_model()
+    model = load_model(spec)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)

@@ -14,11 +14,11 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from lit_align import AlignmentTrainer
-from lit_align.checkpoint import AlignmentCheckpoint
 from lit_align.losses import BCO, LossOutput, PairLogps
-from lit_align.module import AlignmentModule
 from lit_align.policy import LoraSpec, PolicySpec
-from lit_align.step_watch import NonFiniteStep, StepWatch
+from lit_align.training.checkpoint import AlignmentCheckpoint
+from lit_align.training.module import AlignmentModule
+from lit_align.training.step_watch import NonFiniteStep, StepWatch
 from tests.test_module import batch, loader
 from tests.two_ranks import DDP, on_two_ranks
 

@@ -18,7 +18,7 @@ from lightning.pytorch.strategies import (
 
 from lit_align import DPO, AlignmentModule, AlignmentTrainer, PolicySpec
 from lit_align.reward import RewardModule
-from lit_align.strategies import check_strategy
+from lit_align.training.strategies import check_strategy
 
 REFUSED = ["fsdp", "fsdp_cpu_offload", "deepspeed", "deepspeed_stage_3_offload", "xla", "ddp_spawn", "ddp_fork",
            "ddp_notebook", "ddp_spawn_find_unused_parameters_true"]  # fmt: skip

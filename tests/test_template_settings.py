@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from lit_align import AlignmentDataModule, AlignmentModule, AlignmentTrainer, PolicySpec
 from lit_align.data import Encoder, trainer_view
 from lit_align.losses import DPO
+from lit_align.policy.load import load_stop_ids, load_tokenizer
 from lit_align.policy.template_values import fix_date, set_defaults
 from lit_align.records import Chat, Message
 from tests.data_fakes import pair_rows, write
@@ -35,9 +36,9 @@ def test_template_settings_of_the_policy_hold_wherever_its_tokenizer_is_used(tmp
     folder = str(save_tiny_model(tmp_path / "model", chat_template=THINKING))
     note = 'it\'s "so" – ä\n😀'
     spec = PolicySpec(folder, chat_template_kwargs={"thinks": True, "note": note})
-    tokenizer = spec.load_tokenizer()
+    tokenizer = load_tokenizer(spec)
     assert prompt_text(tokenizer).endswith("<|im_start|>assistant\n" + note)
-    assert "<think>" in prompt_text(PolicySpec(folder).load_tokenizer())
+    assert "<think>" in prompt_text(load_tokenizer(PolicySpec(folder)))
     tokenizer.save_pretrained(tmp_path / "saved")
     assert prompt_text(AutoTokenizer.from_pretrained(tmp_path / "saved")) == prompt_text(tokenizer)
     of_row = Chat(USER, template_kwargs='{"thinks": false}')  # goes before the policy's
@@ -73,9 +74,9 @@ def test_an_answer_ends_at_each_end_of_the_model_s_generation_config(tmp_path: P
     trainer = AlignmentTrainer(default_root_dir=str(tmp_path / "run"), max_steps=1, accelerator="cpu", logger=False)
     trainer.fit(module, datamodule=data)
     assert data.encoder.stop_ids == (2, 0)
-    assert PolicySpec(str(folder)).load_stop_ids() == (2, 0, ordinary, 10**6)
+    assert load_stop_ids(PolicySpec(str(folder))) == (2, 0, ordinary, 10**6)
     (folder / "generation_config.json").unlink()
-    assert PolicySpec(str(folder)).load_stop_ids() == ()
+    assert load_stop_ids(PolicySpec(str(folder))) == ()
 
 
 def test_a_date_is_written_in_every_form_that_a_template_asks_for() -> None:

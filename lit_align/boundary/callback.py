@@ -17,16 +17,19 @@ from lit_align.boundary.budget import MeasuringBudget
 from lit_align.boundary.data import data_of, draw, judge_of, require_restored
 from lit_align.boundary.meaning import SIDES
 from lit_align.boundary.measurement import Measurement
+from lit_align.boundary.needs import may_ask_for_samples, require_held_out, require_parts
 from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.sequential import require_alpha
 from lit_align.boundary.shortage import shortage
 from lit_align.boundary.switch import Choice, Switch, Undecided, as_decision, without_information
 from lit_align.boundary.votes import JudgedPrompt
-from lit_align.data.ranks import own_share
+from lit_align.data.datamodule import AlignmentDataModule
+from lit_align.data.needs import refuse_to_overfit
 from lit_align.judges.base import Judge
+from lit_align.policy.modes import in_eval_mode
+from lit_align.ranks import own_share
 from lit_align.records import CandidateSet, Stage
-from lit_align.refresh import require_refreshable
-from lit_align.sampling.modes import in_eval_mode
+from lit_align.training.refresh import require_refreshable
 
 
 class BoundaryCallback(Callback):
@@ -225,6 +228,22 @@ class BoundaryCallback(Callback):
     def share(self) -> float | None:
         """The share of on-policy pairs in force; None before the first decision."""
         return self.history[-1].on_policy_share if self.history else None
+
+    # -- what it asks of the data, which call this before a model is loaded
+
+    def check_data(self, data: AlignmentDataModule, trainer: Trainer) -> None:
+        """Raises a ValueError if the data module was not given what a fit with this schedule takes."""
+        schedule = type(self).__name__
+        measures = self.every_n_steps is not None
+        if measures or may_ask_for_samples(self.should_decide, self.decide, trainer.max_steps):
+            require_parts(data, schedule, measures)
+        if data.run.overfits:
+            raise refuse_to_overfit(f"the boundary ({schedule})")
+
+    def check_held_out(self, data: AlignmentDataModule) -> None:
+        """Raises a ValueError if the data, once they are read, leave nothing to measure on."""
+        if self.every_n_steps is not None:
+            require_held_out(data, type(self).__name__)
 
     # -- when: hooks of Lightning
 

@@ -9,10 +9,10 @@ from typing import Protocol, cast
 
 from lightning.pytorch import Trainer
 
-from lit_align.data.alike import draw_unlike
 from lit_align.data.held_out import Labels
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, Prompt
+from lit_align.rows.alike import draw_unlike
 from lit_align.seeding import derive_seed
 
 

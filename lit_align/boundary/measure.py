@@ -13,9 +13,9 @@ from tqdm import tqdm
 from lit_align.boundary.data import merged_by_prompt
 from lit_align.boundary.result import BoundaryResult
 from lit_align.boundary.score import BoundaryScore
-from lit_align.data.alike import normal_form
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, prompt_text
+from lit_align.rows.alike import normal_form
 
 _PROMPTS_AT_ONCE = 64
 
@@ -65,7 +65,7 @@ def measure_sets(
 def matched(on: Iterable[CandidateSet], off: Iterable[CandidateSet]) -> list[tuple[CandidateSet, CandidateSet]]:
     """The on-policy and the off-policy set of each prompt that has both, in the order of `on`.
 
-    Blanks, letter case and Unicode form make no other prompt (:func:`~lit_align.data.alike.normal_form`).
+    Blanks, letter case and Unicode form make no other prompt (:func:`~lit_align.rows.alike.normal_form`).
     """
     mine, static = merged_by_prompt(on, normal_form), merged_by_prompt(off, normal_form)
     alone = [candidates for prompt, candidates in mine.items() if prompt not in static]

@@ -17,10 +17,10 @@ from lit_align.boundary.sequential import SequentialTest, require_alpha
 from lit_align.boundary.votes import JudgedPrompt, PromptVotes, judge_prompts
 from lit_align.data.held_out import Labels
 from lit_align.data.judging import agreement
-from lit_align.data.ranks import gather_in_turn, shard
 from lit_align.judges.base import Judge
 from lit_align.judges.quality import bias_warning, contradiction_warning
 from lit_align.metrics import characteristics
+from lit_align.ranks import gather_in_turn, shard
 from lit_align.records import CandidateSet
 
 

@@ -15,7 +15,6 @@ import lit_align.data
 import lit_align.judges
 import lit_align.losses
 import lit_align.policy.reference
-import lit_align.refresh
 import lit_align.report
 import lit_align.reward
 import lit_align.sampling  # noqa: F401
@@ -24,14 +23,14 @@ from lit_align.boundary.callback import BoundaryCallback
 from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import Wanted, refuse_unknown_keys
 from lit_align.cli.parser import Parser, shortened
+from lit_align.console import note
 from lit_align.data import AlignmentDataModule
-from lit_align.data.ranks import gather_in_turn
 from lit_align.data.trainer_view import LIMITS
-from lit_align.hyperparameters import set_hyperparameters
-from lit_align.module import AlignmentModule
-from lit_align.progress import note
+from lit_align.ranks import gather_in_turn
 from lit_align.report.summary import judge_reports
 from lit_align.trainer import AlignmentTrainer
+from lit_align.training.hyperparameters import set_hyperparameters
+from lit_align.training.module import AlignmentModule
 
 DESCRIPTION = "Preference alignment that measures its stage while it trains. lit-align --help gives an overview."
 OF_POLICIES = ("measure", "precompute", "plan")
@@ -93,7 +92,7 @@ class AlignmentCLI(LightningCLI):
         parser.set_defaults(
             {
                 "model": {
-                    "class_path": "lit_align.module.AlignmentModule",
+                    "class_path": "lit_align.training.module.AlignmentModule",
                     "init_args": {"loss": {"class_path": "lit_align.losses.DPO"}},
                 },
                 "data": {"class_path": "lit_align.data.AlignmentDataModule"},

@@ -73,7 +73,7 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _run(command: str, words: list[str]) -> None:
-    from lit_align.quiet import quiet
+    from lit_align.cli.quiet import quiet
 
     quiet()
     if command == "init":

@@ -13,12 +13,12 @@ from lit_align import run_folder
 from lit_align.boundary.measure import require_matched
 from lit_align.boundary.measurement import Measurement
 from lit_align.boundary.result import BoundaryResult
-from lit_align.data.alike import draw_unlike, group_alike
-from lit_align.data.loading import as_set, load_records
+from lit_align.console import note
 from lit_align.judges import RecordedScores
-from lit_align.progress import note
 from lit_align.records import CandidateSet
 from lit_align.report.measurement import readable, result_record
+from lit_align.rows.alike import draw_unlike, group_alike
+from lit_align.rows.loading import as_set, load_records
 from lit_align.seeding import derive_seed
 
 

@@ -48,14 +48,14 @@ def _metric_of_callback(found: re.Match[str]) -> str:
 def _schedulers_in_a_row(found: re.Match[str]) -> str:
     return (
         "torch's SequentialLR takes schedulers that exist already, which no config can hold: class_path "
-        "lit_align.lr_schedulers.ScheduleSequence is the same, with each scheduler as class_path and init_args"
+        "lit_align.ScheduleSequence is the same, with each scheduler as class_path and init_args"
     )
 
 
 def _schedule_of_transformers(found: re.Match[str]) -> str:
     return (
         f"{found[1]} is a function without types, which no config can call: class_path "
-        "lit_align.lr_schedulers.WarmupSchedule has the same schedules, by `name` (cosine, linear, "
+        "lit_align.WarmupSchedule has the same schedules, by `name` (cosine, linear, "
         "constant_with_warmup, ...), with `num_warmup_steps` or `warmup_ratio`"
     )
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_align.data.loading import Record, as_set
 from lit_align.policy.chat_template import PROBE, ChatTemplate, PlainText, holds
 from lit_align.records import Chat
+from lit_align.rows.loading import Record, as_set
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

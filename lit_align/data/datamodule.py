@@ -4,41 +4,33 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lit_align.batch import PairBatch
+from lit_align.batch import PairBatch, TokenizedPair
+from lit_align.console import note
 from lit_align.data.dealing import Dealer
 from lit_align.data.encoder import Encoder, TooLong
 from lit_align.data.held_out import HeldOut, Labels
 from lit_align.data.loader import TrainFeed, collate, held_out_loader
-from lit_align.data.loading import OnBadRow
-from lit_align.data.needs import (
-    require,
-    require_for_callbacks,
-    require_held_out,
-    require_known_tokens,
-    require_pairs,
-    require_static_to_overfit,
-)
+from lit_align.data.needs import refuse_to_overfit, require, require_known_tokens, require_pairs
 from lit_align.data.policy_rounds import PolicyRounds
-from lit_align.data.reading import require_splits
 from lit_align.data.reference_feed import ReferenceFeed
 from lit_align.data.resume import goes_on_alike, parse_date
 from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
 from lit_align.data.static import PairMaker, Source, make_static
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
 from lit_align.policy.template_values import fix_date, writes_date
-from lit_align.progress import note
 from lit_align.records import CandidateSet, Prompt
+from lit_align.rows.loading import OnBadRow
+from lit_align.rows.reading import require_splits
 from lit_align.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -179,13 +171,29 @@ class AlignmentDataModule(LightningDataModule):
                 "setup() takes the tokenizer from the Trainer's module; without one call prepare(tokenizer)"
             )
         if stage == "fit":
-            require_for_callbacks(self, self.trainer)
-            require_static_to_overfit(self, self.trainer)
+            self._ask_callbacks("check_data", self.trainer)
+            if self.run.overfits and self._share > 0:
+                raise refuse_to_overfit(f"an on-policy share of {self._share:g}")
         if not self._prepared:
             self.prepare(module.tokenizer)
-            require_known_tokens(self)
+            require_known_tokens(self.run.vocabulary_size, self.encoder.tokenizer, self._all_ids())
         if stage == "fit":
-            require_held_out(self, self.trainer)
+            self._ask_callbacks("check_held_out")
+
+    def _ask_callbacks(self, check: str, *args: Any) -> None:
+        """Calls a check of each callback of the run that asks something of its data."""
+        for callback in getattr(self.trainer, "callbacks", ()):
+            if hasattr(callback, check):
+                getattr(callback, check)(self, *args)
+
+    def _all_ids(self) -> Iterator[Sequence[int]]:
+        """The ids of each prompt and answer that a run may meet, and the padding's."""
+        yield [self.encoder.pad_id]
+        for pair in (*self.train_pairs, *self.val_pairs):
+            texts = (pair.prompt, pair.chosen, pair.rejected, pair.target)
+            yield from (ids.tolist() for ids in texts if ids is not None)
+        for candidates in (*self.train_sets, *self.held_out):
+            yield self.encoder.encode_prompt(candidates.prompt)
 
     def make_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """What tokenises prompts and pairs."""
@@ -207,7 +215,7 @@ class AlignmentDataModule(LightningDataModule):
         self.val_pairs, self.held_out, self.held_out_prompts = static.val_pairs, static.held_out, static.prompts
         self.val_rows = static.val_rows
         if self.sampler is None or not self.train_sets:
-            require_pairs(self)
+            require_pairs(self.train_pairs, self.train, self.counts)
         if self.held_out_prompts.pool and self.run.rank == 0:
             note(str(self.held_out_prompts))
         self._off = self._static_source()
@@ -320,7 +328,7 @@ class AlignmentDataModule(LightningDataModule):
         if not 0 <= share <= 1:
             raise ValueError(f"expected an on-policy share in [0, 1], got {share}")
         if share > 0:
-            require(self, "on-policy pairs", "sampler", "judge")
+            require("on-policy pairs", sampler=self.sampler, judge=self.judge)
         else:
             self.held_out_prompts.withdraw()
         self._share = float(share)
@@ -381,7 +389,7 @@ class AlignmentDataModule(LightningDataModule):
         :class:`~lit_align.data.dealing.Dealer`.
         """
         if self._share < 1:
-            require_pairs(self)
+            require_pairs(self.train_pairs, self.train, self.counts)
         self.new_rounds = []
         return self._collate(self._dealer.deal(self._share))
 

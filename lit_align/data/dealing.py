@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lit_align.batch import TokenizedPair
 from lit_align.data.sources import OffPolicySource, OnPolicySource, pack
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.data.trainer_view import TrainerView
 from lit_align.seeding import derive_seed
 

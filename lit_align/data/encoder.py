@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from lit_align.batch import TokenizedPair
 from lit_align.data.chat_check import ChatCheck
-from lit_align.data.loading import Record
-from lit_align.data.reading import BadRow
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.data.tokens import Stops, Tokens
 from lit_align.policy.chat_template import QUESTION, ChatRefused, ChatTemplate, PlainText
 from lit_align.records import Candidate, FinishReason, Origin, PreferencePair, Prompt
+from lit_align.rows.loading import Record
+from lit_align.rows.reading import BadRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,10 +9,10 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_align.data.alike import normal_form
-from lit_align.data.ranks import gather
-from lit_align.progress import note
+from lit_align.console import note
+from lit_align.ranks import gather
 from lit_align.records import Candidate, CandidateSet, FinishReason, Prompt, prompt_identity, prompt_text
+from lit_align.rows.alike import normal_form
 
 Labels = Mapping[Prompt, Sequence[tuple[str, str]]]
 """For each prompt the pairs of a better and a worse answer."""
@@ -28,7 +28,7 @@ def set_apart(prompts: Iterable[Prompt], groups: Mapping[Prompt, str], fraction:
 
     Args:
         prompts: those that can be measured on.
-        groups: the group of each held-out prompt, see :func:`~lit_align.data.alike.group_alike`.
+        groups: the group of each held-out prompt, see :func:`~lit_align.rows.alike.group_alike`.
         fraction: the share of the groups to set apart, in [0, 1).
     """
     ranked = sorted({groups[prompt] for prompt in prompts}, key=_digest)
@@ -86,7 +86,7 @@ class HeldOut:
         self.offered_at = 0
 
     def group_of(self, prompt: Prompt) -> str:
-        """What the prompt has in common with those that are like it, see :func:`~lit_align.data.alike.group_alike`."""
+        """What the prompt has in common with those that are like it, see :func:`~lit_align.rows.alike.group_alike`."""
         return self._groups.get(prompt) or normal_form(prompt)
 
     @property

@@ -10,16 +10,16 @@ from dataclasses import replace
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
-from lit_align.data.loading import Record, SkipLog, as_set
-from lit_align.data.ranks import gather_in_turn, own_share
-from lit_align.data.reading import BadRow
 from lit_align.data.row_trace import RowTrace, SourceRow
 from lit_align.data.selection import PairSelector
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.judges import Judge
 from lit_align.judges.quality import contradiction_warning
+from lit_align.ranks import gather_in_turn, own_share
 from lit_align.records import CandidateSet, PreferencePair, Prompt
+from lit_align.rows.loading import Record, SkipLog, as_set
+from lit_align.rows.reading import BadRow
 from lit_align.seeding import derive_seed
 
 _SETS_A_CALL = 32  # judged together: large enough to batch, small enough for a bar that moves

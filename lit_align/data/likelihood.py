@@ -10,8 +10,8 @@ from torch import nn
 from lit_align.batch import Padded
 from lit_align.data.encoder import Encoder
 from lit_align.policy.logps import sequence_logps
+from lit_align.policy.modes import in_eval_mode
 from lit_align.records import CandidateSet
-from lit_align.sampling.modes import in_eval_mode
 
 
 @torch.no_grad()

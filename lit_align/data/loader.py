@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from lit_align.batch import Padded, PairBatch
-from lit_align.data.tokenized_pair import TokenizedPair
+from lit_align.batch import Padded, PairBatch, TokenizedPair
 
 
 class _Feeds(Protocol):

@@ -36,7 +36,7 @@ class PolicyRounds:
     ) -> list[CandidateSet]:
         """See :meth:`AlignmentDataModule.sample`."""
         data, sampler = self._data, self._data.sampler
-        require(data, "sampling", "sampler")
+        require("sampling", sampler=sampler)
         assert sampler is not None
         if not sets:
             return []
@@ -101,7 +101,7 @@ class PolicyRounds:
 
     def _make(self, sets: Sequence[CandidateSet], index: int, step: int, sample: Sample, reused: int = 0) -> Round:
         data = self._data
-        require(data, "an on-policy round", "sampler", "judge")
+        require("an on-policy round", sampler=data.sampler, judge=data.judge)
         maker = RoundMaker(sample, self._judge, data.selector, data.encoder, data.reference_feed.for_round, data.seed)
         made = maker.make(sets, index, step)
         data.round_stats = {**made.stats, "reused": reused}

@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_align.batch import TokenizedPair
+from lit_align.console import note
 from lit_align.data.loader import collate
-from lit_align.data.reference_logps import ReferenceLogps, Values, open_reference
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.data.trainer_view import LIMITS
-from lit_align.progress import note
+from lit_align.reference.logps import ReferenceLogps, Values, open_reference
 
 if TYPE_CHECKING:
     from lit_align.data.datamodule import AlignmentDataModule

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
 from lit_align.data.judging import encode_pairs
-from lit_align.data.ranks import gather, own_share
 from lit_align.data.selection import PairSelector
-from lit_align.data.tokenized_pair import TokenizedPair
+from lit_align.ranks import gather, own_share
 from lit_align.records import CandidateSet, Origin, PreferencePair
 from lit_align.seeding import derive_seed
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lit_align.data.reading import BadRow
 from lit_align.records import CandidateSet, PreferencePair, prompt_text
+from lit_align.rows.reading import BadRow
 
 _IDS = ("id", "prompt_id")
 _NO_LOSS = ("prompt_cut",)

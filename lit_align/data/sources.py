@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lit_align.batch import PairReference, TokenizedPair
 from lit_align.data.rounds import Round
-from lit_align.data.tokenized_pair import PairReference, TokenizedPair
 from lit_align.records import CandidateSet
 from lit_align.seeding import derive_seed
 

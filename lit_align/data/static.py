@@ -8,11 +8,16 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from lit_align.data.alike import group_alike
+from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
 from lit_align.data.held_out import HeldOut, set_apart
 from lit_align.data.judging import encode_records, judge_records, labels_by_prompt
-from lit_align.data.loading import (
+from lit_align.data.row_trace import RowTrace
+from lit_align.data.selection import PairSelector
+from lit_align.judges import Judge
+from lit_align.records import CandidateSet, Prompt
+from lit_align.rows.alike import group_alike
+from lit_align.rows.loading import (
     OnBadRow,
     Record,
     SkipLog,
@@ -22,19 +27,14 @@ from lit_align.data.loading import (
     split_by_prompt,
     without_prompts,
 )
-from lit_align.data.reading import BadRow
-from lit_align.data.row_trace import RowTrace
-from lit_align.data.selection import PairSelector
-from lit_align.data.tokenized_pair import TokenizedPair
-from lit_align.judges import Judge
-from lit_align.records import CandidateSet, Prompt
+from lit_align.rows.reading import BadRow
 
 Progress = Callable[[int | None, str, str], tqdm]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from; the arguments of :func:`~lit_align.data.loading.load_records`."""
+    """Where rows come from; the arguments of :func:`~lit_align.rows.loading.load_records`."""
 
     rows: str | list[str]
     split: str

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from lit_align.data.ranks import gather
 from lit_align.data.resume import saved_start
+from lit_align.policy.load import load_vocabulary_size
+from lit_align.ranks import gather
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule
@@ -54,6 +55,11 @@ class TrainerView:
         """Micro-batches of an optimizer step, at the moment."""
         return int(getattr(self.trainer, "accumulate_grad_batches", 1) or 1)
 
+    @property
+    def overfits(self) -> bool:
+        """Whether the Trainer's `overfit_batches` is on."""
+        return bool(getattr(self.trainer, "overfit_batches", 0))
+
     def overfitted(self, batches: int) -> int | None:
         """Of so many micro-batches of an epoch, the first that the Trainer's `overfit_batches` takes; None: all."""
         limit = getattr(self.trainer, "overfit_batches", 0)
@@ -75,7 +81,7 @@ class TrainerView:
     def vocabulary_size(self) -> int | None:
         """How many tokens the model has a row for in its embedding; None where that is not known."""
         spec = getattr(self.module, "spec", None)
-        return None if spec is None else spec.load_vocabulary_size()
+        return None if spec is None else load_vocabulary_size(spec)
 
     def start(self) -> datetime:
         """When the run began: as its checkpoint has it, of a fresh run now; the same on every rank."""

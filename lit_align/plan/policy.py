@@ -20,7 +20,7 @@ _PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true":
 
 
 def empty_policy(spec: PolicySpec, precision: str) -> nn.Module:
-    """What `spec.load_model()` gives, on the meta device. Of a hub id no weights are fetched.
+    """What `load_model(spec)` gives, on the meta device. Of a hub id no weights are fetched.
 
     Args:
         spec: the policy; a GGUF file is converted, once.

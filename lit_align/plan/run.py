@@ -10,11 +10,11 @@ from lightning.pytorch import Trainer
 from tqdm import tqdm
 
 from lit_align.data import AlignmentDataModule
-from lit_align.module import AlignmentModule
 from lit_align.plan.fit import changes_to_fit
 from lit_align.plan.report import as_record, readable
 from lit_align.plan.setup import Setup, not_counted, setup_of
 from lit_align.plan.simulate import Memory, simulate
+from lit_align.training.module import AlignmentModule
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from torch import nn
 from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule
 from lit_align.judges import Judge, PairRM, RewardModelJudge
-from lit_align.module import AlignmentModule
 from lit_align.policy.reference import AdapterCopy, ModelReference
 from lit_align.policy.spec import PolicySpec
 from lit_align.report.win_rate import WinRateCallback
 from lit_align.sampling import TransformersSampler
 from lit_align.sampling.draw import Draw
+from lit_align.training.module import AlignmentModule
 
 
 @dataclass(frozen=True)

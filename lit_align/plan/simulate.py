@@ -15,12 +15,12 @@ from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
 
 from lit_align.batch import Padded
-from lit_align.float32_copies import copies_of, over_float32, take_gradients
 from lit_align.plan.policy import count_frozen, empty_policy
 from lit_align.plan.sampling import sample
 from lit_align.plan.setup import Setup
 from lit_align.plan.tracker import GRADIENTS, OPTIMIZER, REFERENCE, MemoryTracker, is_adapter
 from lit_align.policy.forward import CompletionForward
+from lit_align.training.float32_copies import copies_of, over_float32, take_gradients
 
 FORWARD, BACKWARD, STEP = "forward", "backward", "optimizer step"
 PREFILL, SAMPLING, REFERENCE_PASS = "prefill", "sampling", "reference pass"

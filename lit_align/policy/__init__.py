@@ -2,6 +2,7 @@
 
 from lit_align.policy.cache import cache_dir
 from lit_align.policy.forward import CompletionForward, batch_logps
+from lit_align.policy.load import load_model, load_tokenizer
 from lit_align.policy.logps import TokenLogps, plain_logps, sequence_logps
 from lit_align.policy.reference import AdapterCopy, AdapterOff, ModelReference, Reference
 from lit_align.policy.shared_logps import shared_logps
@@ -18,6 +19,8 @@ __all__ = [
     "TokenLogps",
     "batch_logps",
     "cache_dir",
+    "load_model",
+    "load_tokenizer",
     "plain_logps",
     "sequence_logps",
     "shared_logps",

@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
+from lit_align.console import note
 from lit_align.policy.identity import model_identity
 from lit_align.policy.spec import PolicySpec
-from lit_align.progress import note
 
 KEY = "base"
 """Where a checkpoint has it."""

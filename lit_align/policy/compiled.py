@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
-from lit_align.progress import note
+from lit_align.console import note
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from lit_align.policy.adapter import load_adapter, saved_config, warn_of_other_base
-from lit_align.policy.attention import when_run_again
 from lit_align.policy.compiled import compile_layers
+from lit_align.policy.cpu.attention import when_run_again
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.reach import say_unreached
@@ -33,7 +33,11 @@ from lit_align.policy.template_values import set_defaults
 
 
 def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
-    """See :meth:`PolicySpec.load_tokenizer`."""
+    """Loads the tokenizer. One without a padding token pads with its end-of-sequence token.
+
+    Raises:
+        FileNotFoundError: if the model or the template's file does not exist.
+    """
     name = locate_model(spec.model)
     try:
         with quiet_libraries():
@@ -50,7 +54,7 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
 
 
 def load_stop_ids(spec: PolicySpec) -> tuple[int, ...]:
-    """See :meth:`PolicySpec.load_stop_ids`."""
+    """The end-of-sequence ids of the model's generation config; none if it has no such file."""
     try:
         config = GenerationConfig.from_pretrained(locate_model(spec.model), revision=spec.revision or "main")
     except OSError:
@@ -59,8 +63,18 @@ def load_stop_ids(spec: PolicySpec) -> tuple[int, ...]:
     return () if ids is None else tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
+def load_vocabulary_size(spec: PolicySpec) -> int | None:
+    """How many tokens the model's embedding has rows for; None if its config does not say."""
+    return getattr(read_config(spec).get_text_config(), "vocab_size", None)
+
+
 def load_model(spec: PolicySpec) -> nn.Module:
-    """See :meth:`PolicySpec.load_model`."""
+    """Loads the model, ready for training: adapters attached, the rest frozen, base dropout off.
+
+    Raises:
+        FileNotFoundError: if the model or the adapter does not exist.
+        ValueError: if the model is no causal language model, or the settings contradict each other.
+    """
     check_spec(spec)
     name = locate_model(spec.model)
     with quiet_libraries():

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from lit_align.progress import note
+from lit_align.console import note
 
 
 def say_unreached(model: nn.Module) -> None:

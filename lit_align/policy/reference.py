@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from lit_align.policy.load import load_model, load_tokenizer
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.spec import PolicySpec
 
@@ -204,7 +205,7 @@ class ModelReference(Reference):
                 raise RuntimeError("ModelReference does not know its model yet: `attach` must run first.")
             # Also in the middle of a validation, and leaving no trace in the random state.
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                model = self._loads.load_model().requires_grad_(False).eval()
+                model = load_model(self._loads).requires_grad_(False).eval()
                 nn.Module.to(model, next(policy.parameters()).device)
                 if _dtype(policy) != self._dtype:
                     nn.Module.to(model, _dtype(policy))
@@ -247,7 +248,7 @@ def _adapted(policy: nn.Module, reference: Reference) -> PeftModel:
 
 
 def _demand_same_vocabulary(policy: PolicySpec, reference: PolicySpec) -> None:
-    if policy.load_tokenizer().get_vocab() != reference.load_tokenizer().get_vocab():
+    if load_tokenizer(policy).get_vocab() != load_tokenizer(reference).get_vocab():
         raise ValueError(
             f"The reference {reference.model!r} and the policy {policy.model!r} have different vocabularies, so the "
             "same token ids mean different text: take a reference of the same model family."

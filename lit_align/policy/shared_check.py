@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from lit_align.batch import Padded
 from lit_align.policy.exact_pass import computed_in
 from lit_align.policy.logps import plain_logps
+from lit_align.policy.modes import in_eval_mode
 from lit_align.policy.shared_logps import shared_logps
 from lit_align.policy.shared_prompt import unfit_attention
-from lit_align.sampling.modes import in_eval_mode
 
 TOLERANCE = 1e-3
 """Nats by which, in float32, any token's log-prob may differ between two ways to it."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.batch import Padded
-from lit_align.policy.attention import cheaper_attention
+from lit_align.policy.cpu.attention import cheaper_attention
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.outputs import logits_alone

@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
-
 
 @dataclass
 class LoraSpec:
@@ -73,36 +70,3 @@ class PolicySpec:
     def may_offload(self) -> bool:
         """Whether `gradient_checkpointing: offload` in place of true would be taken and would save memory."""
         return self.gradient_checkpointing is True and not self.compile
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Loads the tokenizer. One without a padding token pads with its end-of-sequence token.
-
-        Raises:
-            FileNotFoundError: where the model or the template's file does not exist.
-        """
-        from lit_align.policy.load import load_tokenizer
-
-        return load_tokenizer(self)
-
-    def load_stop_ids(self) -> tuple[int, ...]:
-        """The end-of-sequence ids of the model's generation config; none where it has no such file."""
-        from lit_align.policy.load import load_stop_ids
-
-        return load_stop_ids(self)
-
-    def load_vocabulary_size(self) -> int | None:
-        """How many tokens the model's embedding has rows for; None where its config does not say."""
-        from lit_align.policy.load import read_config
-
-        return getattr(read_config(self).get_text_config(), "vocab_size", None)
-
-    def load_model(self) -> nn.Module:
-        """Loads the model, ready for training: adapters attached, the rest frozen, base dropout off.
-
-        Raises:
-            FileNotFoundError: where the model or the adapter does not exist.
-            ValueError: where the model is no causal language model, or the settings contradict each other.
-        """
-        from lit_align.policy.load import load_model
-
-        return load_model(self)

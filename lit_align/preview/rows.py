@@ -8,16 +8,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
+from lit_align.batch import TokenizedPair
 from lit_align.data import AlignmentDataModule
 from lit_align.data.encoder import Encoder
 from lit_align.data.judging import encode_record, judge_records, needs_judge, pairs_of
-from lit_align.data.loading import Record, as_set
-from lit_align.data.parse import parse_row
-from lit_align.data.reading import BadRow, read_rows
 from lit_align.data.static import Source, boundary_prompts, load_parts
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.judges import Judge, RecordedScores, RuleJudge
 from lit_align.records import Candidate, PreferencePair, Prompt
+from lit_align.rows.loading import Record, as_set
+from lit_align.rows.parse import parse_row
+from lit_align.rows.reading import BadRow, read_rows
 from lit_align.seeding import derive_seed
 
 FREE_JUDGES = (RuleJudge, RecordedScores)

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from textwrap import fill, shorten
 
+from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
-from lit_align.data.loading import as_set
-from lit_align.data.reading import BadRow
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.preview.rendering import Comparison, Piece, changes, compare, pieces, unwritten
 from lit_align.preview.rows import PreviewPair, PreviewRow
 from lit_align.preview.terminal import BOLD, CYAN, DIM, GREEN, RED, REVERSE, YELLOW, Cell, Terminal, cells, plain
 from lit_align.records import Candidate, CandidateSet, PreferencePair
+from lit_align.rows.loading import as_set
+from lit_align.rows.reading import BadRow
 
 PROMPT, CHOSEN, REJECTED, OTHER = ("  │ ", CYAN), ("  + ", GREEN), ("  - ", RED), ("  * ", YELLOW)
 """How the parts of a row are marked: by a sign at the left and, where there are colours, by one."""

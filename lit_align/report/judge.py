@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lit_align.data.alike import group_alike
 from lit_align.judges import CachedJudge, Comparison, Judge, PairwiseJudge, PointwiseJudge, RewardModelJudge
 from lit_align.judges.quality import quality_of
 from lit_align.judges.quality_record import Calibration, JudgeQuality, LengthBias, OrderConsistency, Share
 from lit_align.records import CandidateSet, PreferencePair
+from lit_align.rows.alike import group_alike
 from lit_align.seeding import derive_seed
 
 WIDTH = 80

@@ -14,13 +14,13 @@ from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.boundary.meaning import SIDES
 from lit_align.boundary.result import Decision
-from lit_align.checkpoint import AlignmentCheckpoint, last_checkpoint
 from lit_align.judges import Judge
-from lit_align.module import AlignmentModule
 from lit_align.report.crossing import crossing, for_the_next_run
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateCallback
-from lit_align.step_watch import StepWatch
+from lit_align.training.checkpoint import AlignmentCheckpoint, last_checkpoint
+from lit_align.training.module import AlignmentModule
+from lit_align.training.step_watch import StepWatch
 
 
 class RunSummary(Callback):

@@ -16,10 +16,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.measure import measure_sets
-from lit_align.data.alike import draw_unlike
-from lit_align.data.ranks import gather_in_turn, own_share
 from lit_align.judges.base import Judge
+from lit_align.ranks import gather_in_turn, own_share
 from lit_align.records import Candidate, CandidateSet, FinishReason, prompt_text
+from lit_align.rows.alike import draw_unlike
 from lit_align.seeding import derive_seed
 
 

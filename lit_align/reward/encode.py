@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder, bad_row
-from lit_align.data.tokenized_pair import TokenizedPair
 from lit_align.judges.inputs import Inputs, encode_answer, has_segments
 from lit_align.records import Candidate, Origin, PreferencePair, Prompt, prompt_text
 

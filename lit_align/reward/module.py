@@ -16,19 +16,19 @@ from transformers import PreTrainedTokenizerBase
 from lit_align import run_folder
 from lit_align.batch import PairBatch
 from lit_align.boundary.callback import BoundaryCallback
-from lit_align.data.ranks import gather_in_turn
+from lit_align.console import note
 from lit_align.judges.inputs import has_segments
 from lit_align.judges.quality import quality_of
 from lit_align.judges.quality_record import JudgeQuality, Share
-from lit_align.pair_module import PairModule
 from lit_align.policy.spec import PolicySpec
-from lit_align.progress import note
+from lit_align.ranks import gather_in_turn
 from lit_align.report.judge import readable
 from lit_align.reward.encode import RewardEncoder
 from lit_align.reward.load import load_reward_model, load_reward_tokenizer, save_reward_model
 from lit_align.reward.loss import bradley_terry_loss
 from lit_align.reward.rows import classifier_rows
-from lit_align.step_watch import OnNonFinite
+from lit_align.training.pair_module import PairModule
+from lit_align.training.step_watch import OnNonFinite
 
 Verdict = tuple[float, int, int, bytes]
 """P(chosen wins), the tokens of the chosen and of the rejected answer, and the prompt."""

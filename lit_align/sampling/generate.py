@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from lit_align.progress import note
+from lit_align.console import note
+from lit_align.policy.modes import in_eval_mode
 from lit_align.records import Candidate
 from lit_align.sampling.base import SamplingRequest, TokenSampler, candidate_of_ids
 from lit_align.sampling.decode import Ask, Limits, can_share, sample_plain, sample_shared
 from lit_align.sampling.draw import Draw
-from lit_align.sampling.modes import in_eval_mode
 from lit_align.seeding import derive_seed
 
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lit_align.policy.cpu.segments import RowAttention
 from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype, dtype_of_products
-from lit_align.policy.segments import RowAttention
 from lit_align.policy.shared_prompt import FULL, Mask, SharedRows, layer_kinds
 
 LONG_ROW = 512

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_align.batch import PairBatch
-from lit_align.data.ranks import gather
-from lit_align.progress import note
+from lit_align.console import note
+from lit_align.ranks import gather
 
 OnNonFinite = Literal["stop", "skip"]
 NamePair = Callable[[PairBatch, int], str]

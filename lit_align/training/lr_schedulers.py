@@ -15,6 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR, SequentialLR
 
 __all__ = ["ScheduleSequence", "WarmupSchedule"]
 
+MANY_EPOCHS = 100_000
+"""The epochs of a run that something else ends: without an epoch limit Lightning miscounts its totals."""
+
 Shape = Literal[
     "linear",
     "cosine",
@@ -127,8 +130,6 @@ def steps_of_fit(trainer: Trainer) -> int:
     Raises:
         ValueError: where it has no end.
     """
-    from lit_align.trainer_defaults import MANY_EPOCHS
-
     endless = trainer.max_epochs is None or trainer.max_epochs < 0 or trainer.max_epochs >= MANY_EPOCHS
     if endless and trainer.max_steps > 0:
         return trainer.max_steps

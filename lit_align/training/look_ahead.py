@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_align.float32_copies import copies_of, over_float32, take_gradients
 from lit_align.seeding import derive_seed
+from lit_align.training.float32_copies import copies_of, over_float32, take_gradients
 
 Weights = list[Tensor]
 

@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lit_align.interruption import StepFirst, between_steps, mid_accumulation
-from lit_align.progress import note
+from lit_align.console import note
+from lit_align.training.interruption import StepFirst, between_steps, mid_accumulation
 
 
 class AlignmentCheckpoint(ModelCheckpoint):

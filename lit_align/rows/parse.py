@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lit_align.data.reading import BadRow
-from lit_align.data.turns import (
+from lit_align.records import Candidate, CandidateSet, Chat, Message, PreferencePair, Prompt
+from lit_align.rows.reading import BadRow
+from lit_align.rows.turns import (
     Problem,
     name,
     parse_answer,
@@ -19,7 +20,6 @@ from lit_align.data.turns import (
     quote,
     whole_text,
 )
-from lit_align.records import Candidate, CandidateSet, Chat, Message, PreferencePair, Prompt
 
 COLUMNS = (
     "prompt", "candidates", "chosen", "rejected", "chosen_score", "rejected_score", "score_chosen", "score_rejected",

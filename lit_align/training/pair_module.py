@@ -18,21 +18,21 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_align.batch import PairBatch
-from lit_align.float32_copies import copies_of, over_float32, take_gradients, whole_weights
-from lit_align.host_memory import keep_freed_memory
-from lit_align.hyperparameters import describe_run
-from lit_align.interruption import mid_accumulation
-from lit_align.lr_schedulers import WarmupSchedule, steps_of_fit
-from lit_align.optimizer_settings import KEY as SETTINGS_KEY
-from lit_align.optimizer_settings import OptimizerSettings, Scheduler, carry_on
-from lit_align.pair_means import PairMeans
+from lit_align.console import note
 from lit_align.policy.base_record import KEY as BASE_KEY
 from lit_align.policy.base_record import base_record, demand_same_base
+from lit_align.policy.cpu.host_memory import keep_freed_memory
 from lit_align.policy.spec import PolicySpec
-from lit_align.progress import note
 from lit_align.seeding import derive_seed
-from lit_align.step_watch import OnNonFinite, StepWatch, demand_finite
-from lit_align.strategies import check_strategy
+from lit_align.training.float32_copies import copies_of, over_float32, take_gradients, whole_weights
+from lit_align.training.hyperparameters import describe_run
+from lit_align.training.interruption import mid_accumulation
+from lit_align.training.lr_schedulers import WarmupSchedule, steps_of_fit
+from lit_align.training.optimizer_settings import KEY as SETTINGS_KEY
+from lit_align.training.optimizer_settings import OptimizerSettings, Scheduler, carry_on
+from lit_align.training.pair_means import PairMeans
+from lit_align.training.step_watch import OnNonFinite, StepWatch, demand_finite
+from lit_align.training.strategies import check_strategy
 
 ON_BAR = ("loss", "rewards/accuracies", "rewards/margins")
 PLATEAU_METRIC = "val/loss"
@@ -118,7 +118,7 @@ class PairModule(LightningModule):
                 config.scheduler.step(self.trainer.callback_metrics[PLATEAU_METRIC])
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """The configured optimizer over these parameters; see :func:`lit_align.float32_copies.over_float32`."""
+        """The configured optimizer over these parameters; see :mod:`lit_align.training.float32_copies`."""
         return self._make_optimizer(parameters)
 
     def on_fit_start(self) -> None:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.batch import Padded, PairBatch
+from lit_align.console import note
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.spec import PolicySpec
-from lit_align.progress import note
 
 Run = Callable[[PairBatch], list[TokenLogps]]
 """A forward pass: the log-probs of each of the batch's completions."""

@@ -10,11 +10,11 @@ from typing import Literal
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from tqdm import tqdm
 
-from lit_align.data.alike import normal_form
-from lit_align.data.parse import parse_row
-from lit_align.data.reading import BadRow, read_rows
-from lit_align.progress import note
+from lit_align.console import note
 from lit_align.records import CandidateSet, PreferencePair, Prompt, prompt_identity
+from lit_align.rows.alike import normal_form
+from lit_align.rows.parse import parse_row
+from lit_align.rows.reading import BadRow, read_rows
 from lit_align.seeding import derive_seed
 
 OnBadRow = Literal["error", "skip"]
@@ -70,7 +70,7 @@ def load_records(
     """All records of a source.
 
     Args:
-        source: see :func:`~lit_align.data.reading.read_rows`.
+        source: see :func:`~lit_align.rows.reading.read_rows`.
         split: the split of a hub data set or folder.
         name: the configuration of a hub data set.
         on_bad_row: whether a bad row is an error or a counted skip.
@@ -147,7 +147,7 @@ def split_by_prompt(records: Sequence[Record], fraction: float, seed: int) -> tu
     """(train, held out): a share of the prompts, with all their records, is held out.
 
     Which prompts depends on the seed and the prompts, not on the order of the rows. Prompts that differ in blanks,
-    case or Unicode form alone count as one (:func:`~lit_align.data.alike.normal_form`).
+    case or Unicode form alone count as one (:func:`~lit_align.rows.alike.normal_form`).
 
     Args:
         records: the records to split.

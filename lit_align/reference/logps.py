@@ -15,15 +15,14 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities import rank_zero_warn
 from tqdm import tqdm
 
-from lit_align.batch import PairBatch
+from lit_align.batch import PairBatch, PairReference, TokenizedPair
 from lit_align.by_length import batches_by_length
-from lit_align.data.ranks import gather, shard
-from lit_align.data.reference_store import ReferenceStore, completion_key
-from lit_align.data.tokenized_pair import PairReference, TokenizedPair
 from lit_align.policy.cache import cache_dir
 from lit_align.policy.identity import model_identity
 from lit_align.policy.logps import TokenLogps
-from lit_align.sampling.modes import in_eval_mode
+from lit_align.policy.modes import in_eval_mode
+from lit_align.ranks import gather, shard
+from lit_align.reference.store import ReferenceStore, completion_key
 
 Pairs = Sequence[TokenizedPair]
 Values = tuple[np.ndarray, np.ndarray]

@@ -16,14 +16,15 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.batch import PairBatch
 from lit_align.losses import LossOutput, PairLogps, PreferenceLoss
-from lit_align.out_of_memory import InParts, Run, explained
-from lit_align.pair_module import PairModule
-from lit_align.pairs import ReferenceLogps, make_pair_logps
 from lit_align.policy.forward import CompletionForward, batch_logps, rounding
+from lit_align.policy.load import load_model, load_stop_ids, load_tokenizer
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
-from lit_align.step_watch import OnNonFinite
+from lit_align.training.out_of_memory import InParts, Run, explained
+from lit_align.training.pair_module import PairModule
+from lit_align.training.pairs import ReferenceLogps, make_pair_logps
+from lit_align.training.step_watch import OnNonFinite
 
 REFRESHES_KEY = "reference_refreshes"
 IN_PARTS_KEY = "computed_in_parts"
@@ -34,7 +35,7 @@ class AlignmentModule(PairModule):
 
     The models are loaded in `configure_model`, so that making the module costs nothing.
     On one device, what does not fit into the memory at once is computed in parts, with the same numbers
-    (:mod:`lit_align.out_of_memory`).
+    (:mod:`lit_align.training.out_of_memory`).
 
     Args:
         policy: the model to train.
@@ -70,17 +71,17 @@ class AlignmentModule(PairModule):
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's tokenizer, loaded when first asked for, without the model."""
-        return self.spec.load_tokenizer()
+        return load_tokenizer(self.spec)
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that the model's own generation config ends an answer at."""
-        return self.spec.load_stop_ids()
+        return load_stop_ids(self.spec)
 
     def configure_model(self) -> None:
         if self.policy is not None:
             return
-        policy = self.spec.load_model()
+        policy = load_model(self.spec)
         if self.reference is not None:
             self.reference.attach(policy, self.spec)
         self.policy = policy

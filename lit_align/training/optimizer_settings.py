@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_align.progress import note
+from lit_align.console import note
 
 KEY = "optimizer_settings"
 """Where a checkpoint has them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from lit_align.progress import note
+from lit_align.console import note
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 

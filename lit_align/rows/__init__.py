@@ -1,0 +1,1 @@
+"""Files to records: rows of any supported file or data set, parsed and matched. Free of torch."""

@@ -1,0 +1,1 @@
+"""What a training step is: modules, optimizer, schedules, checkpoints, and what keeps a step whole."""
