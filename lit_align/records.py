@@ -71,7 +71,8 @@ class Chat(tuple[Message, ...]):
 
     def __new__(cls, turns: Iterable[Message], tools: str = "", template_kwargs: str = "") -> Chat:
         chat = super().__new__(cls, turns)
-        chat.tools, chat.template_kwargs = tools, template_kwargs
+        chat.tools = tools
+        chat.template_kwargs = template_kwargs
         return chat
 
     def __getnewargs__(self) -> tuple[tuple[Message, ...], str, str]:

@@ -226,9 +226,11 @@ def _refuse(path: tuple[str, ...], known: Any, where: str, wrong: str | None = N
     names = sorted(str(name) for name in known)
     nearest = difflib.get_close_matches(wrong or path[-1], names, n=1, cutoff=0.5)
     if wrong is None:
-        what, best = f"unknown key `{_shown(path)}`", _shown((*path[:-1], *nearest))
+        what = f"unknown key `{_shown(path)}`"
+        best = _shown((*path[:-1], *nearest))
     else:
-        what, best = f"unknown class `{wrong}` for `{_shown(path[:-1])}`", "".join(nearest)
+        what = f"unknown class `{wrong}` for `{_shown(path[:-1])}`"
+        best = "".join(nearest)
     hint = f"did you mean `{best}`?" if nearest else f"known here: {', '.join(names) or 'none'}"
     raise UsageError(f"{what} in {where}: {hint}")
 

@@ -81,7 +81,8 @@ def _proposals(setup: Setup, part: str) -> Iterator[tuple[str, Setup]]:
     if part != REFERENCE_PASS and not policy.gradient_checkpointing:
         yield _of_policy(setup, gradient_checkpointing=True)
     if setup.batch_size > 1:
-        half, more = setup.batch_size // 2, setup.accumulate * 2
+        half = setup.batch_size // 2
+        more = setup.accumulate * 2
         setting = f"data.batch_size: {half}, trainer.accumulate_grad_batches: {more}"
         yield setting, replace(setup, batch_size=half, accumulate=more)
     if part != REFERENCE_PASS and policy.may_offload and setup.on_gpu:

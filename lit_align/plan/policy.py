@@ -14,7 +14,8 @@ from lit_align.policy.load import check_spec, fresh_adapter, keep_activations, l
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.spec import PolicySpec
 
-_BLOCK, _NESTED = 64, 256
+_BLOCK = 64
+_NESTED = 256
 """bitsandbytes' NF4: weights that share a scale, and scales that share a scale of their own."""
 _PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
 

@@ -49,7 +49,8 @@ def as_record(
 
 def readable(plan: dict[str, Any]) -> str:
     """The table and the verdict, to print."""
-    trained, frozen = plan["parameters"]["trained"], plan["parameters"]["frozen"]
+    trained = plan["parameters"]["trained"]
+    frozen = plan["parameters"]["frozen"]
     sampled = f"; {plan['sequences_sampled']} sequences sampled at once" if plan["sequences_sampled"] else ""
     lines = [
         f"{plan['model']}: {trained:,} parameters trained, {frozen:,} frozen",

@@ -13,7 +13,7 @@ from torch import nn
 
 from lit_align.plan.setup import Setup
 from lit_align.plan.tracker import KV_CACHE, MemoryTracker
-from lit_align.sampling.decode import Ask, Batch, Limits, can_share, sample_plain
+from lit_align.sampling.decode import Batch, CandidateRequest, Limits, can_share, sample_plain
 from lit_align.sampling.draw import Draw
 from lit_align.sampling.generate import undisturbed
 
@@ -40,7 +40,7 @@ def _sample_shared(setup: Setup, tracker: MemoryTracker, generator: Any) -> Iter
     prompts = max(1, setup.sequences // setup.candidates)
     rows = min(setup.sequences, prompts * setup.candidates)
     batch = Batch(generator, setup.sequences, _limits(setup, setup.new_tokens))
-    list(batch.admit(_asks(rows, setup.candidates, 1)))
+    list(batch.admit(_requests(rows, setup.candidates, 1)))
     _mark_cache(tracker, batch.cache)
     if batch.rows:
         batch.skip_to_last_token(setup.prompt_tokens + setup.new_tokens - 2)  # the cache lacks the last one drawn
@@ -49,22 +49,22 @@ def _sample_shared(setup: Setup, tracker: MemoryTracker, generator: Any) -> Iter
         list(batch.step())
     yield tracker.peak
     tracker.restart()
-    list(batch.admit(_asks(rows, setup.candidates, setup.prompt_tokens)))
+    list(batch.admit(_requests(rows, setup.candidates, setup.prompt_tokens)))
     yield tracker.peak
 
 
 def _sample_plain(setup: Setup, tracker: MemoryTracker, generator: Any) -> Iterator[Counter[str]]:
     """Rows that lack their last two tokens, of which the last one is counted; then the prompts, one for each row."""
     hook = generator.register_forward_pre_hook(lambda *_: tracker.restart())
-    for drawn in (min(2, setup.new_tokens), 1):
-        asks = _asks(setup.sequences, 1, setup.prompt_tokens + (setup.new_tokens - 2 if drawn == 2 else 0))
-        list(sample_plain(generator, asks, setup.sequences, _limits(setup, drawn)))
+    for num_tokens in (min(2, setup.new_tokens), 1):
+        requests = _requests(setup.sequences, 1, setup.prompt_tokens + (setup.new_tokens - 2 if num_tokens == 2 else 0))
+        list(sample_plain(generator, requests, setup.sequences, _limits(setup, num_tokens)))
         yield tracker.peak
     hook.remove()
 
 
-def _asks(rows: int, candidates: int, tokens: int) -> list[Ask]:
-    return [Ask(row // candidates, row % candidates, [0] * tokens, key=0) for row in range(rows)]
+def _requests(rows: int, candidates: int, tokens: int) -> list[CandidateRequest]:
+    return [CandidateRequest(row // candidates, row % candidates, [0] * tokens, key=0) for row in range(rows)]
 
 
 def _limits(setup: Setup, new_tokens: int) -> Limits:

@@ -22,8 +22,12 @@ from lit_align.plan.tracker import GRADIENTS, OPTIMIZER, REFERENCE, MemoryTracke
 from lit_align.policy.forward import CompletionForward
 from lit_align.training.float32_copies import copies_of, over_float32, take_gradients
 
-FORWARD, BACKWARD, STEP = "forward", "backward", "optimizer step"
-PREFILL, SAMPLING, REFERENCE_PASS = "prefill", "sampling", "reference pass"
+FORWARD = "forward"
+BACKWARD = "backward"
+STEP = "optimizer step"
+PREFILL = "prefill"
+SAMPLING = "sampling"
+REFERENCE_PASS = "reference pass"
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,9 @@ class _Run:
 
     def __init__(self, setup: Setup, tracker: MemoryTracker, progress: Callable[[], object]) -> None:
         self.moments: dict[str, Counter[str]] = {}
-        self._setup, self._tracker, self._progress = setup, tracker, progress
+        self._setup = setup
+        self._tracker = tracker
+        self._progress = progress
         self._forward = CompletionForward()
 
     def make_reference(self, model: nn.Module) -> nn.Module | list[Tensor]:

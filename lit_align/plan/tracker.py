@@ -85,7 +85,8 @@ class MemoryTracker(TorchDispatchMode):
         self.live: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self.item = ACTIVATIONS
-        self._device, self._vocabulary = torch.device(device), vocabulary
+        self._device = torch.device(device)
+        self._vocabulary = vocabulary
         self._storages: dict[int, tuple[str, int]] = {}
         self._sum = self._largest = 0
 
@@ -112,12 +113,14 @@ class MemoryTracker(TorchDispatchMode):
 
     def restart(self) -> None:
         """Forgets the peak."""
-        self._largest, self.peak = self._sum, self.live.copy()
+        self._largest = self._sum
+        self.peak = self.live.copy()
 
     @contextmanager
     def counting_as(self, item: str) -> Iterator[None]:
         """Counts what is made inside the block as `item`."""
-        before, self.item = self.item, item
+        before = self.item
+        self.item = item
         try:
             yield
         finally:
@@ -225,7 +228,8 @@ class _Operation:
         return shapes
 
 
-_COPY, _INDEX = torch.ops.aten._to_copy.default, torch.ops.aten.index.Tensor
+_COPY = torch.ops.aten._to_copy.default
+_INDEX = torch.ops.aten.index.Tensor
 _operation = cache(_Operation)
 
 

@@ -100,7 +100,8 @@ def read_weights(adapter: str) -> dict[str, Tensor]:
     """
     from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
 
-    name, files = locate_adapter(adapter), (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
+    name = locate_adapter(adapter)
+    files = (SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME)
     if is_local(adapter) and not any(Path(name, file).is_file() for file in files):
         raise FileNotFoundError(
             f"The adapter {adapter!r} has settings but no weights: expected {' or '.join(files)} beside its "
@@ -133,7 +134,8 @@ def _fill(adapted: PeftModel, weights: Mapping[str, Tensor], of_base: set[int]) 
         return f"the weight {error.args[0]!r} is missing"
     except RuntimeError as error:
         return str(error).splitlines()[-1].strip().rstrip(".")
-    missing, unexpected = _missing(adapted, set(result.missing_keys), of_base), sorted(result.unexpected_keys)
+    missing = _missing(adapted, set(result.missing_keys), of_base)
+    unexpected = sorted(result.unexpected_keys)
     if not missing and not unexpected:
         return None
     parts = [

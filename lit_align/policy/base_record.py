@@ -33,7 +33,8 @@ def demand_same_base(checkpoint: Mapping[str, Any], spec: PolicySpec) -> None:
     Raises:
         ValueError: where the files, or the commit, are others than those that the checkpoint was made on.
     """
-    before, now = checkpoint.get(KEY), base_record(spec)
+    before = checkpoint.get(KEY)
+    now = base_record(spec)
     if before is None or now is None:
         _say(f"The checkpoint's base cannot be told: it is taken to be {_named(spec.model, spec.adapter)}.")
         return

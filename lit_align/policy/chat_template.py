@@ -105,7 +105,8 @@ class ChatTemplate:
         self.source = str(tokenizer.chat_template)
         self._warned = False
         self._takes_text = self._takes_parts = True
-        as_text, as_parts = self._probe(PROBE), self._probe([{"type": "text", "text": PROBE}])
+        as_text = self._probe(PROBE)
+        as_parts = self._probe([{"type": "text", "text": PROBE}])
         self._takes_parts = PROBE in as_parts and not re.search(r"""["']type["']""", as_parts)
         self._takes_text = PROBE in as_text or not self._takes_parts
         self.user_turn = as_text if self._takes_text else as_parts
@@ -140,7 +141,8 @@ class ChatTemplate:
         Raises:
             ChatRefused: the template refuses the chat, fails, or does not write the answer.
         """
-        turn, whole = answer_turn(candidate), self.write_whole(prompt, candidate)
+        turn = answer_turn(candidate)
+        whole = self.write_whole(prompt, candidate)
         text = behind(written_prompt, whole, turn)
         if not whole.startswith(written_prompt):
             self._warn_of_difference(written_prompt, whole, text)
@@ -198,7 +200,8 @@ class ChatTemplate:
     def _written_before_an_answer(self) -> str:
         answer = Candidate(PROBE)
         try:
-            prompt, whole = self.write_prompt(QUESTION), self.write_whole(QUESTION, answer)
+            prompt = self.write_prompt(QUESTION)
+            whole = self.write_whole(QUESTION, answer)
             return behind(prompt, whole, answer_turn(answer)).partition(PROBE)[0]
         except ChatRefused:
             return ""
@@ -264,7 +267,8 @@ def _closed(tag: str, blank: str, written: str, turn: Mapping[str, Any]) -> str:
         written: what the whole chat has in place of the opened block and the answer.
         turn: the assistant's.
     """
-    close, content = f"</{tag}>", content_text(turn)
+    close = f"</{tag}>"
+    content = content_text(turn)
     if written.lstrip().startswith(close):
         return written.lstrip()
     if close in content:  # the answer brings its thought, which the template took out

@@ -116,8 +116,11 @@ class _Sums:
     def __init__(self, hidden: Tensor, targets: Tensor, with_gradient: bool, with_collisions: bool) -> None:
         """`hidden` [N, H], `targets` [N, 1]."""
         zeros = torch.zeros(targets.shape, device=hidden.device)
-        self.hidden, self.targets = hidden, targets
-        self.top, self.own, self.total = zeros - math.inf, zeros, zeros
+        self.hidden = hidden
+        self.targets = targets
+        self.top = zeros - math.inf
+        self.own = zeros
+        self.total = zeros
         self.squares = zeros if with_collisions else None
         self.mean = torch.zeros(hidden.shape, device=hidden.device) if with_gradient else None
 

@@ -108,7 +108,8 @@ def plain_logps(
         completions: any number of [B, C_j].
         with_collisions: also fill `TokenLogps.collisions`.
     """
-    size, count = len(prompt.ids), len(completions)
+    size = len(prompt.ids)
+    count = len(completions)
     prompts = Padded(prompt.ids.repeat(count, 1), prompt.mask.repeat(count, 1))
     together = sequence_logps(model, prompts, _stack(completions), with_collisions)
     return [together.rows(i * size, (i + 1) * size) for i in range(count)]

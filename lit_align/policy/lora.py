@@ -38,7 +38,8 @@ class InPlaceLora(LoraLayer):
         name = self._only_adapter() if not args and not kwargs else None
         if name is None:
             return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]  # of peft's layer
-        down, up = cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
+        down = cast(nn.Linear, self.lora_A[name]).weight
+        up = cast(nn.Linear, self.lora_B[name]).weight
         dtype = autocast_dtype(x.device.type) or down.dtype
         flat = x.reshape(-1, x.shape[-1])
         dropout = self.lora_dropout[name]
@@ -102,7 +103,8 @@ class _CastAndAddLowRank(torch.autograd.Function):
         ctx: Any, base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, dtype: torch.dtype
     ) -> Tensor:
         low = x.new_empty(len(x), len(down), dtype=dtype)
-        down_exact, up_exact = down.to(dtype), up.to(dtype)
+        down_exact = down.to(dtype)
+        up_exact = up.to(dtype)
         for rows in _parts(x):
             low[rows] = x[rows].to(dtype) @ down_exact.t()
             base[rows] = base[rows].to(dtype, copy=True).addmm_(low[rows], up_exact.t(), alpha=scale)
@@ -115,8 +117,10 @@ class _CastAndAddLowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, low, down, up = ctx.saved_tensors
-        down_exact, up_exact = down.to(low.dtype), up.to(low.dtype)
-        down_gradient, up_gradient = torch.zeros_like(down_exact), torch.zeros_like(up_exact)
+        down_exact = down.to(low.dtype)
+        up_exact = up.to(low.dtype)
+        down_gradient = torch.zeros_like(down_exact)
+        up_gradient = torch.zeros_like(up_exact)
         x_gradient = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         for rows in _parts(x):
             exact = gradient[rows].to(low.dtype)

@@ -20,7 +20,8 @@ from transformers import PretrainedConfig
 from lit_align.batch import Padded
 
 PADDING = -1
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL = "full_attention"
+SLIDING = "sliding_attention"
 DENSE_MASKS = ("sdpa", "eager")
 """The attention implementations that take a dense mask."""
 FLEX = "flex_attention"
@@ -64,7 +65,9 @@ class SharedRows:
         Args:
             window: of a layer with a sliding window, which counts positions, not columns.
         """
-        segments, positions, owners = self.segments, self.positions, self.owners
+        segments = self.segments
+        positions = self.positions
+        owners = self.owners
 
         def seen(b: Tensor, _: object, q: Tensor, k: Tensor) -> Tensor:
             prompt_or_own = (segments[b, k] == 0) | (segments[b, k] == segments[b, q])
@@ -97,7 +100,8 @@ def shared_rows(prompt: Padded, completions: Sequence[Padded]) -> SharedRows:
     ids[segments == 0] = prompt.ids[prompt.mask]
     predicting = []
     for j, completion in enumerate(completions):
-        start, end = starts[:, j, None], ends[:, j, None]
+        start = starts[:, j, None]
+        end = ends[:, j, None]
         inside = (columns >= start) & (columns < end)
         segments = segments.masked_fill(inside, j + 1)
         positions = torch.where(inside, columns - start + prompt_lengths, positions)

@@ -31,7 +31,8 @@ def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], before: Seque
         before: the ids in front of them; some tokenizers write a blank or none accordingly.
     """
     special = special_ids(tokenizer)
-    sequence, start = [int(id_) for id_ in before], _decoded(tokenizer, before)
+    sequence = [int(id_) for id_ in before]
+    start = _decoded(tokenizer, before)
     shown: list[Piece] = []
     for of_kind, run in groupby(map(int, ids), key=special.__contains__):
         for part in ([id_] for id_ in run) if of_kind else [list(run)]:

@@ -75,7 +75,9 @@ class RowReader:
     def __init__(
         self, data: AlignmentDataModule, encoder: Encoder, needs_target: bool, ask_judge: bool | None = None
     ) -> None:
-        self.data, self.encoder, self.needs_target = data, encoder, needs_target
+        self.data = data
+        self.encoder = encoder
+        self.needs_target = needs_target
         self._ask_judge = is_free(data.judge) if ask_judge is None else ask_judge
         self._measured: frozenset[Prompt] = frozenset()
         self._unlimited = copy.copy(encoder)
@@ -93,7 +95,8 @@ class RowReader:
             BadRow: where a fit would stop at a row.
         """
         train, val = self.data.sources()
-        seed, fraction = self.data.seed, self.data.val_fraction
+        seed = self.data.seed
+        fraction = self.data.val_fraction
         parts = load_parts(train, val, fraction, seed, Counter(), Counter(), self.data.run.shows_bars)
         if held_out and self.data.sampler is not None:
             self._measured, _ = boundary_prompts(parts[1], self.data.boundary_fraction)

@@ -65,7 +65,8 @@ def _header(model: str, encoder: Encoder, samples: bool) -> Iterator[str]:
     tokenizer = encoder.tokenizer
     template = "with a chat template" if tokenizer.chat_template is not None else "without a chat template"
     yield f"Tokenizer of {model}: {len(tokenizer):,} tokens, {template}."
-    prompts, answers = encoder.max_prompt_tokens or "any number of", encoder.max_completion_tokens or "any number of"
+    prompts = encoder.max_prompt_tokens or "any number of"
+    answers = encoder.max_completion_tokens or "any number of"
     cut = "drop their pair" if encoder.too_long == "drop" else "are cut from the left"
     yield f"Limits: {prompts} tokens of a prompt (longer ones {cut}), {answers} tokens of an answer."
     if samples:

@@ -15,9 +15,13 @@ from lit_align.records import Candidate, CandidateSet, PreferencePair
 from lit_align.rows.loading import as_set
 from lit_align.rows.reading import BadRow
 
-PROMPT, CHOSEN, REJECTED, OTHER = ("  │ ", CYAN), ("  + ", GREEN), ("  - ", RED), ("  * ", YELLOW)
+PROMPT = ("  │ ", CYAN)
+CHOSEN = ("  + ", GREEN)
+REJECTED = ("  - ", RED)
+OTHER = ("  * ", YELLOW)
 """How the parts of a row are marked: by a sign at the left and, where there are colours, by one."""
-_CONTEXT, _LONGEST = 60, 400  # characters in front of a difference, and of it, at most
+_CONTEXT = 60  # characters in front of a difference, at most
+_LONGEST = 400  # characters of a difference, at most
 _PROMPT_TOO_LONG = "prompt_too_long"
 
 
@@ -49,8 +53,12 @@ class RowText:
     def __init__(
         self, terminal: Terminal, encoder: Encoder, selector: str, judge: str | None, samples: bool, use: str
     ) -> None:
-        self.terminal, self.encoder = terminal, encoder
-        self.selector, self.judge, self.samples, self.use = selector, judge, samples, use
+        self.terminal = terminal
+        self.encoder = encoder
+        self.selector = selector
+        self.judge = judge
+        self.samples = samples
+        self.use = use
 
     def legend(self) -> Iterator[str]:
         """What the signs mean."""
@@ -136,7 +144,8 @@ class RowText:
         yield from self._sampled(pair, prompt)
 
     def _reason(self, pair: PreviewPair) -> str:
-        encoder, tokens = self.encoder, pair.tokens
+        encoder = self.encoder
+        tokens = pair.tokens
         if tokens is not None and pair.dropped == _PROMPT_TOO_LONG:
             limit = f"max_prompt_tokens is {encoder.max_prompt_tokens}"
             return f"the prompt has {len(tokens.prompt)} tokens, and {limit} (too_long: cut_prompt would cut it)"
@@ -161,7 +170,8 @@ class RowText:
 
     def _unwritten(self, pair: PreviewPair) -> Iterator[str]:
         """What of the chat the template leaves out, and answers that it does not write as they are."""
-        prompt, parts = pair.pair.prompt, list[str]()
+        prompt = pair.pair.prompt
+        parts = list[str]()
         for name, answer in (("the chosen answer", pair.pair.chosen), ("the rejected answer", pair.pair.rejected)):
             parts += unwritten(self.encoder, prompt, answer, name)
             if changes(self.encoder, prompt, answer):

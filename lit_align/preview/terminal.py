@@ -9,8 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-BOLD, DIM, REVERSE = "1", "2", "7"
-RED, GREEN, YELLOW, CYAN = "31", "32", "33", "36"
+BOLD = "1"
+DIM = "2"
+REVERSE = "7"
+RED = "31"
+GREEN = "32"
+YELLOW = "33"
+CYAN = "36"
 MARK = f"{DIM};{YELLOW}"
 """Of what stands for a character that cannot be shown."""
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -46,12 +51,15 @@ class Terminal:
     """
 
     def __init__(self, colour: bool, width: int = 80, encoding: str = "utf-8") -> None:
-        self.colour, self.width, self.encoding = colour, max(width, 40), encoding
+        self.colour = colour
+        self.width = max(width, 40)
+        self.encoding = encoding
 
     @classmethod
     def of(cls, stream: IO[str]) -> Terminal:
         """Colour where the stream is a terminal and `NO_COLOR` is not set, or `FORCE_COLOR` is."""
-        forced, refused = os.environ.get("FORCE_COLOR"), os.environ.get("NO_COLOR")
+        forced = os.environ.get("FORCE_COLOR")
+        refused = os.environ.get("NO_COLOR")
         colour = not refused and (bool(forced) or (stream.isatty() and os.environ.get("TERM") != "dumb"))
         return cls(colour, shutil.get_terminal_size((100, 24)).columns, getattr(stream, "encoding", None) or "utf-8")
 
@@ -109,7 +117,8 @@ def _wrapped(cells: Sequence[Cell], room: int) -> Iterator[list[Cell]]:
         used += cell.width
         if cell.ends_line:
             yield line
-            line, used = [], 0
+            line = []
+            used = 0
     if line:
         yield line
 

@@ -1,4 +1,4 @@
-"""What every sampler does: prompts in, K candidates each out."""
+"""The interface of every sampler: prompts in, K candidates each out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lit_align.records import Candidate, FinishReason
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What a sampler is asked for.
+    """The prompts to sample from, the policy to sample with, and how the candidates end.
 
     Args:
         model: the policy; its weights, gradients and train or eval modes are as before afterwards.
         tokenizer: decodes the sampled ids into text.
         prompt_ids: the token ids of each prompt, generation prompt included.
         seeds: one for each prompt. A prompt's candidates depend on its own seed, not on the prompts beside it; the
-            global random state is left alone.
+            global random state does not change.
         stop_ids: a candidate ends at the first of these ids (`FinishReason.STOP`).
         pad_id: the id that fills up shorter rows.
         num_candidates: candidates a prompt (K), at least 1; None takes the sampler's own number.
@@ -45,7 +45,7 @@ class SamplingRequest:
             raise ValueError(f"expected one seed for each of {len(self.prompt_ids)} prompts, got {len(self.seeds)}")
 
     def report(self, finished: int) -> None:
-        """Tells `progress`, where there is one, how many candidates have been finished since the last call."""
+        """Tells `progress`, if it is set, how many candidates have been finished since the last call."""
         if self.progress is not None:
             self.progress(finished)
 
@@ -72,7 +72,7 @@ class Sampler(ABC):
 
 
 class TokenSampler(Sampler):
-    """A sampler that draws token by token, and the distribution that it draws from.
+    """A sampler that draws token by token; its arguments are the distribution that it draws from.
 
     Args:
         num_candidates: candidates a prompt (K), at least 1.
@@ -113,14 +113,14 @@ class TokenSampler(Sampler):
         self.min_new_tokens = min_new_tokens
         self.max_new_tokens = max_new_tokens
 
-    def drawn_and_copies(self, request: SamplingRequest) -> tuple[int, int]:
-        """Candidates to draw for each prompt, and how often each is returned: greedy ones are all the same."""
+    def count_draws_and_copies(self, request: SamplingRequest) -> tuple[int, int]:
+        """How many candidates to draw for each prompt, and how often to return each: greedy ones are all the same."""
         count = request.num_candidates or self.num_candidates
         return (1, count) if self.temperature == 0 else (count, 1)
 
 
 def candidate_of_ids(ids: list[int], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Candidate:
-    """A candidate of sampled ids, up to the first stop id, which stays in `token_ids` and leaves the text."""
+    """Makes a candidate of sampled ids, up to the first stop id, which stays in `token_ids` but not in the text."""
     stop = next((n for n, token in enumerate(ids) if token in stop_ids), None)
     kept = ids if stop is None else ids[: stop + 1]
     text = tokenizer.decode(

@@ -1,4 +1,4 @@
-"""Drawing the next token, without sorting the vocabulary and without a random generator's state."""
+"""Draws the next token, without sorting the vocabulary and without a random generator's state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from transformers import LogitsProcessor
 
 _BLOCK = 256
 """Tokens whose probabilities are added up before one of them is looked for."""
-_GOLDEN, _FIRST, _SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+_GOLDEN = -0x61C8864680B583EB
+_FIRST = -0x40A7B892E31B1A47
+_SECOND = -0x6B2FB644ECCEEE15
 """SplitMix64's constants (Steele, Lea, Flood 2014), as signed numbers."""
 
 
@@ -16,11 +18,12 @@ class Draw(LogitsProcessor):
     """Draws each row's next token.
 
     The distribution is that of `generate` with `do_sample` (temperature, then top-k, then top-p), except that tokens
-    as likely as the last one of a nucleus are all in it. There a nucleus sorts the whole vocabulary. Here a token is
-    drawn from all, and drawn again, from the more likely ones, if it turns out to be outside of the nucleus.
+    as likely as the last one of a nucleus are all in it. `generate` sorts the whole vocabulary to find the nucleus.
+    Here a token is drawn from the whole vocabulary; if it lies outside the nucleus, it is drawn again from the tokens
+    more likely than itself.
 
-    Randomness is counted: what a row draws depends on its key and the number of tokens it has, not on the rows beside
-    it or on what was drawn before.
+    The random numbers are counter-based: a row's token depends on its key and on the number of tokens that it has,
+    not on the rows beside it or on earlier draws.
 
     Args:
         temperature: divides the logits; 0 takes the most likely token.
@@ -42,15 +45,15 @@ class Draw(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """[B, V] scores in, [B, V] out: 0 at the drawn token, minus infinity elsewhere, for a greedy `generate`."""
         keys = torch.arange(len(scores), device=scores.device) if self._keys is None else self._keys
-        drawn = self.tokens(scores, keys, torch.full_like(keys, input_ids.shape[1] - self._start))
-        return torch.full_like(scores, -torch.inf).scatter_(-1, drawn[:, None], 0.0)
+        tokens = self.tokens(scores, keys, torch.full_like(keys, input_ids.shape[1] - self._start))
+        return torch.full_like(scores, -torch.inf).scatter_(-1, tokens[:, None], 0.0)
 
     def tokens(self, scores: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
-        """The drawn tokens, [B] int64.
+        """Draws a token for each row, [B] int64.
 
         Args:
-            scores: [B, V] logits; minus infinity where a token is forbidden. A row without a finite one, or with NaN,
-                draws a token that means nothing: see :func:`usable`.
+            scores: [B, V] logits; minus infinity forbids a token. A row without a finite logit, or with NaN, draws a
+                token that means nothing: see :func:`usable`.
             keys: [B] int64, each row's own.
             steps: [B] int64, how many tokens each row has drawn before.
         """
@@ -62,29 +65,33 @@ class Draw(LogitsProcessor):
             place = _pick(self._nucleus_of_sorted(kept.softmax(-1)), _mixed(keys, steps, 0))
             return tokens.gather(-1, place[:, None])[:, 0]
         probabilities = logits.softmax(-1)
-        drawn = _pick(probabilities, _mixed(keys, steps, 0))
-        return drawn if self.top_p == 1 else self._inside(probabilities, drawn, keys, steps)
+        token = _pick(probabilities, _mixed(keys, steps, 0))
+        return token if self.top_p == 1 else self._inside(probabilities, token, keys, steps)
 
     def _nucleus_of_sorted(self, probabilities: Tensor) -> Tensor:
         """Probabilities in falling order, with those behind the nucleus at 0; the most likely one is always kept."""
         before = probabilities.cumsum(-1) - probabilities
         return probabilities.masked_fill(before >= self.top_p, 0.0) if self.top_p < 1 else probabilities
 
-    def _inside(self, probabilities: Tensor, drawn: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
-        """Draws again where the drawn token is outside of the nucleus.
+    def _inside(self, probabilities: Tensor, tokens: Tensor, keys: Tensor, steps: Tensor) -> Tensor:
+        """Draws again for the rows whose token is outside of the nucleus.
 
-        A token is inside if those more likely hold less than `top_p`. One that is outside rules out all that are no
-        likelier than itself, and nothing of the nucleus, so what is drawn in the end has the nucleus's distribution.
+        A token is inside if the likelier ones hold less than `top_p`. If it is outside, so are all that are no
+        likelier; the next draw leaves those out and keeps the whole nucleus, so the token that is inside in the end
+        has the nucleus's distribution.
         """
         # A token above 1 - top_p leaves less than top_p to all others: most rows are done here.
-        open_rows = (probabilities.gather(-1, drawn[:, None])[:, 0] <= 1 - self.top_p).nonzero()[:, 0]
-        left, turn = probabilities[open_rows], 0
+        open_rows = (probabilities.gather(-1, tokens[:, None])[:, 0] <= 1 - self.top_p).nonzero()[:, 0]
+        remaining = probabilities[open_rows]
+        turn = 0
         while len(open_rows):
-            likelier = left * (left > left.gather(-1, drawn[open_rows, None]))
+            likelier = remaining * (remaining > remaining.gather(-1, tokens[open_rows, None]))
             outside = likelier.sum(-1) >= self.top_p
-            open_rows, left, turn = open_rows[outside], likelier[outside], turn + 1
-            drawn[open_rows] = _pick(left, _mixed(keys[open_rows], steps[open_rows], turn))
-        return drawn
+            open_rows = open_rows[outside]
+            remaining = likelier[outside]
+            turn = turn + 1
+            tokens[open_rows] = _pick(remaining, _mixed(keys[open_rows], steps[open_rows], turn))
+        return tokens
 
 
 def usable(scores: Tensor) -> Tensor:
@@ -105,15 +112,15 @@ def _mix(numbers: Tensor) -> Tensor:
 
 
 def _shifted(numbers: Tensor, bits: int) -> Tensor:
-    """To the right, with zeros from the left."""
+    """Shifts to the right and fills in zeros from the left."""
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _pick(weights: Tensor, bits: Tensor) -> Tensor:
-    """One column for each row, with a chance proportional to its weight; [B] int64.
+    """Picks a column for each row, with a chance proportional to its weight; [B] int64.
 
     A block of columns is drawn first and a column of it second, each with 32 of the random bits: one pass over the
-    weights, where a running sum over all of them would take several.
+    weights, while a running sum over all of them would take several.
 
     Args:
         weights: [B, N], not negative.
@@ -130,7 +137,10 @@ def _pick(weights: Tensor, bits: Tensor) -> Tensor:
 
 
 def _of_running_sum(weights: Tensor, bits: Tensor) -> Tensor:
-    """The place where the running sum of [B, n] weights passes `bits` / 2^32 of the total: never one of weight 0."""
+    """The first column at which the running sum of [B, n] weights passes `bits` / 2^32 of the total.
+
+    Its weight is never 0.
+    """
     running = weights.cumsum(-1, dtype=torch.float64)
     target = (bits[:, None].double() / 2**32) * running[:, -1:]
     return torch.searchsorted(running, target, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""What samplers share whose answers come from an inference engine instead of the policy's own module."""
+"""Shared by the samplers that draw from an inference engine instead of the policy's own module."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _SEEDS = 2**31  # engines take 32 or 64 bits, and add small numbers to them
 class EngineSampler(TokenSampler):
     """The distribution to draw from, in the terms of vLLM. See :class:`TokenSampler` for the arguments."""
 
-    def settings(self, drawn: int, stop_ids: Sequence[int], seed: int) -> dict[str, Any]:
+    def settings(self, num_draws: int, stop_ids: Sequence[int], seed: int) -> dict[str, Any]:
         """vLLM's sampling parameters for one prompt; none is left to a server's or a model's own defaults.
 
         Args:
-            drawn: candidates of the prompt.
+            num_draws: candidates of the prompt.
             stop_ids: a candidate ends at the first of these ids, and at no other.
-            seed: the prompt's.
+            seed: the prompt's seed.
         """
         return {
-            "n": drawn,
+            "n": num_draws,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
@@ -62,10 +62,11 @@ def adapter_digest(policy: nn.Module) -> str:
 
 
 def save_adapter(policy: nn.Module, folder: Path) -> None:
-    """Saves the policy's active adapter as peft does, without anything of its base."""
-    name, model = _active_adapter(policy), policy
+    """Saves the policy's active adapter as peft does, without any weights of its base."""
+    name = _active_adapter(policy)
+    model = policy
     model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)  # type: ignore[operator]
-    if name != "default":  # peft puts any other into a folder of its name
+    if name != "default":  # peft puts any other adapter into a subfolder of its name
         for path in (folder / name).iterdir():
             path.rename(folder / path.name)
         (folder / name).rmdir()

@@ -15,7 +15,14 @@ from lit_align.console import note
 from lit_align.policy.modes import in_eval_mode
 from lit_align.records import Candidate
 from lit_align.sampling.base import SamplingRequest, TokenSampler, candidate_of_ids
-from lit_align.sampling.decode import Ask, Limits, can_share, sample_plain, sample_shared
+from lit_align.sampling.decode import (
+    CandidateRequest,
+    FinishedCandidates,
+    Limits,
+    can_share,
+    sample_plain,
+    sample_shared,
+)
 from lit_align.sampling.draw import Draw
 from lit_align.seeding import derive_seed
 
@@ -23,8 +30,7 @@ from lit_align.seeding import derive_seed
 class TransformersSampler(TokenSampler):
     """Samples with a KV cache from the policy as it is, adapters unmerged.
 
-    The model's own `generation_config` is left out of it: what is drawn depends on the arguments
-    here and on nothing that a checkpoint brought along.
+    The model's own `generation_config` has no effect: only the arguments here decide how tokens are drawn.
 
     A prompt is computed once for all of its candidates, a finished candidate leaves the batch, and others take the
     free places. Models that keep more than keys and values (Mamba, RWKV, chunked attention) are sampled batch by batch
@@ -37,7 +43,7 @@ class TransformersSampler(TokenSampler):
         top_k: keep this many most likely tokens; 0 keeps all.
         min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
         max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
-        batch_size: candidates sampled at once. What is drawn depends on it through rounding alone.
+        batch_size: candidates sampled at once. The candidates depend on it only through rounding.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -61,7 +67,7 @@ class TransformersSampler(TokenSampler):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
-        self._fits = batch_size  # less once the memory has run out
+        self._max_rows = batch_size  # less once the memory has run out
 
     def sample(self, request: SamplingRequest) -> list[tuple[Candidate, ...]]:
         """See :meth:`Sampler.sample`.
@@ -70,61 +76,68 @@ class TransformersSampler(TokenSampler):
             FloatingPointError: the policy's logits are NaN or infinite.
             torch.OutOfMemoryError: a single candidate does not fit.
         """
-        drawn, copies = self.drawn_and_copies(request)
-        asks = _asks(request, drawn)
-        draw, stop_ids = Draw(self.temperature, self.top_k, self.top_p), tuple(request.stop_ids)
+        num_draws, copies = self.count_draws_and_copies(request)
+        requests = _requests_by_length(request, num_draws)
+        draw = Draw(self.temperature, self.top_k, self.top_p)
+        stop_ids = tuple(request.stop_ids)
         limits = Limits(draw, stop_ids, request.pad_id, self.min_new_tokens, self.max_new_tokens)
         candidates: dict[tuple[int, int], Candidate] = {}
         with undisturbed(request.model) as generator:
-            for ask, ids in self._sampled(generator, asks, limits):
-                candidates[ask.place] = candidate_of_ids(ids, stop_ids, request.tokenizer)
+            for candidate, ids in self._sample_until_done(generator, requests, limits):
+                candidates[candidate.place] = candidate_of_ids(ids, stop_ids, request.tokenizer)
                 request.report(copies)
-        return [tuple(candidates[i, j] for j in range(drawn)) * copies for i in range(len(request.prompt_ids))]
+        return [tuple(candidates[i, j] for j in range(num_draws)) * copies for i in range(len(request.prompt_ids))]
 
-    def _sampled(self, generator: Any, asks: Sequence[Ask], limits: Limits) -> Iterator[tuple[Ask, list[int]]]:
-        """The candidates as they are finished; those that were under way when the memory ran out are drawn again."""
-        way = sample_shared if can_share(generator) else sample_plain
-        left = {ask.place: ask for ask in asks}
+    def _sample_until_done(
+        self, generator: Any, requests: Sequence[CandidateRequest], limits: Limits
+    ) -> FinishedCandidates:
+        """Yields candidates as they are finished. Those under way when the memory runs out are drawn again."""
+        sample = sample_shared if can_share(generator) else sample_plain
+        waiting = {request.place: request for request in requests}
         while True:
-            size = max(1, min(self._fits, len(left)))
+            size = max(1, min(self._max_rows, len(waiting)))
             try:
-                for ask, ids in way(generator, list(left.values()), size, limits):
-                    del left[ask.place]
-                    yield ask, ids
+                for request, ids in sample(generator, list(waiting.values()), size, limits):
+                    del waiting[request.place]
+                    yield request, ids
                 return
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise
-                self._fits = size // 2
+                self._max_rows = size // 2
                 note(
-                    f"out of memory while sampling {size} candidates at once: {self._fits} at once from here on, with "
-                    f"the same candidates. A data.sampler.batch_size of {self._fits} starts with that"
+                    f"out of memory while sampling {size} candidates at once: {self._max_rows} at once from here on, "
+                    f"with the same candidates. A data.sampler.batch_size of {self._max_rows} starts with that"
                 )
-            gc.collect()  # only here, where the error no longer holds what was computed
+            gc.collect()  # only here: inside `except` the error still holds the computed tensors
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
 
-def _asks(request: SamplingRequest, drawn: int) -> list[Ask]:
-    """The candidates to draw, longest prompts first: little padding, and memory runs out at once or never."""
-    prompts = request.prompt_ids
+def _requests_by_length(sampling: SamplingRequest, num_draws: int) -> list[CandidateRequest]:
+    """The candidates to draw, longest prompts first: there is little padding, and memory runs out at once or never."""
+    prompts = sampling.prompt_ids
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    return [Ask(i, j, prompts[i], derive_seed(request.seeds[i], "draw", j)) for i in order for j in range(drawn)]
+    requests = []
+    for i in order:
+        for j in range(num_draws):
+            requests.append(CandidateRequest(i, j, prompts[i], derive_seed(sampling.seeds[i], "draw", j)))
+    return requests
 
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[Any]:
-    """The model to call `generate` on, in eval mode and with a blank `generation_config`; all restored.
+    """Gives the model to call `generate` on, in eval mode and with a blank `generation_config`; restores both.
 
     The base model of a PEFT model has the adapter's layers in it, so it is the adapted policy.
-    Eval mode also keeps the KV cache on where gradient checkpointing would switch it off.
+    Eval mode also keeps the KV cache on when gradient checkpointing would switch it off.
     """
     policy: Any = model
     generator = policy.get_base_model() if hasattr(model, "get_base_model") else policy
     own = generator.generation_config
     generator.generation_config = GenerationConfig()
     head = generator.get_output_embeddings()
-    hook = head.register_forward_pre_hook(_in_one_piece) if head is not None else None
+    hook = head.register_forward_pre_hook(_make_contiguous) if head is not None else None
     try:
         with in_eval_mode(model), torch.no_grad():  # not inference_mode: its tensors fail in a later backward
             yield generator
@@ -134,7 +147,10 @@ def undisturbed(model: nn.Module) -> Iterator[Any]:
             hook.remove()
 
 
-def _in_one_piece(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """After the prompt the head gets every row's last position, a view with gaps, for which torch's matrix product
-    on a CPU would copy the head's weights once for each row."""
-    return tuple(one.contiguous() for one in inputs)
+def _make_contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies the head's inputs into memory without gaps.
+
+    After the prompt the head gets every row's last position, which is a view with gaps; for such a view torch's matrix
+    product on a CPU copies the head's weights once for each row.
+    """
+    return tuple(tensor.contiguous() for tensor in inputs)

@@ -1,4 +1,4 @@
-"""How the policy's current weights get into a server."""
+"""Publishers bring the policy's current weights to a server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _RETRIES = 1  # a server that cannot take an adapter says 500 as well
 
 
 class Publisher(ABC):
-    """Brings weights to a server. A subclass is a way to do so."""
+    """Brings the policy's current weights to a server. Each subclass does so in its own way."""
 
     @abstractmethod
     def publish(self, policy: nn.Module, server: Server) -> str:
@@ -40,15 +40,16 @@ class LoraPublisher(Publisher):
     stay the same. Each process (rank) has a name of its own.
 
     Args:
-        folder: where adapters are written; null makes a temporary folder. Its last adapter stays until the process
-            ends.
+        folder: the folder that adapters are written to; null makes a temporary one. The last adapter stays in it
+            until the process ends.
         server_folder: the same folder as the server sees it, such as a mount in its container; null: the same path.
     """
 
     def __init__(self, folder: str | None = None, server_folder: str | None = None) -> None:
         if server_folder is not None and folder is None:
             raise ValueError("server_folder names `folder` as the server sees it: set both")
-        self.folder, self.server_folder = folder, server_folder
+        self.folder = folder
+        self.server_folder = server_folder
         self._digest: str | None = None
         self._name: str | None = None
         self._own: str | None = None
@@ -73,14 +74,16 @@ class LoraPublisher(Publisher):
                 "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True, give --enable-lora and a --max-lora-rank of at least the "
                 f"policy's, and see to it that the server can read {seen} (`folder`, `server_folder`)"
             ) from error
-        self._digest, self._name = digest, name
+        self._digest = digest
+        self._name = name
         return name
 
     def _unload(self, server: Server) -> None:
-        """Drops the older adapter first: a server has few places, and forgets the oldest by itself."""
+        """Unloads the older adapter first: a server has few places, and drops the oldest by itself."""
         if self._name is None:
             return
-        name, self._name = self._name, None
+        name = self._name
+        self._name = None
         try:
             server.post("/unload_lora_adapter", {"lora_name": name}, 0, ignore_body=True)
         except (RequestRefused, RequestFailed) as error:

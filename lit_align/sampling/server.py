@@ -18,19 +18,19 @@ _REASONS = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
 
 class ServerSampler(EngineSampler):
-    """Samples from a server that holds the policy's base and is given its adapter before each call that needs it.
+    """Samples from a server that holds the policy's base and gets its adapter before a call if that has changed.
 
     Prompts go as token ids (vLLM's completions API), one request a prompt with `n` = K and a seed of its own. The
-    server is asked for the sampled ids; one that gives text alone is warned of, and its text is tokenised again.
+    server is asked for the sampled ids. If it gives only text, the text is tokenised again, with a warning.
 
-    The answers are the policy's only as far as the server computes what the policy computes: it must hold the same
-    base, and where the policy's base is quantised (QLoRA), the server's numbers differ by the rounding. The same seed
-    draws the same candidates only if the server keeps its promise on seeds.
+    The answers are the policy's own only if the server computes the same: it must hold the same base, and if the
+    policy's base is quantised (QLoRA), the server's numbers differ by the rounding. The same seed draws the same
+    candidates only if the server honours seeds.
 
     Args:
-        base_url: with the version, without the route: `http://localhost:8000/v1`.
+        base_url: the server's address with the version, without the route: `http://localhost:8000/v1`.
         api_key_env: name of the environment variable that holds the key; null sends none.
-        publisher: how the policy's current weights get there; by default its LoRA adapter, through a folder.
+        publisher: brings the policy's current weights there; by default its LoRA adapter, through a folder.
         num_candidates: candidates a prompt (K), at least 1.
         temperature: divides the logits; 0 is greedy, and all K candidates are then the same.
         top_p: keep the most likely tokens that hold this share of the probability, in (0, 1].
@@ -38,7 +38,7 @@ class ServerSampler(EngineSampler):
         min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
         max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
         concurrency: requests under way at once, in each process; the server batches them.
-        retries: how often a request is repeated that met a busy or broken server.
+        retries: how often a request is repeated if the server is busy or broken.
         connect_timeout: seconds for a connection.
         timeout: seconds for all candidates of one prompt, waiting in the server's queue included.
 
@@ -72,15 +72,16 @@ class ServerSampler(EngineSampler):
         Raises:
             ServerError: a prompt got no answer, or one that cannot be used.
         """
-        drawn, copies = self.drawn_and_copies(request)
-        stop_ids, tokenizer = request.stop_ids, request.tokenizer
+        num_draws, copies = self.count_draws_and_copies(request)
+        stop_ids = request.stop_ids
+        tokenizer = request.tokenizer
         name = self._publisher.publish(request.model, self._server)
         bodies = [
             {
                 "model": name,
                 "prompt": list(ids),
                 "return_token_ids": True,
-                **self.settings(drawn, stop_ids, seed),
+                **self.settings(num_draws, stop_ids, seed),
             }
             for ids, seed in zip(request.prompt_ids, request.seeds, strict=True)
         ]
@@ -89,16 +90,16 @@ class ServerSampler(EngineSampler):
             for place, outcome in answers:
                 if isinstance(outcome, ServerError):
                     raise outcome
-                choices = self._choices(outcome.payload, name, drawn)
-                candidates[place] = tuple(self._candidate(one, stop_ids, tokenizer) for one in choices) * copies
-                request.report(drawn * copies)
+                choices = self._choices(outcome.payload, name, num_draws)
+                candidates[place] = tuple(self._candidate(choice, stop_ids, tokenizer) for choice in choices) * copies
+                request.report(num_draws * copies)
         return candidates
 
-    def _choices(self, payload: Mapping[str, Any], name: str, drawn: int) -> list[Mapping[str, Any]]:
-        """The drawn texts in their order.
+    def _choices(self, payload: Mapping[str, Any], name: str, num_draws: int) -> list[Mapping[str, Any]]:
+        """The drawn texts in the order of their index.
 
         Raises:
-            ServerError: another model answered, or there are more or fewer than were asked for.
+            ServerError: another model answered, or there are more or fewer than `num_draws` texts.
         """
         url = self._server.base_url
         if payload.get("model", name) != name:
@@ -106,10 +107,10 @@ class ServerSampler(EngineSampler):
                 f"{url} answered from {payload['model']!r}, asked for {name!r}: its weights are not the policy's"
             )
         choices = payload.get("choices")
-        if not isinstance(choices, list) or len(choices) != drawn or not all(map(_well_formed, choices)):
+        if not isinstance(choices, list) or len(choices) != num_draws or not all(map(_is_well_formed, choices)):
             got = f"'choices': {choices}"[:300]
-            raise ServerError(f"{url} was asked for {drawn} texts of a prompt (`n`) and answered {got}")
-        return sorted(choices, key=lambda one: one["index"])
+            raise ServerError(f"{url} was asked for {num_draws} texts of a prompt (`n`) and answered {got}")
+        return sorted(choices, key=lambda choice: choice["index"])
 
     def _candidate(
         self, choice: Mapping[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
@@ -132,9 +133,10 @@ class ServerSampler(EngineSampler):
         return Candidate(choice["text"], finish_reason=reason)
 
 
-def _well_formed(choice: Any) -> bool:
+def _is_well_formed(choice: Any) -> bool:
     if not isinstance(choice, dict) or not isinstance(choice.get("index"), int):
         return False
     ids = choice.get("token_ids")
-    known = ids is None or (isinstance(ids, list) and all(isinstance(one, int) for one in ids))
-    return known and isinstance(choice.get("text"), str)
+    if ids is not None and not (isinstance(ids, list) and all(isinstance(token, int) for token in ids)):
+        return False
+    return isinstance(choice.get("text"), str)

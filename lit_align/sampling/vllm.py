@@ -18,10 +18,10 @@ from lit_align.sampling.engine import EngineSampler, adapter_digest, save_adapte
 class VLLMSampler(EngineSampler):
     """Samples with vLLM on the GPU of the run, for one process. Needs `pip install lit-align[vllm]`.
 
-    The engine holds a second copy of the base, and is given the policy's LoRA adapter whenever it has changed.
-    Between calls it sleeps: its weights move to the host's memory and its cache is dropped, so training has the GPU.
+    The engine holds a second copy of the base and gets the policy's LoRA adapter whenever that has changed. Between
+    calls it sleeps: its weights move to the host's memory and its cache is dropped, so training has the GPU.
 
-    It has been tested against a stand-in for vLLM that records what it is asked, not on a GPU.
+    It has been tested against a stand-in for vLLM that records the calls, not on a GPU.
 
     Args:
         model: hub id or folder of the policy's base; null takes what the policy's adapter names as its base.
@@ -66,11 +66,12 @@ class VLLMSampler(EngineSampler):
             ValueError: the policy has no adapter.
         """
         vllm = _vllm()
-        drawn, copies = self.drawn_and_copies(request)
-        stop_ids, tokenizer = request.stop_ids, request.tokenizer
+        num_draws, copies = self.count_draws_and_copies(request)
+        stop_ids = request.stop_ids
+        tokenizer = request.tokenizer
         digest = adapter_digest(request.model)
         prompts = [{"prompt_token_ids": list(ids)} for ids in request.prompt_ids]
-        parameters = [vllm.SamplingParams(**self.settings(drawn, stop_ids, seed)) for seed in request.seeds]
+        parameters = [vllm.SamplingParams(**self.settings(num_draws, stop_ids, seed)) for seed in request.seeds]
         with isolate_rng():  # an engine inside this process seeds torch
             self._wake(vllm, request.model)
             try:
@@ -78,7 +79,7 @@ class VLLMSampler(EngineSampler):
                 outputs = self._llm.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
             finally:
                 self._llm.sleep(level=1)
-        request.report(drawn * copies * len(prompts))
+        request.report(num_draws * copies * len(prompts))
         return [
             tuple(candidate_of_ids(list(answer.token_ids), stop_ids, tokenizer) for answer in output.outputs) * copies
             for output in outputs
@@ -94,10 +95,11 @@ class VLLMSampler(EngineSampler):
         self._llm = vllm.LLM(model=base, enable_sleep_mode=True, **arguments)
 
     def _publish(self, policy: nn.Module, digest: str) -> None:
-        """Gives the engine the adapter as it is now, under an id that it has not seen, and drops the older one."""
+        """Gives the engine the current adapter under a new id, and drops the older one."""
         if digest == self._digest:
             return
-        older, number = self._folder, 1
+        older = self._folder
+        number = 1
         if self._adapter is not None:
             number = self._adapter.lora_int_id + 1
             self._llm.llm_engine.remove_lora(self._adapter.lora_int_id)
@@ -111,7 +113,7 @@ class VLLMSampler(EngineSampler):
 
 
 def _room_for(rank: int) -> int:
-    """The least of vLLM's rank limits that holds `rank`."""
+    """The smallest of vLLM's rank limits that is at least `rank`."""
     return next((limit for limit in (8, 16, 32, 64, 128, 256, 320, 512) if rank <= limit), rank)
 
 

@@ -34,7 +34,8 @@ def over_float32(
         parameters: those that are trained.
         whole: of some of them, the values to begin with where those are known beyond half precision.
     """
-    parameters, whole = list(parameters), whole or {}
+    parameters = list(parameters)
+    whole = whole or {}
     copies: Copies = {
         parameter: nn.Parameter(whole.get(parameter, parameter.detach()).to(parameter.device, torch.float32, copy=True))
         for parameter in parameters
@@ -56,7 +57,8 @@ def take_gradients(optimizer: Optimizer) -> None:
     """Moves the gradients of parameters in half precision to their copies, where they add up in float32."""
     for parameter, copy in copies_of(optimizer).items():
         if parameter.grad is not None:
-            gradient, parameter.grad = parameter.grad.float(), None
+            gradient = parameter.grad.float()
+            parameter.grad = None
             copy.grad = gradient if copy.grad is None else copy.grad.add_(gradient)
 
 

@@ -47,7 +47,8 @@ class StepFirst:
         """Listens. Does nothing outside of the main thread, or where another handler than Python's own is set."""
         own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if own and threading.current_thread() is threading.main_thread():
-            self._trainer, self._asked = trainer, False
+            self._trainer = trainer
+            self._asked = False
             self._before = signal.signal(signal.SIGINT, self._on_signal)
 
     def stop(self) -> None:

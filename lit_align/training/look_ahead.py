@@ -29,7 +29,8 @@ class LookAhead:
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule) -> None:
-        self._trainer, self._module = trainer, cast(Any, module)
+        self._trainer = trainer
+        self._module = cast(Any, module)
         self._data = cast(Any, trainer).datamodule
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._weights = self._copied()
@@ -84,7 +85,8 @@ class LookAhead:
         return optimizer
 
     def _step(self, optimizer: Optimizer) -> None:
-        trainer, accumulate = self._trainer, self._trainer.accumulate_grad_batches
+        trainer = self._trainer
+        accumulate = self._trainer.accumulate_grad_batches
         optimizer.zero_grad()
         for _ in range(accumulate):
             batch = trainer.strategy.batch_to_device(self._data.next_batch())

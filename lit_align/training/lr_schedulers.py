@@ -75,8 +75,10 @@ class WarmupSchedule(LambdaLR):
                 f"expected num_warmup_steps of at least 0 and warmup_ratio in [0, 1), got {num_warmup_steps} and "
                 f"{warmup_ratio}"
             )
-        self.name, self.options = name, dict(options or {})
-        self.num_warmup_steps, self.warmup_ratio = num_warmup_steps, warmup_ratio
+        self.name = name
+        self.options = dict(options or {})
+        self.num_warmup_steps = num_warmup_steps
+        self.warmup_ratio = warmup_ratio
         self.num_training_steps = num_training_steps
         super().__init__(optimizer, lambda step: 1.0)
         if num_training_steps is not None:

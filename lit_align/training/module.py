@@ -262,7 +262,8 @@ class AlignmentModule(PairModule):
 
 def _values(pairs: PairLogps, output: LossOutput) -> dict[str, Tensor]:
     """What is logged of a step, [B] by name."""
-    chosen, rejected = output.chosen_rewards, output.rejected_rewards
+    chosen = output.chosen_rewards
+    rejected = output.rejected_rewards
     return {
         "loss": output.losses,
         "rewards/accuracies": chosen > rejected,

@@ -155,7 +155,8 @@ def _in_words(
     if before.scheduler != now.scheduler:
         yield f"scheduler {before.scheduler or 'none'} -> {now.scheduler or 'none'}"
     elif before.schedule != now.schedule:
-        old, new = before.schedule or {}, now.schedule or {}
+        old = before.schedule or {}
+        new = now.schedule or {}
         for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
             yield f"{key} of {now.scheduler} {old.get(key)} -> {new.get(key)}"
 

@@ -154,7 +154,8 @@ class InParts:
     def _halve(self, batch: PairBatch, start: int, stop: int) -> None:
         if stop - start == 1:
             raise torch.OutOfMemoryError(_single_pair(_rows(batch, start, stop), self._spec))
-        width, half = _width(batch), (stop - start + 1) // 2
+        width = _width(batch)
+        half = (stop - start + 1) // 2
         self.tokens = width * half
         note(
             f"Out of memory: {stop - start} pairs of up to {width:,} tokens do not fit. They are repeated {half} at a "
@@ -212,7 +213,8 @@ def _attempt(work: Callable[[], _T]) -> _T | None:
 
 
 def _add_gradients(run: Run, batch: PairBatch, part: _Part, upstream: Sequence[Tensor], around: Context) -> bool:
-    logps, part.logps = part.logps, None
+    logps = part.logps
+    part.logps = None
     if logps is None:
         with _same_noise(batch, part.noise), around():
             logps = run(_rows(batch, part.start, part.stop))

@@ -42,7 +42,8 @@ class PairMeans:
         sums = torch.stack([*self._sums.values(), *self._counts.values()])
         totals, counts = add_up(sums).chunk(2)
         means = dict(zip(self._sums, (totals / counts).float().unbind(), strict=True))
-        self._sums, self._counts = {}, {}
+        self._sums = {}
+        self._counts = {}
         return means
 
 

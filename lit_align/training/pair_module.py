@@ -63,7 +63,8 @@ class PairModule(LightningModule):
         self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
-        self._of_step, self._of_held_out = PairMeans(), PairMeans()
+        self._of_step = PairMeans()
+        self._of_held_out = PairMeans()
         self.step_watch = StepWatch(on_nonfinite)
         self._log_hyperparams = True  # Lightning then gives `hparams_initial` to the loggers
         self._settings: OptimizerSettings | None = None

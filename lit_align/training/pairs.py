@@ -36,7 +36,8 @@ class ReferenceLogps:
     @classmethod
     def stored_in(cls, batch: PairBatch, with_tokens: bool) -> ReferenceLogps | None:
         """What was computed ahead and came with the batch; None where that is not enough."""
-        chosen, rejected = batch.reference_chosen_logps, batch.reference_rejected_logps
+        chosen = batch.reference_chosen_logps
+        rejected = batch.reference_rejected_logps
         tokens = batch.reference_chosen_token_logps, batch.reference_rejected_token_logps
         if chosen is None or rejected is None or (with_tokens and None in tokens):
             return None

@@ -71,7 +71,8 @@ class StepWatch:
         Raises:
             NonFiniteStep: where the step is not finite and is not to be left out, or no later one can be.
         """
-        micro_batches, self._micro_batches = self._micro_batches, []
+        micro_batches = self._micro_batches
+        self._micro_batches = []
         scaler = getattr(module.trainer.precision_plugin, "scaler", None)
         gradients = [] if scaler is not None else _gradients(optimizer)  # the scaler leaves out such steps by itself
         hopeless = scaler is not None and scaler.get_scale() < _SMALLEST_SCALE
@@ -121,7 +122,8 @@ def _all_finite(gradients: list[Tensor], micro_batches: list[_MicroBatch], train
 def _told(micro_batches: list[_MicroBatch], steps: int, spoilt: str | None, name_pair: NamePair) -> str:
     """What is not finite in the step after so many, and which pairs it comes from. All ranks must call it."""
     ranks = gather(_bad_pairs(micro_batches, name_pair))
-    names, pairs = [name for bad, _ in ranks for name in bad], sum(count for _, count in ranks)
+    names = [name for bad, _ in ranks for name in bad]
+    pairs = sum(count for _, count in ranks)
     if spoilt is not None:
         since = "from the start" if steps == 0 else "since an earlier step"
         what = f"the weight {spoilt!r} is NaN or infinite {since}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 
-_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+_TRIM_THRESHOLD = -1
+_MMAP_MAX = -4
 """The numbers of `M_TRIM_THRESHOLD` and `M_MMAP_MAX` in glibc's malloc.h."""
 _NEVER = 2**31 - 1
 

@@ -68,7 +68,8 @@ class _WholeRow:
         self._mask = mask[..., :length, :length]
 
     def attention(self, query: Tensor, key: Tensor, value: Tensor, rest: dict[str, Any]) -> Tensor:
-        length, width = self._length, query.shape[2]
+        length = self._length
+        width = query.shape[2]
         found = F.scaled_dot_product_attention(
             query[:, :, :length], key[:, :, :length], value[:, :, :length], attn_mask=self._mask, **rest
         )
@@ -82,7 +83,8 @@ class _LongRow:
         kinds, sizes = torch.unique_consecutive(segments, return_counts=True)
         self._sizes: list[int] = sizes.tolist()
         self._padded = int(kinds[-1]) == PADDING
-        prompt, ends = self._sizes[0], sizes.cumsum(0).tolist()
+        prompt = self._sizes[0]
+        ends = sizes.cumsum(0).tolist()
         self._masks = [
             torch.cat([mask[start:end, :prompt], mask[start:end, start:end]], 1)
             for start, end in zip(ends, ends[1:], strict=False)
