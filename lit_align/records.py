@@ -144,7 +144,6 @@ class PreferencePair:
         rejected: the other one.
         margin: the chosen score minus the rejected score; None where there are no scores.
         origin: off-policy (from data) or on-policy (sampled from the policy).
-        step_sampled: the optimizer step at which an on-policy pair was sampled.
         target: the text of SLiC-HF's regulariser target, for rows that carry one.
         row: the data row as it was read.
         where: file and row, for error messages.
@@ -155,7 +154,6 @@ class PreferencePair:
     rejected: Candidate
     margin: float | None = None
     origin: Origin = Origin.OFF_POLICY
-    step_sampled: int | None = None
     target: str | None = None
     row: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""

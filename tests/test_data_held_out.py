@@ -143,9 +143,6 @@ def test_a_measurements_candidates_become_the_next_round(files: tuple[str, str])
 
 def test_an_offer_of_few_candidates_is_filled_up(files: tuple[str, str]) -> None:
     """The sampler draws three, the measurement had two."""
-    data = made(files)
-    fresh = measured(data, num_candidates=2)
-    calls = list(data.sampler.calls)  # type: ignore[union-attr]
     kept: list[CandidateSet] = []
 
     class Keeping(LastDigit):
@@ -153,7 +150,9 @@ def test_an_offer_of_few_candidates_is_filled_up(files: tuple[str, str]) -> None
             kept.extend(sets)
             return super().score(sets)
 
-    data.judge = Keeping()
+    data = made(files, judge=Keeping())
+    fresh = measured(data, num_candidates=2)
+    calls = list(data.sampler.calls)  # type: ignore[union-attr]
     next(data.train_dataloader())
     assert data.sampler.calls == [*calls, len(fresh)]  # type: ignore[union-attr]
     assert [one.prompt for one in kept] == [one.prompt for one in fresh]

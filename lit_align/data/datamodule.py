@@ -18,9 +18,9 @@ from lit_align.data.encoder import Encoder, TooLong
 from lit_align.data.held_out import HeldOut, Labels
 from lit_align.data.loader import TrainFeed, collate, held_out_loader
 from lit_align.data.needs import refuse_to_overfit, require, require_known_tokens, require_pairs
-from lit_align.data.policy_rounds import PolicyRounds
 from lit_align.data.reference_feed import ReferenceFeed
 from lit_align.data.resume import goes_on_alike, parse_date
+from lit_align.data.rounds import Rounds, Stats
 from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
@@ -77,11 +77,6 @@ class AlignmentDataModule(LightningDataModule):
             the run began, which its checkpoints keep.
 
     Attributes:
-        counts: what was read, dropped, cut and kept; keys of held-out data begin with `val/`, those of
-            on-policy rounds with `on_policy/`.
-        round_stats: what the last on-policy round took, see :class:`~lit_align.data.rounds.Round`; and `reused`, how
-            many of its candidates a measurement had sampled.
-        new_rounds: the same of each round that was made for the micro-batch at hand.
         train_sets: the training prompts with their static candidates, one set for each prompt.
         held_out: the same of the held-out prompts.
         train_pairs: the tokenised static pairs.
@@ -139,11 +134,8 @@ class AlignmentDataModule(LightningDataModule):
         self.start = None if date is None else parse_date(date)
         self.boundary_fraction = boundary_fraction
         self.reference_cache = reference_cache
-        self.run = TrainerView(self)
-        self.reference_feed, self._rounds = ReferenceFeed(self), PolicyRounds(self)
-        self.counts: Counter[str] = Counter()
-        self.round_stats: dict[str, int | float] = {}
-        self.new_rounds: list[dict[str, int | float]] = []
+        self.run = TrainerView(self._get_trainer)
+        self._static_counts: Counter[str] = Counter()
         self.train_sets: list[CandidateSet] = []
         self.held_out: list[CandidateSet] = []
         self.train_pairs: list[TokenizedPair] = []
@@ -155,6 +147,9 @@ class AlignmentDataModule(LightningDataModule):
         self._prepared = False
         self._pending_state: dict[str, Any] | None = None
         self.set_on_policy_share(on_policy_share)
+
+    def _get_trainer(self) -> Any:
+        return self.trainer
 
     # Loading
 
@@ -209,7 +204,7 @@ class AlignmentDataModule(LightningDataModule):
         )  # fmt: skip
         boundary_fraction = self.boundary_fraction if self.sampler is not None else 0.0
         static = make_static(
-            *self.sources(), self.val_fraction, boundary_fraction, maker, self.counts, self.run.shows_bars
+            *self.sources(), self.val_fraction, boundary_fraction, maker, self._static_counts, self.run.shows_bars
         )
         self.train_pairs, self.train_sets = static.pairs, static.sets
         self.val_pairs, self.held_out, self.held_out_prompts = static.val_pairs, static.held_out, static.prompts
@@ -219,10 +214,18 @@ class AlignmentDataModule(LightningDataModule):
         if self.held_out_prompts.pool and self.run.rank == 0:
             note(str(self.held_out_prompts))
         self._off = self._static_source()
+        self._reference_feed = ReferenceFeed(
+            self.run, self.reference_cache, self._off, self.train_pairs, self.val_pairs, self.batch_size,
+            self.val_batch_size, self.encoder.pad_id, None if self.sampler is None else self.round_prompts,
+        )  # fmt: skip
+        self._rounds = Rounds(
+            self.train_sets, self.held_out_prompts, self.sampler, self.judge, self.selector, self.encoder,
+            self._reference_feed.add_to_round, self.run, self.seed,
+        )  # fmt: skip
         self._on = OnPolicySource(
-            len(self.train_sets), self.round_prompts, self.seed, self._rounds.fresh, self._rounds.offered
+            len(self.train_sets), self.round_prompts, self.seed, self._rounds.make_sampled, self._rounds.make_measured
         )
-        before_static = self.reference_feed.before_static
+        before_static = self._reference_feed.before_static
         self._dealer = Dealer(self._off, self._on, self.batch_size, self.seed, self.run, before_static)
         self._fingerprint = fingerprint(self._off.pairs, self.train_sets)
         self._prepared = True
@@ -232,7 +235,7 @@ class AlignmentDataModule(LightningDataModule):
     def make_dated_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """What tokenises this run's prompts and pairs: a template that writes today's date writes the run's."""
         kept = self.start is not None
-        self.start = self.start or self.run.start()
+        self.start = self.start or self.run.start(type(self).__qualname__)
         if writes_date(tokenizer) and not kept and self.run.rank == 0:
             note(
                 f"The chat template writes the date: {self.start:%Y-%m-%d} all through this run. Another run finds its "
@@ -246,7 +249,7 @@ class AlignmentDataModule(LightningDataModule):
         if batches is None:
             return OffPolicySource(self.train_pairs, self.seed)
         pairs = self.train_pairs[: batches * self.batch_size * self.run.world]
-        self.counts["outside_overfit_batches"] = len(self.train_pairs) - len(pairs)
+        self._static_counts["outside_overfit_batches"] = len(self.train_pairs) - len(pairs)
         return OffPolicySource(pairs, self.seed, shuffled=False)
 
     def sources(self) -> tuple[Source, Source | None]:
@@ -292,10 +295,10 @@ class AlignmentDataModule(LightningDataModule):
     predict_dataloader = test_dataloader
 
     def _collate(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        return collate(pairs, self.encoder.pad_id, [self.reference_feed.of(pair) for pair in pairs])
+        return collate(pairs, self.encoder.pad_id, [self._reference_feed.logps_of(pair) for pair in pairs])
 
     def _collate_held_out(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        self.reference_feed.before_held_out()
+        self._reference_feed.before_held_out()
         return self._collate(pairs)
 
     def fill_reference(self) -> dict[str, Any]:
@@ -305,7 +308,24 @@ class AlignmentDataModule(LightningDataModule):
             `pairs`, `found`, `computed`, `seconds` and `folder`; nothing where the loss has no reference, or its
             log-probs are not kept.
         """
-        return self.reference_feed.fill_all()
+        return self._reference_feed.fill_all()
+
+    # Numbers
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What was read, dropped, cut and kept; keys of held-out data begin with `val/`, of rounds `on_policy/`."""
+        return Counter({**self._static_counts, **(self._rounds.counts if self._prepared else {})})
+
+    @property
+    def round_stats(self) -> Stats:
+        """The numbers of the last on-policy round, see :class:`~lit_align.data.rounds.Rounds`."""
+        return self._rounds.stats if self._prepared else {}
+
+    @property
+    def new_rounds(self) -> list[Stats]:
+        """The numbers of each round that was made for the micro-batch at hand."""
+        return self._rounds.new if self._prepared else []
 
     # Which pair comes next
 
@@ -332,10 +352,6 @@ class AlignmentDataModule(LightningDataModule):
         else:
             self.held_out_prompts.withdraw()
         self._share = float(share)
-
-    def upcoming(self, count: int) -> Sequence[TokenizedPair]:
-        """The next `count` static pairs of all ranks, or all pairs where that is fewer."""
-        return self._off.upcoming(count)
 
     @property
     def measured_on(self) -> Sequence[CandidateSet]:
@@ -380,7 +396,7 @@ class AlignmentDataModule(LightningDataModule):
 
     def request_round(self) -> None:
         """The next on-policy pair comes from a fresh round; what is left of the current one is dropped."""
-        self._on.fresh = True
+        self._on.request_round()
 
     def next_batch(self) -> PairBatch:
         """The next micro-batch of this rank. Makes an on-policy round where one is due.
@@ -390,7 +406,7 @@ class AlignmentDataModule(LightningDataModule):
         """
         if self._share < 1:
             require_pairs(self.train_pairs, self.train, self.counts)
-        self.new_rounds = []
+        self._rounds.begin_micro_batch()
         return self._collate(self._dealer.deal(self._share))
 
     def sample(
@@ -423,8 +439,7 @@ class AlignmentDataModule(LightningDataModule):
             "on_policy_share": self._share,
             "dealt": self._dealer.state_dict(),
             "held_out": self.held_out_prompts.state_dict(),
-            "round_stats": dict(self.round_stats),
-            "counts": {key: count for key, count in self.counts.items() if key.startswith("on_policy/")},
+            **self._rounds.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -436,13 +451,24 @@ class AlignmentDataModule(LightningDataModule):
         if not self._prepared:
             self._pending_state = state_dict
             return
-        alike = goes_on_alike(state_dict, self._fingerprint, self._settings())
-        self.set_on_policy_share(state_dict["on_policy_share"])
-        self._dealer.load_state_dict(state_dict["dealt"], amid_step=alike)
-        self.held_out_prompts.load_state_dict(state_dict["held_out"])
-        self.round_stats = dict(state_dict["round_stats"])
-        self.counts |= Counter(state_dict["counts"])
+        self.go_back(state_dict)
         self.restored = True
+
+    def snapshot(self) -> dict[str, Any]:
+        """Where the data stand amid this run: the state, and the rounds of the micro-batch at hand."""
+        return {**self.state_dict(), "new_rounds": list(self.new_rounds)}
+
+    def go_back(self, snapshot: dict[str, Any]) -> None:
+        """Goes on where :meth:`snapshot` or :meth:`state_dict` was taken.
+
+        Raises:
+            ValueError: if it was taken with other training pairs.
+        """
+        alike = goes_on_alike(snapshot, self._fingerprint, self._settings())
+        self.set_on_policy_share(snapshot["on_policy_share"])
+        self._dealer.load_state_dict(snapshot["dealt"], amid_step=alike)
+        self.held_out_prompts.load_state_dict(snapshot["held_out"])
+        self._rounds.load_state_dict(snapshot)
 
     def _settings(self) -> dict[str, int]:
         return {"seed": self.seed, "batch_size": self.batch_size, "world_size": self.run.world}

@@ -1,4 +1,4 @@
-"""One on-policy round: prompts, samples, verdicts, pairs."""
+"""On-policy rounds: prompts to samples to verdicts to pairs, and the numbers of each round."""
 
 from __future__ import annotations
 
@@ -11,24 +11,30 @@ from typing import Any
 
 from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
-from lit_align.data.judging import encode_pairs
+from lit_align.data.held_out import HeldOut
+from lit_align.data.judging import encode_pairs, judge_sets
+from lit_align.data.needs import require
 from lit_align.data.selection import PairSelector
+from lit_align.data.trainer_view import TrainerView
+from lit_align.judges import Judge
 from lit_align.ranks import gather, own_share
-from lit_align.records import CandidateSet, Origin, PreferencePair
+from lit_align.records import CandidateSet, Origin
+from lit_align.sampling import Sampler, SamplingRequest
 from lit_align.seeding import derive_seed
 
-Sample = Callable[..., list[CandidateSet]]
-JudgeSets = Callable[[Sequence[CandidateSet]], list[CandidateSet]]
+Stats = dict[str, int | float]
 AddReference = Callable[[Sequence[TokenizedPair]], list[TokenizedPair]]
+Sample = Callable[..., list[CandidateSet]]
 COUNTED = (
     "prompts", "candidates", "pairs", "ties", "duplicates", "abstentions", "single_candidate", "below_margin",
     "too_similar", "prompt_too_long", "prompt_cut", "completion_too_long", "equal_completions",
 )  # fmt: skip
+_TIMED = ("sample_seconds", "judge_seconds", "reference_seconds")
 
 
 @dataclass(frozen=True)
 class Round:
-    """The pairs of a round and what it took.
+    """The pairs of a round and its numbers.
 
     Args:
         pairs: the same on every rank, in the order of their prompts.
@@ -39,65 +45,193 @@ class Round:
     """
 
     pairs: list[TokenizedPair]
-    stats: dict[str, int | float]
+    stats: Stats
     paired: list[int]
 
 
-@dataclass(frozen=True)
-class RoundMaker:
-    """Makes rounds.
+class Rounds:
+    """Samples the policy, makes on-policy rounds of the samples, and keeps their numbers.
 
     Args:
-        sample: sets and the purpose of the draw -> the sets with candidates of the policy.
-        judge: sets -> scored sets.
-        selector: makes pairs.
-        encoder: tokenises them.
-        add_reference: pairs -> the pairs with their reference log-probs, where the loss has a reference.
+        train_sets: the training prompts.
+        held_out: holds the candidates of a measurement that become a round.
+        sampler: draws candidates from the policy.
+        judge: scores them.
+        selector: makes pairs of them.
+        encoder: tokenises prompts and pairs.
+        add_reference: pairs -> the pairs with their reference log-probs, if the loss has a reference.
+        run: the Trainer as it is; its module has the policy.
         seed: the run's seed.
+
+    Attributes:
+        stats: of the last round, see :class:`Round`; and `reused`, how many of its candidates a measurement had
+            sampled.
+        new: the same of each round that was made for the micro-batch at hand.
+        counts: the sums over all rounds, under keys that begin with `on_policy/`.
     """
 
-    sample: Sample
-    judge: JudgeSets
-    selector: PairSelector
-    encoder: Encoder
-    add_reference: AddReference
-    seed: int
+    def __init__(
+        self,
+        train_sets: Sequence[CandidateSet],
+        held_out: HeldOut,
+        sampler: Sampler | None,
+        judge: Judge | None,
+        selector: PairSelector,
+        encoder: Encoder,
+        add_reference: AddReference,
+        run: TrainerView,
+        seed: int,
+    ) -> None:
+        self._train_sets = train_sets
+        self._held_out = held_out
+        self._sampler = sampler
+        self._judge = judge
+        self._selector = selector
+        self._encoder = encoder
+        self._add_reference = add_reference
+        self._run = run
+        self._seed = seed
+        self.stats: Stats = {}
+        self.new: list[Stats] = []
+        self.counts: Counter[str] = Counter()
 
-    def make(self, sets: Sequence[CandidateSet], index: int, step: int) -> Round:
+    def begin_micro_batch(self) -> None:
+        """The rounds made from here on are those of the next micro-batch."""
+        self.new = []
+
+    def sample(
+        self,
+        sets: Sequence[CandidateSet],
+        *purpose: str | int,
+        num_candidates: int | None = None,
+        desc: str = "sampling",
+    ) -> list[CandidateSet]:
+        """See :meth:`AlignmentDataModule.sample`."""
+        require("sampling", sampler=self._sampler)
+        assert self._sampler is not None
+        if not sets:
+            return []
+        if self._run.module is None:
+            raise RuntimeError(
+                "sampling takes the policy from the Trainer's module: attach this data module to a Trainer"
+            )
+        encoder = self._encoder
+        prompt_ids = [encoder.encode_prompt(candidates.prompt) for candidates in sets]
+        answers = len(sets) * (num_candidates or self._sampler.num_candidates)
+        with self._run.bar(answers, desc, " answers") as bar:
+            request = SamplingRequest(
+                model=self._run.module.policy,
+                tokenizer=encoder.tokenizer,
+                prompt_ids=prompt_ids,
+                # By what the policy reads: not by place or rank, so that any number of processes samples alike.
+                seeds=[derive_seed(self._seed, "sample", *purpose, "prompt", *ids) for ids in prompt_ids],
+                stop_ids=encoder.stop_ids,
+                pad_id=encoder.pad_id,
+                num_candidates=num_candidates,
+                progress=bar.update,
+            )
+            sampled = self._sampler.sample(request)
+        return [
+            replace(candidates, candidates=tuple(map(encoder.as_in_data, answers_to_it)))
+            for candidates, answers_to_it in zip(sets, sampled, strict=True)
+        ]
+
+    def make_sampled(self, indices: Sequence[int], index: int) -> Round:
+        """A round of new samples for some of the training prompts.
+
+        Args:
+            indices: of the prompts.
+            index: the number of the round.
+        """
+        sets = [self._train_sets[i] for i in indices]
+        return self._keep_numbers(self._make(sets, index, self._run.step, self.sample))
+
+    def make_measured(self, index: int) -> Round | None:
+        """A round of what a measurement sampled, filled up to the sampler's number; None if there is nothing.
+
+        Args:
+            index: the number of the round.
+        """
+        sets = self._held_out.on_offer
+        if not sets:
+            return None
+        made = self._make(sets, index, self._held_out.offered_at, self._fill_up)
+        self._held_out.withdraw()  # not before: a judge may fail
+        self._held_out.spend([sets[position] for position in made.paired])
+        return self._keep_numbers(made, reused=sum(len(candidates.candidates) for candidates in sets))
+
+    def _fill_up(self, sets: Sequence[CandidateSet], *purpose: str | int) -> list[CandidateSet]:
+        """Sets with as many candidates as those of a sampled round: pairs of few candidates teach less."""
+        assert self._sampler is not None
+        number = self._sampler.num_candidates
+        lacking = number - min((len(candidates.candidates) for candidates in sets), default=number)
+        if lacking <= 0:
+            return list(sets)
+        more = self.sample(sets, *purpose, num_candidates=lacking)
+        return [
+            replace(candidates, candidates=candidates.candidates + added.candidates)
+            for candidates, added in zip(sets, more, strict=True)
+        ]
+
+    def _make(self, sets: Sequence[CandidateSet], index: int, step: int, sample: Sample) -> Round:
         """Samples, judges and pairs the prompts of `sets`, shared among the ranks.
 
         Args:
             sets: the prompts, each on one rank.
             index: the number of the round, for its seeds.
             step: the optimizer step at which the candidates are sampled.
+            sample: sets and the purpose of the draw -> the sets with candidates of the policy.
         """
+        require("an on-policy round", sampler=self._sampler, judge=self._judge)
         started = time.perf_counter()
-        sampled = self.sample(own_share(sets), "round", index)
-        between = time.perf_counter()
-        scored = self.judge(sampled)
-        seconds = {"sample_seconds": between - started, "judge_seconds": time.perf_counter() - between}
+        sampled = sample(own_share(sets), "round", index)
+        sampled_at = time.perf_counter()
+        scored = self._score(sampled)
+        judged_at = time.perf_counter()
         counts: Counter[str] = Counter(prompts=len(scored))
-        placed = [
-            (place, pair)
-            for place, judged in zip(own_share(range(len(sets))), scored, strict=True)
-            for pair in self._pairs(judged, derive_seed(self.seed, "round", index, place), step, counts)
-        ]
-        scores = [c.score for one in scored for c in one.candidates if c.score is not None and math.isfinite(c.score)]
-        counts["candidates"] += sum(len(one.candidates) for one in scored)
-        counts["pairs"] += len(placed)
-        between = time.perf_counter()
-        pairs = self.add_reference([pair for _, pair in placed])
-        seconds["reference_seconds"] = time.perf_counter() - between
-        share = _Share([place for place, _ in placed], pairs, counts, seconds, scores)
-        return _together(gather(share), index, step)
+        places: list[int] = []
+        pairs: list[TokenizedPair] = []
+        for place, candidates in zip(own_share(range(len(sets))), scored, strict=True):
+            made = self._pair(candidates, derive_seed(self._seed, "round", index, place), counts)
+            places += [place] * len(made)
+            pairs += made
+        paired_at = time.perf_counter()
+        pairs = self._add_reference(pairs)
+        seconds = dict(
+            zip(_TIMED, (sampled_at - started, judged_at - sampled_at, time.perf_counter() - paired_at), strict=True)
+        )
+        answers = [candidate for candidates in scored for candidate in candidates.candidates]
+        counts["candidates"] += len(answers)
+        counts["pairs"] += len(pairs)
+        scores = [answer.score for answer in answers if answer.score is not None and math.isfinite(answer.score)]
+        return _join(gather(_Share(places, pairs, counts, seconds, scores)), index, step)
 
-    def _pairs(self, scored: CandidateSet, seed: int, step: int, counts: Counter[str]) -> list[TokenizedPair]:
-        pairs = [_on_policy(pair, step) for pair in self.selector.select(scored, seed, counts)]
-        return encode_pairs(pairs, self.encoder, counts)
+    def _score(self, sets: Sequence[CandidateSet]) -> list[CandidateSet]:
+        assert self._judge is not None
+        answers = sum(len(candidates.candidates) for candidates in sets)
+        with self._run.bar(answers, "judging", " answers") as bar:
+            return judge_sets(self._judge, sets, bar.update)
 
+    def _pair(self, scored: CandidateSet, seed: int, counts: Counter[str]) -> list[TokenizedPair]:
+        pairs = self._selector.select(scored, seed, counts)
+        return encode_pairs([replace(pair, origin=Origin.ON_POLICY) for pair in pairs], self._encoder, counts)
 
-def _on_policy(pair: PreferencePair, step: int) -> PreferencePair:
-    return replace(pair, origin=Origin.ON_POLICY, step_sampled=step)
+    def _keep_numbers(self, made: Round, reused: int = 0) -> Round:
+        self.stats = {**made.stats, "reused": reused}
+        self.new.append(self.stats)
+        self.counts.update({f"on_policy/{key}": int(self.stats[key]) for key in (*COUNTED, "reused")})
+        self.counts["on_policy/rounds"] += 1
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """The numbers, in plain types."""
+        return {"round_stats": dict(self.stats), "counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where `state` was taken; it may hold the `new_rounds` of the micro-batch at hand."""
+        self.stats = dict(state["round_stats"])
+        self.counts = Counter(state["counts"])
+        self.new = list(state.get("new_rounds", ()))
 
 
 @dataclass(frozen=True)
@@ -111,14 +245,15 @@ class _Share:
     scores: list[float]
 
 
-def _together(shares: Sequence[_Share], index: int, step: int) -> Round:
+def _join(shares: Sequence[_Share], index: int, step: int) -> Round:
+    """The round of all ranks, as one process makes it."""
     counts = sum((share.counts for share in shares), Counter())
     scores = [score for share in shares for score in share.scores]
-    stats: dict[str, Any] = {"index": index, "step": step, **{key: counts[key] for key in COUNTED}}
+    stats: Stats = {"index": index, "step": step, **{key: counts[key] for key in COUNTED}}
     stats["yield"] = counts["pairs"] / counts["candidates"] if counts["candidates"] else 0.0
     stats["mean_score"] = math.fsum(scores) / len(scores) if scores else math.nan
-    for key in ("sample_seconds", "judge_seconds", "reference_seconds"):
+    for key in _TIMED:
         stats[key] = max(share.seconds[key] for share in shares)
     placed = [pair for share in shares for pair in zip(share.places, share.pairs, strict=True)]
-    placed.sort(key=lambda of_round: of_round[0])  # as one process makes them
+    placed.sort(key=lambda place_and_pair: place_and_pair[0])
     return Round([pair for _, pair in placed], stats, sorted({place for place, _ in placed}))

@@ -101,6 +101,10 @@ class OnPolicySource:
         self.fresh = False
         self._order = _Order(prompts, seed, "round prompts")
 
+    def request_round(self) -> None:
+        """The next pair comes from a fresh round; what is left of the current one is dropped."""
+        self.fresh = True
+
     def ensure(self, count: int) -> None:
         """Makes rounds until `count` pairs are there.
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tqdm import tqdm
 
 from lit_align.data.resume import saved_start
 from lit_align.policy.load import load_vocabulary_size
 from lit_align.ranks import gather
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule
 
 LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
 """What of the Trainer says how much of the held-out pairs a command takes."""
@@ -22,15 +21,15 @@ class TrainerView:
     """The Trainer as it is at the moment.
 
     Args:
-        data: the data module, whose Trainer comes and goes.
+        get_trainer: gives it; None without one.
     """
 
-    def __init__(self, data: LightningDataModule) -> None:
-        self._data = data
+    def __init__(self, get_trainer: Callable[[], Any]) -> None:
+        self._get_trainer = get_trainer
 
     @property
     def trainer(self) -> Any:
-        return self._data.trainer
+        return self._get_trainer()
 
     @property
     def module(self) -> Any:
@@ -60,6 +59,27 @@ class TrainerView:
         """Whether the Trainer's `overfit_batches` is on."""
         return bool(getattr(self.trainer, "overfit_batches", 0))
 
+    @property
+    def fits(self) -> bool:
+        """Whether a fit is under way, not an evaluation alone."""
+        return bool(self.trainer.state.fn == "fit")
+
+    def micro_batches_left(self) -> float:
+        """Micro-batches before the fit ends, at the most."""
+        trainer = self.trainer
+        left = math.inf
+        if trainer.max_steps >= 0:
+            left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            epochs = trainer.max_epochs - trainer.current_epoch
+            left = min(left, epochs * trainer.num_training_batches)
+        return left
+
+    def limit_held_out(self, batches: int) -> int:
+        """Of so many batches of held-out pairs, those that the Trainer's limit for its command lets through."""
+        limit = getattr(self.trainer, LIMITS.get(self.trainer.state.fn.value, LIMITS["validate"]))
+        return limit if isinstance(limit, int) else math.ceil(limit * batches)
+
     def overfitted(self, batches: int) -> int | None:
         """Of so many micro-batches of an epoch, the first that the Trainer's `overfit_batches` takes; None: all."""
         limit = getattr(self.trainer, "overfit_batches", 0)
@@ -83,10 +103,14 @@ class TrainerView:
         spec = getattr(self.module, "spec", None)
         return None if spec is None else load_vocabulary_size(spec)
 
-    def start(self) -> datetime:
-        """When the run began: as its checkpoint has it, of a fresh run now; the same on every rank."""
+    def start(self, data_key: str) -> datetime:
+        """When the run began: as its checkpoint has it, of a fresh run now; the same on every rank.
+
+        Args:
+            data_key: the data module's in a checkpoint.
+        """
         checkpoint = getattr(self.trainer, "ckpt_path", None)
-        start = saved_start(checkpoint, type(self._data).__qualname__) or datetime.now().replace(microsecond=0)
+        start = saved_start(checkpoint, data_key) or datetime.now().replace(microsecond=0)
         return gather(start)[0]
 
     def sorted_together(self) -> int:

@@ -35,8 +35,7 @@ class LookAhead:
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._weights = self._copied()
         self._loss = deepcopy(self._module.loss.state_dict())
-        self._dealt = self._data.state_dict()
-        self._notes = (self._data.counts.copy(), self._data.new_rounds, self._data.restored)
+        self._data_before = self._data.snapshot()
 
     def train(self, share: float, steps: int) -> Weights:
         """The trained weights after some optimizer steps from where the run stands.
@@ -49,7 +48,7 @@ class LookAhead:
         """
         self.take_back()
         self._data.set_on_policy_share(share)
-        if share > 0 and self._dealt["on_policy_share"] == 0:
+        if share > 0 and self._data_before["on_policy_share"] == 0:
             self._data.request_round()  # as at a switch
         optimizer = self._own_optimizer()
         with self._data.run.bar(steps, f"look ahead (on-policy share {share:g})", " steps") as bar:
@@ -69,10 +68,7 @@ class LookAhead:
         """Weights, state of the loss, and data as they were."""
         self.use(self._weights)
         self._module.loss.load_state_dict(self._loss)
-        self._data.load_state_dict(self._dealt)
-        counts, self._data.new_rounds, self._data.restored = self._notes
-        self._data.counts.clear()
-        self._data.counts.update(counts)
+        self._data.go_back(self._data_before)
         for parameter in self._trained:
             parameter.grad = None  # between two optimizer steps there is none to keep
 
