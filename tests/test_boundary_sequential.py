@@ -132,7 +132,7 @@ def test_the_paper_s_trajectory_takes_at_most_320_prompts(benchmark: ModuleType,
 
 
 @pytest.mark.parametrize("score", [0.3, 0.45, 0.5, 0.55])
-@pytest.mark.parametrize("spread", ["mixed prompts", "one vote a prompt"])
+@pytest.mark.parametrize("spread", ["mixed prompts", "one vote per prompt"])
 def test_errors_stay_below_alpha(benchmark: ModuleType, score: float, spread: str) -> None:
     """At alpha 0.2, so that 300 simulations can tell; two-sided it is nearly used up, so the bound is not idle."""
     found = benchmark.simulate(score, benchmark.SPREADS[spread], 300, 500, 10, 0.2, 2)

@@ -42,7 +42,8 @@ def test_a_run_written_in_python_is_described(tiny_model: Path, tmp_path: Path) 
     data = AlignmentDataModule(train, batch_size=3, sampler=FakeSampler(2), judge=LastDigit("!"), val_fraction=0.3)
     csv, tensorboard = run(module, data, tmp_path / "run", BoundaryCallback(every_n_steps=7, max_prompts=2))
     assert csv == tensorboard
-    assert csv["model"]["policy"]["lora"] == {"r": 2, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
+    lora = {"r": 2, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear", "target_parameters": None}
+    assert csv["model"]["policy"]["lora"] == lora
     assert csv["model"]["loss"]["init_args"]["beta"] == 0.3 and csv["model"]["groups"][0]["lr"] == 0.5
     assert csv["data"]["init_args"]["batch_size"] == 3 and csv["data"]["init_args"]["train"] == train
     assert csv["data"]["init_args"]["sampler"]["init_args"]["num_candidates"] == 2

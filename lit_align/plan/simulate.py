@@ -20,7 +20,7 @@ from lit_align.plan.sampling import sample
 from lit_align.plan.setup import Setup
 from lit_align.plan.tracker import GRADIENTS, OPTIMIZER, REFERENCE, MemoryTracker, is_adapter
 from lit_align.policy.forward import CompletionForward
-from lit_align.training.float32_copies import copies_of, over_float32, take_gradients
+from lit_align.training.float32_copies import copies_of, over_float32
 
 FORWARD = "forward"
 BACKWARD = "backward"
@@ -160,7 +160,7 @@ class _Run:
     def _add_gradients(self, total: Tensor, optimizer: Any) -> None:
         _backward(total)
         with self._tracker.counting_as(GRADIENTS):
-            take_gradients(optimizer)
+            _take_gradients(optimizer)
 
     def _step(self, optimizer: Any) -> None:
         """Of bitsandbytes' optimizers only the state is made: the step itself takes nothing more."""
@@ -188,6 +188,19 @@ def _make_optimizer(setup: Setup, trained: list[nn.Parameter]) -> Any:
 
 def _is_of_bitsandbytes(optimizer: Any) -> bool:
     return type(optimizer).__module__.startswith("bitsandbytes")
+
+
+def _take_gradients(optimizer: Any) -> None:
+    """What `training.float32_copies.take_gradients` does.
+
+    torch takes no planned tensor of a CPU as the gradient of a weight on the meta device.
+    """
+    for parameter, copy in copies_of(optimizer).items():
+        if parameter.grad is not None:
+            gradient: Tensor = parameter.grad.float()
+            parameter.grad = None
+            if copy.grad is None:
+                copy.grad = getattr(gradient, "content", gradient)
 
 
 def _backward(total: Tensor) -> None:
