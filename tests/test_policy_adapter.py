@@ -86,7 +86,7 @@ def test_a_missing_module_that_is_saved_whole_is_named(tiny_model: Path, tmp_pat
         load_model(PolicySpec(str(tiny_model), adapter=str(folder)))
 
 
-def test_an_adapter_of_another_base_is_refused_by_shape_and_doubted_by_name(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "a")
     wide = tiny_llama_config(len(tiny_tokenizer()))
     wide.intermediate_size = 48
@@ -96,12 +96,26 @@ def test_an_adapter_of_another_base_is_refused_by_shape_and_doubted_by_name(tiny
     ):
         load_model(PolicySpec(str(other), adapter=str(adapter)))
     same_shape = save_tiny_model(tmp_path / "other-weights", seed=5)
-    with pytest.warns(UserWarning, match=r"made on '.*tiny-llama', and here it is loaded onto '.*other-weights'"):
+    with pytest.raises(
+        ValueError, match=r"made on '.*tiny-llama', and .* onto '.*other-weights', whose weights are oth"
+    ):
         load_model(PolicySpec(str(same_shape), adapter=str(adapter)))
+    twin = shutil.copytree(tiny_model, tmp_path / "twin")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        load_model(PolicySpec(str(twin), adapter=str(adapter)))
     moved = shutil.copytree(tiny_model, tmp_path / "moved" / tiny_model.name)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         load_model(PolicySpec(str(moved), adapter=str(adapter)))
+
+
+def test_an_adapter_whose_base_is_not_here_is_doubted(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "a")
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "someone/a-model"}))
+    with pytest.warns(UserWarning, match=r"made on 'someone/a-model', and .*Is it the same model under another name"):
+        load_model(PolicySpec(str(tiny_model), adapter=str(adapter)))
 
 
 def test_a_folder_without_weights_or_with_broken_ones(tiny_model: Path, tmp_path: Path) -> None:

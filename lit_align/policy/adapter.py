@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_align.policy.identity import model_identity
 from lit_align.policy.source import is_local, locate_adapter
+from lit_align.policy.spec import PolicySpec
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -43,20 +46,29 @@ def load_adapter(adapter: str, model: PreTrainedModel, config: PeftConfig) -> Pe
     return adapted
 
 
-def warn_of_other_base(adapter: str, *names: str) -> None:
-    """Warns where an adapter names another base than the one that it is loaded onto, which may fit all the same.
+def demand_own_base(spec: PolicySpec, located: str) -> None:
+    """Refuses an adapter of another base, which may fit in shape; warns if its own base is not here to compare with.
 
     Args:
-        adapter: a folder that peft saved, or a hub id.
-        names: of the base: as it is configured, as it was found.
+        spec: the policy, with a saved adapter.
+        located: where its base was found.
+
+    Raises:
+        ValueError: the base that the adapter names is on this machine, and its weights are others.
     """
     from peft import PeftConfig
 
-    recorded = PeftConfig.from_pretrained(locate_adapter(adapter)).base_model_name_or_path
-    if recorded and _short(recorded) not in {_short(name) for name in names}:
-        rank_zero_warn(
-            f"The adapter {adapter!r} says that it was made on {recorded!r}, and here it is loaded onto {names[0]!r}: "
-            "on other weights than its own it is noise. Is it the same model under another name?"
+    assert spec.adapter is not None
+    recorded = PeftConfig.from_pretrained(locate_adapter(spec.adapter)).base_model_name_or_path
+    if not recorded or _short(recorded) in (_short(spec.model), _short(located)):
+        return
+    says = f"The adapter {spec.adapter!r} was made on {recorded!r}, and here it is loaded onto {spec.model!r}"
+    if not Path(recorded).is_dir():
+        rank_zero_warn(f"{says}: on other weights than its own it is noise. Is it the same model under another name?")
+    elif model_identity(PolicySpec(recorded))["model"] != model_identity(replace(spec, adapter=None))["model"]:
+        raise ValueError(
+            f"{says}, whose weights are others: on them it is noise. Set `policy.model` to {recorded!r}, or take an "
+            "adapter that was made on this model."
         )
 
 

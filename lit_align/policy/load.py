@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lit_align.policy.adapter import load_adapter, saved_config, warn_of_other_base
+from lit_align.policy.adapter import demand_own_base, load_adapter, saved_config
 from lit_align.policy.compiled import compile_layers
 from lit_align.policy.cpu.attention import when_run_again
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
@@ -82,7 +82,7 @@ def load_model(spec: PolicySpec) -> nn.Module:
         prepare_layers(spec, model)
         adapted = _with_adapter(spec, model).train()  # dropout in the base is 0, so only an adapter's is on
     if spec.adapter is not None:
-        warn_of_other_base(spec.adapter, spec.model, name)
+        demand_own_base(spec, name)
     if spec.adapter is not None or spec.lora is not None:
         say_unreached(adapted)
     return adapted
