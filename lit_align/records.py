@@ -10,25 +10,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 
-class Origin(str, Enum):
+class Origin(StrEnum):
     """Where a pair's completions come from."""
 
     OFF_POLICY = "off"
     ON_POLICY = "on"
 
 
-class Stage(str, Enum):
+class Stage(StrEnum):
     """The two stages of alignment (arXiv 2508.10530)."""
 
     INJECTION = "injection"
     FINE_TUNING = "fine_tuning"
 
 
-class FinishReason(str, Enum):
+class FinishReason(StrEnum):
     """Why a completion ended: at an end-of-turn token, or because it was cut at a length limit."""
 
     STOP = "stop"

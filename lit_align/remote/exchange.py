@@ -78,7 +78,7 @@ async def exchange(
         in_time = not isinstance(error, asyncio.TimeoutError)
         reason = str(getattr(error, "os_error", error)) if in_time else "no connection in time"
         return Failure(without_key(reason, key), unreachable=True)
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return Failure("no whole answer in time")
     except (aiohttp.ClientError, OSError, ValueError) as error:
         return Failure(
