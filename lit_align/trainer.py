@@ -45,7 +45,7 @@ class AlignmentTrainer(Trainer):
         min_epochs: passes over the training pairs before a callback may stop the run.
         max_time: how long to train, as DD:HH:MM:SS or by name, such as `{hours: 2}`; None means no limit.
         accumulate_grad_batches: micro-batches an optimizer step.
-        strategy: see :func:`lit_align.training.strategies.check_strategy`.
+        strategy: "auto" or "ddp"; those that shard a model, such as FSDP and DeepSpeed, are refused.
         barebones: nothing that takes time, to measure raw speed: no logger, checkpoint and progress bar.
         logger: None means a CSV and a TensorBoard logger in the run folder, False means none.
         callbacks: added to a checkpoint, a progress bar and a summary, unless one of that kind is among them.
@@ -59,7 +59,7 @@ class AlignmentTrainer(Trainer):
         kwargs: all other arguments of `lightning.pytorch.Trainer`.
 
     Raises:
-        ValueError: the strategy shards the model (see :func:`lit_align.training.strategies.check_strategy`).
+        ValueError: the strategy is neither of one device nor plain DDP.
 
     Example:
         >>> trainer = AlignmentTrainer(max_steps=10, default_root_dir="/tmp/run", accelerator="cpu", logger=False)

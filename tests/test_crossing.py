@@ -118,18 +118,16 @@ def short_of(there: int, max_prompts: int = 2000, **fractions: float) -> str | N
 
 
 def test_the_console_says_how_many_prompts_a_decision_takes() -> None:
-    takes = "a decision takes 10 at least, and about 120 at a score of 0.4"
+    takes = "a decision takes at least 10 where all votes agree, and about 120 at a score of 0.4"
     assert short_of(120) is None
     assert short_of(1, _10=0.5) == (
         f"1 prompt to measure on can decide nothing: {takes}. `data.val_fraction: 0.5` gives 10, more held-out rows "
         "give more."
     )
-    assert short_of(64, _120=0.35) == f"64 prompts to measure on are few: {takes}. `data.val_fraction: 0.35` gives 120."
-    assert short_of(64) == f"64 prompts to measure on are few: {takes}. More held-out rows give more."
-    assert (
-        short_of(500, max_prompts=64)
-        == f"64 prompts to measure on are few: {takes}. `boundary.max_prompts: 120` takes so many."
-    )
+    few = f"64 prompts to measure on are few: {takes}."
+    assert short_of(64, _120=0.35) == f"{few} `data.val_fraction: 0.35` gives 120."
+    assert short_of(64) == f"{few} More held-out rows give more."
+    assert short_of(500, max_prompts=64) == f"{few} `boundary.max_prompts: 120` lets it take so many."
 
 
 def test_prompts_that_are_alike_count_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from lit_align.preview.rendering import compare, pieces, unwritten
 from lit_align.preview.rows import PreviewRow, RowReader, is_free
 from lit_align.preview.show import RowText
 from lit_align.preview.terminal import Terminal, cells, plain
-from lit_align.records import Candidate, Message
+from lit_align.records import Candidate, Chat, Message
 from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 STYLES = re.compile(r"\x1b\[[0-9;]*m")
@@ -219,6 +219,13 @@ def test_parts_that_the_template_does_not_write_are_named(tmp_path: Path) -> Non
     no_system = tiny_tokenizer("{% for m in messages if m.role != 'system' %}{{ m.content }}<|im_end|>{% endfor %}")
     chat = (Message("system", "Be kind."), *CHAT)
     assert unwritten(Encoder(no_system), chat, Candidate("Yes."), "it") == ["`content` of turn 1"]
+
+
+def test_a_setting_that_the_generation_prompt_alone_reads_is_written() -> None:
+    thinks = "{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}{% endif %}"
+    encoder = Encoder(tiny_tokenizer(CHAT_TEMPLATE.removesuffix("{% endif %}") + thinks))
+    chat = Chat(CHAT, template_kwargs='{"enable_thinking": false, "nothing": 1}')
+    assert unwritten(encoder, chat, Candidate("Yes."), "it") == ["`nothing`"]
 
 
 def test_pieces_are_the_text_of_the_tokens() -> None:

@@ -87,6 +87,12 @@ def test_a_date_is_written_in_every_form_that_a_template_asks_for() -> None:
     assert written == "02 January 2020, 3:04 % Thu|2020"
 
 
+@pytest.mark.parametrize("form", ["%F", "%T", "%D", "%R", "%e", "%h", "%C", "%u"])
+def test_a_date_s_less_usual_forms_are_written_as_the_system_writes_them(form: str) -> None:
+    written = prompt_text(fix_date(tiny_tokenizer(f"[{{{{ strftime_now('{form}') }}}}]"), FIRST))
+    assert written == f"[{FIRST.strftime(form)}]"
+
+
 def fit(folder: Path, now: datetime, monkeypatch: pytest.MonkeyPatch, run: str, steps: int, **more: Any) -> Any:
     """A fit at a time of day; the data module that it leaves."""
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
-from tqdm import tqdm
 
 from lit_align.boundary import record
 from lit_align.boundary.budget import MeasuringBudget
@@ -23,6 +22,7 @@ from lit_align.boundary.sequential import require_alpha
 from lit_align.boundary.shortage import shortage
 from lit_align.boundary.switch import Choice, Switch, Undecided, as_decision, without_information
 from lit_align.boundary.votes import JudgedPrompt
+from lit_align.console import note
 from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.data.needs import refuse_to_overfit
 from lit_align.judges.base import Judge
@@ -177,8 +177,9 @@ class BoundaryCallback(Callback):
         prompts = draw(data, self.max_prompts, "prompts", *purpose)
         measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential, self.graded, data.labels)
         for start in range(0, len(prompts), self.batch_prompts):
-            static = own_share(prompts[start : start + self.batch_prompts])
-            desc = f"sampling (boundary, from prompt {start + 1} of {len(prompts)})"
+            end = min(start + self.batch_prompts, len(prompts))
+            static = own_share(prompts[start:end])
+            desc = f"boundary: prompts {start + 1} to {end} of {len(prompts)}"
             measurement.add(*self.both_sides(trainer, static, *purpose, desc=desc))
             if measurement.done:
                 break
@@ -215,7 +216,7 @@ class BoundaryCallback(Callback):
             return
         short = shortage(data_of(trainer), self.max_prompts, self.alpha, self.sequential)
         if short is not None:
-            tqdm.write(f"boundary: {short}")
+            note(f"boundary: {short}")
 
     # -- what the last decision was, for progress bars and reports
 
@@ -329,7 +330,7 @@ class BoundaryCallback(Callback):
             return True
         affords = bool(trainer.strategy.broadcast(self.budget.affords()))
         if not affords and not self._waiting and trainer.is_global_zero:
-            tqdm.write(
+            note(
                 f"boundary: step {trainer.global_step} | not measured: {self.budget.last:.0f} s more would be over "
                 f"{100 * self.budget.max_share:g} % of the training time; it waits"
             )
@@ -347,7 +348,7 @@ class BoundaryCallback(Callback):
         return result
 
     def _keep(self, trainer: Trainer, decision: Decision) -> None:
-        tqdm.write(record.readable(decision))  # leaves the progress bar whole
+        note(record.readable(decision))
         rows = record.sample_rows(decision.step, self._judged[: self.samples_to_keep])
         self._judged = []
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial leaves an earlier run's files alone

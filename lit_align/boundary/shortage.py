@@ -21,10 +21,10 @@ def shortage(data: BoundaryData, max_prompts: int, alpha: float, sequential: boo
     if usable >= usual:
         return None
     can = "can decide nothing" if usable < fewest else "are few"
-    takes = f"a decision takes {fewest} at least, and about {usual} at a score of {USUAL_SCORE}"
+    takes = f"a decision takes at least {fewest} where all votes agree, and about {usual} at a score of {USUAL_SCORE}"
     cures = _more_prompts(data, [count for count in (fewest, usual) if count > there])
     if max_prompts < usual:
-        cures.append(f"`boundary.max_prompts: {usual}` takes so many")
+        cures.append(f"`boundary.max_prompts: {usual}` lets it take so many")
     cure = ", ".join(cures)
     return f"{usable} prompt{'s' * (usable != 1)} to measure on {can}: {takes}. {cure[:1].upper()}{cure[1:]}."
 

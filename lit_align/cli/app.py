@@ -33,6 +33,11 @@ from lit_align.training.hyperparameters import set_hyperparameters
 from lit_align.training.module import AlignmentModule
 
 DESCRIPTION = "Preference alignment that measures its stage while it trains. lit-align --help gives an overview."
+OF_LIGHTNINGS_COMMANDS = {
+    "validate": "Runs the held-out pairs through a model or a checkpoint, and prints their metrics.",
+    "test": "Runs the held-out pairs through a model or a checkpoint, with metrics that are logged as test.",
+    "predict": "Writes the rewards of the held-out pairs to a file in the run folder.",
+}
 OF_POLICIES = ("measure", "precompute", "plan")
 
 
@@ -56,6 +61,7 @@ class AlignmentCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
+        commands = {name: {"description": text} for name, text in OF_LIGHTNINGS_COMMANDS.items()}
         super().__init__(
             LightningModule,
             AlignmentDataModule,
@@ -67,7 +73,7 @@ class AlignmentCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=Parser,
-            parser_kwargs={"prog": "lit-align", "description": DESCRIPTION},
+            parser_kwargs={"prog": "lit-align", "description": DESCRIPTION, **commands},
             args=list(args),
         )
 

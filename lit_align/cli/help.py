@@ -7,9 +7,9 @@ import difflib
 COMMANDS = {
     "init": "copy configs and schedules into a folder, to start from",
     "plan": "tell what a fit needs of memory, before anything is loaded",
-    "preview": "show rows as the model gets them: tokens, what is trained on, the template's own text",
+    "preview": "show rows as the model gets them: tokens, and which of them are trained",
     "precompute": "store the reference's log-probs of static pairs ahead of a fit",
-    "fit": "train: a policy that measures its stage, or a reward model of your own",
+    "fit": "train a policy that measures its stage, or a reward model",
     "validate": "run the held-out pairs through a model or checkpoint",
     "test": "the same, logged as test",
     "predict": "write the rewards of the held-out pairs",
@@ -25,15 +25,16 @@ Preference alignment that measures its stage while it trains.
 commands:
 {commands}
 
-A run is a YAML file. Any of its keys can be given on the command line, and a later one wins:
-  lit-align fit --config configs/quickstart.yaml --model.loss.beta 0.2 --trainer.max_steps 100
-  lit-align fit --config configs/quickstart.yaml --ckpt_path last      (go on where a run stopped)
-  lit-align fit --config configs/quickstart.yaml --print_config        (what would run, with all defaults)
+A run is a YAML file. Any of its keys can be given on the command line:
+  lit-align fit --config configs/quickstart.yaml --model.loss.beta 0.2
+Of a key that is given twice, the later one counts. Add
+  --ckpt_path last      to go on where a run stopped
+  --print_config        to see what would run, with all defaults
 
-  lit-align COMMAND --help                  the options of a command
-  lit-align fit --model.loss.help DPO       the arguments of a class
-  --debug                                   where an error came from, in full
-  --version                                 the version
+  lit-align COMMAND --help              the options of a command
+  lit-align fit --model.loss.help DPO   the arguments of a class
+  --debug                               where an error came from, in full
+  --version                             the version
 """
 
 

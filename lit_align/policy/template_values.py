@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
-_DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYZ"
+_DIRECTIVES = "aAbBcCdDeFfgGhHIjmMnprRStTuUVwWxXyYzZ"
 
 
 def set_defaults(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> None:

@@ -100,7 +100,7 @@ def compare(encoder: Encoder, prompt: Prompt, answer: Candidate, ids: Sequence[i
 
 
 def unwritten(encoder: Encoder, prompt: Prompt, answer: Candidate, name: str) -> list[str]:
-    """Names of those parts of a chat without which the template writes the same text.
+    """Names of those parts of a chat without which the template writes the same prompt and the same whole chat.
 
     Args:
         encoder: whose template it is.
@@ -108,17 +108,26 @@ def unwritten(encoder: Encoder, prompt: Prompt, answer: Candidate, name: str) ->
         answer: the assistant's turn.
         name: what the answer is called.
     """
-    whole = _written(encoder, prompt, answer)
-    if whole is None:
+    texts = _prompt_and_whole(encoder, prompt, answer)
+    if texts is None:
         return []
     parts = _without_each(prompt, answer, name)
-    return [part for part, chat, turn in parts if _written(encoder, chat, turn) == whole]
+    return [part for part, chat, turn in parts if _prompt_and_whole(encoder, chat, turn) == texts]
 
 
 def changes(encoder: Encoder, prompt: Prompt, answer: Candidate) -> bool:
     """Whether the template writes an answer's text otherwise, blanks aside."""
     whole = _written(encoder, prompt, answer)
     return whole is not None and not answer.turn and not holds(whole, answer.text)
+
+
+def _prompt_and_whole(encoder: Encoder, prompt: Prompt, answer: Candidate) -> tuple[str, str] | None:
+    """The prompt with its generation prompt, and the whole chat; None where :func:`_written` is."""
+    whole = _written(encoder, prompt, answer)
+    try:
+        return None if whole is None else (encoder.template.write_prompt(prompt), whole)
+    except ChatRefused:
+        return None
 
 
 def _written(encoder: Encoder, prompt: Prompt, answer: Candidate) -> str | None:
