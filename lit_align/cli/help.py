@@ -7,7 +7,7 @@ import difflib
 COMMANDS = {
     "init": "copy configs and schedules into a folder, to start from",
     "plan": "tell what a fit needs of memory, before anything is loaded",
-    "preview": "show rows as the model gets them: tokens, and which of them are trained",
+    "preview": "show rows as the model gets them, and which tokens are trained",
     "precompute": "store the reference's log-probs of static pairs ahead of a fit",
     "fit": "train a policy that measures its stage, or a reward model",
     "validate": "run the held-out pairs through a model or checkpoint",
