@@ -18,10 +18,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_align.batch import PairBatch
-from lit_align.data import AlignmentDataModule, reference_logps
+from lit_align.data import AlignmentDataModule
 from lit_align.losses import DPO, PreferenceLoss, RSOHinge, SLiCHF
 from lit_align.policy import AdapterCopy, LoraSpec, ModelReference, PolicySpec, Reference, TokenLogps
 from lit_align.policy.load import load_model
+from lit_align.reference import logps as reference_logps
 from lit_align.training.module import AlignmentModule
 from tests.data_fakes import FakeSampler, LastDigit, pair_rows, through_a_file, write
 from tests.tiny import save_tiny_model
