@@ -84,7 +84,7 @@ class Padded(_OnDevice):
     mask: Tensor
 
     @classmethod
-    def from_sequences(cls, sequences: Sequence[Sequence[int]], pad_id: int) -> Padded:
+    def from_sequences(cls, sequences: Sequence[Sequence[int] | np.ndarray], pad_id: int) -> Padded:
         """Pads to the longest of `sequences`."""
         lengths = torch.tensor([len(sequence) for sequence in sequences])
         mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
@@ -151,3 +151,45 @@ class PairBatch(_OnDevice):
 
     def __len__(self) -> int:
         return len(self.prompt.ids)
+
+
+def collate(
+    pairs: Sequence[TokenizedPair],
+    pad_id: int,
+    reference: Sequence[tuple[np.ndarray, np.ndarray] | None] = (),
+) -> PairBatch:
+    """A batch of pairs. `target` is there if every pair has one, and so are the reference's log-probs.
+
+    Args:
+        pairs: at least one.
+        pad_id: the id at padding.
+        reference: the reference's log-probs of each pair's chosen and rejected tokens; None if they are not known.
+    """
+    targets = [pair.target for pair in pairs if pair.target is not None]
+    chosen = Padded.from_sequences([pair.chosen for pair in pairs], pad_id)
+    rejected = Padded.from_sequences([pair.rejected for pair in pairs], pad_id)
+    logps = [values for values in reference if values is not None]
+    return PairBatch(
+        prompt=Padded.from_sequences([pair.prompt for pair in pairs], pad_id),
+        chosen=chosen,
+        rejected=rejected,
+        on_policy=torch.tensor([pair.on_policy for pair in pairs]),
+        margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
+        target=Padded.from_sequences(targets, pad_id) if len(targets) == len(pairs) else None,
+        **(_reference_logps(chosen, rejected, logps) if len(logps) == len(pairs) else {}),
+    )
+
+
+def _reference_logps(
+    chosen: Padded, rejected: Padded, logps: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> dict[str, Tensor]:
+    chosen_tokens = torch.zeros(chosen.mask.shape)
+    rejected_tokens = torch.zeros(rejected.mask.shape)
+    chosen_tokens[chosen.mask] = torch.from_numpy(np.concatenate([of_pair[0] for of_pair in logps]))
+    rejected_tokens[rejected.mask] = torch.from_numpy(np.concatenate([of_pair[1] for of_pair in logps]))
+    return {
+        "reference_chosen_logps": chosen_tokens.sum(-1),
+        "reference_rejected_logps": rejected_tokens.sum(-1),
+        "reference_chosen_token_logps": chosen_tokens,
+        "reference_rejected_token_logps": rejected_tokens,
+    }

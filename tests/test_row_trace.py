@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_align.data.judging import KEPT_TO_MEASURE
+from lit_align.data.static import KEPT_TO_MEASURE
 from tests.data_fakes import data_module, pair_rows, write
 
 

@@ -18,10 +18,10 @@ from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import Wanted, refuse_unknown_keys
 from lit_align.cli.parser import Parser, shortened
 from lit_align.data import AlignmentDataModule
-from lit_align.data.judging import pairs_of
-from lit_align.data.static import Source, load_parts
+from lit_align.data.static import pairs_of
 from lit_align.records import PreferencePair
 from lit_align.report.judge import judge_quality, readable
+from lit_align.rows.loading import Source, load_parts
 from lit_align.seeding import derive_seed
 
 DESCRIPTION = (

@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lit_align.batch import PairBatch, TokenizedPair
+from lit_align.batch import PairBatch, TokenizedPair, collate
 from lit_align.console import note
-from lit_align.data.dealing import Dealer
 from lit_align.data.encoder import Encoder, TooLong
 from lit_align.data.held_out import HeldOut, Labels
-from lit_align.data.loader import TrainFeed, collate, held_out_loader
+from lit_align.data.loader import TrainFeed, held_out_loader
 from lit_align.data.needs import refuse_to_overfit, require, require_known_tokens, require_pairs
+from lit_align.data.packing import fingerprint
 from lit_align.data.reference_feed import ReferenceFeed
 from lit_align.data.resume import goes_on_alike, parse_date
 from lit_align.data.rounds import Rounds, Stats
 from lit_align.data.row_trace import RowTrace
+from lit_align.data.scheduler import BatchScheduler, OffPolicySource, OnPolicySource
 from lit_align.data.selection import BestWorst, PairSelector
-from lit_align.data.sources import OffPolicySource, OnPolicySource, fingerprint
-from lit_align.data.static import PairMaker, Source, make_static
+from lit_align.data.static import PairMaker, make_static
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
 from lit_align.policy.template_values import fix_date, writes_date
 from lit_align.records import CandidateSet, Prompt
-from lit_align.rows.loading import OnBadRow
+from lit_align.rows.loading import OnBadRow, Source
 from lit_align.rows.reading import require_splits
 from lit_align.sampling import Sampler
 
@@ -226,7 +226,7 @@ class AlignmentDataModule(LightningDataModule):
             len(self.train_sets), self.round_prompts, self.seed, self._rounds.make_sampled, self._rounds.make_measured
         )
         before_static = self._reference_feed.before_static
-        self._dealer = Dealer(self._off, self._on, self.batch_size, self.seed, self.run, before_static)
+        self._scheduler = BatchScheduler(self._off, self._on, self.batch_size, self.seed, self.run, before_static)
         self._fingerprint = fingerprint(self._off.pairs, self.train_sets)
         self._prepared = True
         if self._pending_state is not None:
@@ -332,7 +332,7 @@ class AlignmentDataModule(LightningDataModule):
     @property
     def delivered(self) -> int:
         """Micro-batches delivered so far."""
-        return self._dealer.delivered if self._prepared else 0
+        return self._scheduler.delivered if self._prepared else 0
 
     @property
     def on_policy_share(self) -> float:
@@ -402,12 +402,12 @@ class AlignmentDataModule(LightningDataModule):
         """The next micro-batch of this rank. Makes an on-policy round where one is due.
 
         The pairs of an optimizer step are sorted by length where the loss allows it, see
-        :class:`~lit_align.data.dealing.Dealer`.
+        :class:`~lit_align.data.scheduler.BatchScheduler`.
         """
         if self._share < 1:
             require_pairs(self.train_pairs, self.train, self.counts)
         self._rounds.begin_micro_batch()
-        return self._collate(self._dealer.deal(self._share))
+        return self._collate(self._scheduler.next_pairs(self._share))
 
     def sample(
         self,
@@ -437,7 +437,7 @@ class AlignmentDataModule(LightningDataModule):
             "start": str(self.start),
             "settings": self._settings(),
             "on_policy_share": self._share,
-            "dealt": self._dealer.state_dict(),
+            "dealt": self._scheduler.state_dict(),
             "held_out": self.held_out_prompts.state_dict(),
             **self._rounds.state_dict(),
         }
@@ -466,7 +466,7 @@ class AlignmentDataModule(LightningDataModule):
         """
         alike = goes_on_alike(snapshot, self._fingerprint, self._settings())
         self.set_on_policy_share(snapshot["on_policy_share"])
-        self._dealer.load_state_dict(snapshot["dealt"], amid_step=alike)
+        self._scheduler.load_state_dict(snapshot["dealt"], amid_step=alike)
         self.held_out_prompts.load_state_dict(snapshot["held_out"])
         self._rounds.load_state_dict(snapshot)
 

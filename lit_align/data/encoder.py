@@ -69,11 +69,13 @@ class Encoder:
         self.template = PlainText() if tokenizer.chat_template is None else ChatTemplate(tokenizer)
         self._tokens = Tokens(tokenizer)
         self._stops = Stops(tokenizer, self.template, self._tokens, model_stops)
-        self.end_id, self.stop_ids = self._stops.end_id, self._stops.ids
+        self.end_id = self._stops.end_id
+        self.stop_ids = self._stops.ids
         pad = tokenizer.pad_token_id
         self.pad_id = int(pad) if pad is not None else self.stop_ids[-1]
-        bos, first = tokenizer.bos_token_id, list(tokenizer("a")["input_ids"])[:1]
-        self._writes_bos = tokenizer.chat_template is None and bos is not None and first == [bos]  # as it was trained
+        bos = tokenizer.bos_token_id
+        begins = list(tokenizer("a")["input_ids"])[:1]
+        self._writes_bos = tokenizer.chat_template is None and bos is not None and begins == [bos]  # as it was trained
         self._check = ChatCheck(tokenizer, self.template)
         self._ahead = _Ahead({}, {}, {})
 
@@ -103,8 +105,8 @@ class Encoder:
         ids = self._ahead.answers.get((prompt, _as_text(candidate)))
         if ids is None:
             ids = self._tokens.behind([self._written_answer(prompt, candidate, self.write_prompt(prompt))])[0]
-        ended = candidate.finish_reason is FinishReason.STOP and (not ids or ids[-1] not in self.stop_ids)
-        return [*ids, self.end_id] if ended else list(ids)
+        lacks_end = candidate.finish_reason is FinishReason.STOP and (not ids or ids[-1] not in self.stop_ids)
+        return [*ids, self.end_id] if lacks_end else list(ids)
 
     def as_in_data(self, sampled: Candidate) -> Candidate:
         """A sampled answer with the text that a row would have for it, which judges compare with those of rows.
@@ -185,6 +187,17 @@ class Encoder:
             on_policy=pair.origin is Origin.ON_POLICY,
             target=None if target is None else _array(target),
         )
+
+    def encode_pairs(self, pairs: Sequence[PreferencePair], counts: Counter[str]) -> list[TokenizedPair]:
+        """The tokenised pairs; each that is dropped is counted under its reason."""
+        kept = []
+        for pair in pairs:
+            encoded = self.encode_pair(pair, counts)
+            if isinstance(encoded, str):
+                counts[encoded] += 1
+            else:
+                kept.append(encoded)
+        return kept
 
     def tokenise_ahead(self, pairs: Sequence[PreferencePair]) -> None:
         """Tokenises the texts of many pairs in one go, which is faster; kept until the next call."""

@@ -1,16 +1,15 @@
-"""What Lightning iterates over, and how pairs become a batch."""
+"""What Lightning iterates over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from lit_align.batch import Padded, PairBatch, TokenizedPair
+from lit_align.batch import PairBatch, TokenizedPair
 
 
 class _Feeds(Protocol):
@@ -62,50 +61,9 @@ def held_out_loader(
     items = [(pair, True) for pair in pairs] + [(pairs[0], False)] * filling
     sampler = DistributedSampler(items, world, rank, shuffle=False) if world > 1 else None  # type: ignore[var-annotated,arg-type]
 
-    def collate_items(some: Sequence[tuple[TokenizedPair, bool]]) -> PairBatch:
-        batch = collate_pairs([pair for pair, _ in some])
-        batch.counted = torch.tensor([counted for _, counted in some])
+    def collate_items(batch_items: Sequence[tuple[TokenizedPair, bool]]) -> PairBatch:
+        batch = collate_pairs([pair for pair, _ in batch_items])
+        batch.counted = torch.tensor([counted for _, counted in batch_items])
         return batch
 
     return DataLoader(items, batch_size=batch_size, sampler=sampler, collate_fn=collate_items)  # type: ignore[arg-type]
-
-
-def collate(
-    pairs: Sequence[TokenizedPair],
-    pad_id: int,
-    reference: Sequence[tuple[np.ndarray, np.ndarray] | None] | None = None,
-) -> PairBatch:
-    """A batch of pairs. `target` is there if every pair has one, and so are the reference's log-probs.
-
-    Args:
-        pairs: at least one.
-        pad_id: the id at padding.
-        reference: the reference's log-probs of each pair's chosen and rejected tokens, where they are known.
-    """
-    targets = [pair.target for pair in pairs if pair.target is not None]
-    chosen = Padded.from_sequences([pair.chosen for pair in pairs], pad_id)  # type: ignore[misc]
-    rejected = Padded.from_sequences([pair.rejected for pair in pairs], pad_id)  # type: ignore[misc]
-    known = [values for values in reference or () if values is not None]
-    return PairBatch(
-        prompt=Padded.from_sequences([pair.prompt for pair in pairs], pad_id),  # type: ignore[misc]
-        chosen=chosen,
-        rejected=rejected,
-        on_policy=torch.tensor([pair.on_policy for pair in pairs]),
-        margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
-        target=Padded.from_sequences(targets, pad_id) if len(targets) == len(pairs) else None,  # type: ignore[arg-type]
-        **(_reference_of(chosen, rejected, known) if len(known) == len(pairs) else {}),
-    )
-
-
-def _reference_of(
-    chosen: Padded, rejected: Padded, values: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> dict[str, torch.Tensor]:
-    chosen_tokens, rejected_tokens = torch.zeros(chosen.mask.shape), torch.zeros(rejected.mask.shape)
-    chosen_tokens[chosen.mask] = torch.from_numpy(np.concatenate([pair[0] for pair in values]))
-    rejected_tokens[rejected.mask] = torch.from_numpy(np.concatenate([pair[1] for pair in values]))
-    return {
-        "reference_chosen_logps": chosen_tokens.sum(-1),
-        "reference_rejected_logps": rejected_tokens.sum(-1),
-        "reference_chosen_token_logps": chosen_tokens,
-        "reference_rejected_token_logps": rejected_tokens,
-    }

@@ -6,10 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lit_align.batch import TokenizedPair
+from lit_align.batch import TokenizedPair, collate
 from lit_align.console import note
-from lit_align.data.loader import collate
-from lit_align.data.sources import OffPolicySource
+from lit_align.data.scheduler import OffPolicySource
 from lit_align.data.trainer_view import TrainerView
 from lit_align.reference.logps import ReferenceLogps, Values, open_reference
 
@@ -106,7 +105,8 @@ class ReferenceFeed:
 
     def _open(self) -> ReferenceLogps | None:
         """The log-probs for the Trainer's module, with what the store has of them."""
-        trainer, module = self._run.trainer, self._run.module
+        trainer = self._run.trainer
+        module = self._run.module
         if self._cache is None or getattr(module, "reference", None) is None:
             return None
         if self._opened is None or self._opened[0] is not trainer or self._opened[1] is not module:
@@ -147,9 +147,9 @@ class ReferenceFeed:
         missing = len(logps.missing(pairs))
         refreshed = bool(logps.module.reference.refreshes)
         if pairs and not refreshed and self._run.rank == 0:
-            found = f"all {len(pairs)}" if not missing else f"{len(pairs) - missing} of {len(pairs)}"
+            stored = f"all {len(pairs)}" if not missing else f"{len(pairs) - missing} of {len(pairs)}"
             to_compute = f", {missing} to compute" if missing else ""
-            note(f"Reference log-probs: {found} static pairs found in {logps.store.folder}{to_compute}")
+            note(f"Reference log-probs: {stored} static pairs found in {logps.store.folder}{to_compute}")
 
     def _slots_left(self) -> int:
         """Static pairs that all ranks can still show before the fit ends, at the most."""

@@ -12,7 +12,7 @@ from typing import Any
 from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
 from lit_align.data.held_out import HeldOut
-from lit_align.data.judging import encode_pairs, judge_sets
+from lit_align.data.judging import judge_sets
 from lit_align.data.needs import require
 from lit_align.data.selection import PairSelector
 from lit_align.data.trainer_view import TrainerView
@@ -214,7 +214,7 @@ class Rounds:
 
     def _pair(self, scored: CandidateSet, seed: int, counts: Counter[str]) -> list[TokenizedPair]:
         pairs = self._selector.select(scored, seed, counts)
-        return encode_pairs([replace(pair, origin=Origin.ON_POLICY) for pair in pairs], self._encoder, counts)
+        return self._encoder.encode_pairs([replace(pair, origin=Origin.ON_POLICY) for pair in pairs], counts)
 
     def _keep_numbers(self, made: Round, reused: int = 0) -> Round:
         self.stats = {**made.stats, "reused": reused}

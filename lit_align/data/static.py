@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -11,49 +11,20 @@ from tqdm import tqdm
 from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
 from lit_align.data.held_out import HeldOut, set_apart
-from lit_align.data.judging import encode_records, judge_records, labels_by_prompt
-from lit_align.data.row_trace import RowTrace
+from lit_align.data.judging import judge_records, labels_by_prompt
+from lit_align.data.row_trace import RowTrace, SourceRow
 from lit_align.data.selection import PairSelector
 from lit_align.judges import Judge
-from lit_align.records import CandidateSet, Prompt
+from lit_align.records import CandidateSet, PreferencePair, Prompt
 from lit_align.rows.alike import group_alike
-from lit_align.rows.loading import (
-    OnBadRow,
-    Record,
-    SkipLog,
-    as_set,
-    load_records,
-    merge_sets,
-    split_by_prompt,
-    without_prompts,
-)
+from lit_align.rows.loading import OnBadRow, Record, SkipLog, Source, as_set, load_parts, merge_sets
 from lit_align.rows.reading import BadRow
+from lit_align.seeding import derive_seed
 
 Progress = Callable[[int | None, str, str], tqdm]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where rows come from; the arguments of :func:`~lit_align.rows.loading.load_records`."""
-
-    rows: str | list[str]
-    split: str
-    name: str | None
-    on_bad_row: OnBadRow
-    prompts_alone: bool = False
-
-    def load(self, counts: Counter[str], bar: bool, bad_rows: list[BadRow] | None = None) -> list[Record]:
-        """Its records; rows and skips are counted, and skipped rows added to `bad_rows`."""
-        return load_records(
-            self.rows,
-            split=self.split,
-            name=self.name,
-            on_bad_row=self.on_bad_row,
-            counts=counts,
-            bar=bar,
-            prompts_alone=self.prompts_alone,
-            bad_rows=bad_rows,
-        )
+_RECORDS_AT_ONCE = 256
+KEPT_TO_MEASURE = "kept_to_measure_the_boundary"
+"""Why a held-out row gives no pair: the data's `boundary_fraction`."""
 
 
 @dataclass(frozen=True)
@@ -99,15 +70,17 @@ def make_static(
         bar: whether to show progress bars.
     """
     val_counts: Counter[str] = Counter()
-    val_rows, bad_rows = RowTrace(), []  # type: tuple[RowTrace, list[BadRow]]
+    val_rows = RowTrace()
+    bad_rows: list[BadRow] = []
     records, val_records = load_parts(train, val, val_fraction, maker.seed, counts, val_counts, bar, bad_rows)
     pairs, sets = maker.make(records, counts)
-    apart, groups = boundary_prompts(val_records, boundary_fraction)
-    val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in apart, val_rows)
+    measured, groups = boundary_prompts(val_records, boundary_fraction)
+    val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in measured, val_rows)
     val_rows.unreadable(bad_rows)
-    prompts = HeldOut(held_out, apart, groups, labels_by_prompt(val_records))
-    if apart:
-        val_counts["prompts_measured"], val_counts["prompts_evaluated"] = len(prompts.pool), len(prompts.evaluated_on)
+    prompts = HeldOut(held_out, measured, groups, labels_by_prompt(val_records))
+    if measured:
+        val_counts["prompts_measured"] = len(prompts.pool)
+        val_counts["prompts_evaluated"] = len(prompts.evaluated_on)
     counts.update({f"val/{key}": count for key, count in val_counts.items()})
     return Static(pairs, sets, val_pairs, held_out, prompts, val_rows)
 
@@ -122,38 +95,6 @@ def boundary_prompts(held_out: list[Record], fraction: float) -> tuple[frozenset
     answered = {record.prompt for record in held_out if as_set(record).candidates}  # what can be measured on
     groups = group_alike({record.prompt for record in held_out})
     return set_apart(answered, groups, fraction), groups
-
-
-def load_parts(
-    train: Source,
-    val: Source | None,
-    fraction: float,
-    seed: int,
-    counts: Counter[str],
-    val_counts: Counter[str],
-    bar: bool,
-    bad_rows: list[BadRow] | None = None,
-) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records that share no prompt.
-
-    Args:
-        train: the training rows.
-        val: held-out rows; training rows of the same prompts, blanks, case and Unicode form aside, are dropped and
-            counted as `prompt_held_out`.
-        fraction: share of the training prompts to hold out where `val` is None.
-        seed: the run's seed.
-        counts: of the training rows.
-        val_counts: of the held-out rows.
-        bar: whether to show progress bars.
-        bad_rows: held-out rows that were skipped are added here.
-    """
-    records = train.load(counts, bar)
-    if val is None:
-        return split_by_prompt(records, fraction, seed)
-    held_out = val.load(val_counts, bar, bad_rows)
-    kept = without_prompts(records, held_out)
-    counts["prompt_held_out"] += len(records) - len(kept)
-    return kept, held_out
 
 
 @dataclass(frozen=True)
@@ -187,24 +128,111 @@ class PairMaker:
         paired: Callable[[Prompt], bool] = lambda _: True,
         trace: RowTrace | None = None,
     ) -> tuple[list[TokenizedPair], list[CandidateSet]]:
-        """The tokenised pairs of the prompts that are `paired`, and one candidate set for each prompt of use."""
+        """The tokenised pairs of the records, and one candidate set for each prompt that can be used.
+
+        Args:
+            records: training or held-out ones.
+            counts: each dropped pair is counted under its reason; `pairs` and `prompts` count those kept.
+            paired: whether a prompt's records are to become pairs.
+            trace: takes the row of each pair, and the rows that gave none.
+        """
         with self.progress(None, "judging", " answers") as bar:
             records = judge_records(records, self.judge, self.relabel, bar.update)
         log = SkipLog(self.on_bad_row, counts)
+        pairs: list[TokenizedPair] = []
+        kept: list[Record] = []
         with self.progress(len(records), "tokenising", " rows") as bar:
-            pairs, kept = encode_records(
-                records,
-                self.encoder,
-                self.selector,
-                self.seed,
-                counts,
-                log,
-                paired,
-                self.needs_target,
-                bar.update,
-                trace,
-            )
+            for start in range(0, len(records), _RECORDS_AT_ONCE):
+                batch = records[start : start + _RECORDS_AT_ONCE]
+                for made in self._make_batch(batch, start, counts, paired, log):
+                    pairs += made.pairs
+                    if made.usable:
+                        kept.append(made.record)
+                    if trace is not None:
+                        trace.note(SourceRow.of(made.place, made.record), made.selected, len(made.pairs), made.reasons)
+                bar.update(len(batch))
+        self.encoder.tokenise_ahead([])
         log.warn()
         sets = merge_sets(kept)
+        counts["pairs"] += len(pairs)
         counts["prompts"] += len(sets)
         return pairs, sets
+
+    def _make_batch(
+        self,
+        records: Sequence[Record],
+        start: int,
+        counts: Counter[str],
+        paired: Callable[[Prompt], bool],
+        log: SkipLog,
+    ) -> Iterator[_PairsOfRecord]:
+        """What becomes of some records, the first of which has the place `start`; their texts are tokenised at once."""
+        selected: list[tuple[Record, list[PreferencePair], Counter[str]]] = []
+        for place, record in enumerate(records, start):
+            of_record: Counter[str] = Counter()
+            seed = derive_seed(self.seed, "select", place)
+            pairs = pairs_of(record, self.selector, seed, of_record) if paired(record.prompt) else []
+            selected.append((record, pairs, of_record))
+        self.encoder.tokenise_ahead([pair for _, pairs, _ in selected for pair in pairs])
+        for place, (record, pairs, of_record) in enumerate(selected, start):
+            encoded, reasons = self._encode(record, pairs, of_record, log)
+            counts.update(of_record)
+            if not paired(record.prompt):
+                reasons = Counter([KEPT_TO_MEASURE])
+            yield _PairsOfRecord(place, record, len(pairs), encoded or [], encoded is not None, reasons)
+
+    def _encode(
+        self, record: Record, pairs: Sequence[PreferencePair], counts: Counter[str], log: SkipLog
+    ) -> tuple[list[TokenizedPair] | None, Counter[str]]:
+        """As :func:`encode_record`, and why pairs may be lacking; a bad row goes to the log."""
+        try:
+            return encode_record(record, pairs, self.encoder, counts, self.needs_target), counts
+        except BadRow as error:
+            log.bad(error)
+            return None, Counter([f"bad_row/{error.reason}"])
+
+
+@dataclass(frozen=True)
+class _PairsOfRecord:
+    """What became of a record: `selected` pairs were made of it, `pairs` are those of them that were tokenised."""
+
+    place: int
+    record: Record
+    selected: int
+    pairs: list[TokenizedPair]
+    usable: bool
+    reasons: Counter[str]
+
+
+def pairs_of(record: Record, selector: PairSelector, seed: int, counts: Counter[str]) -> list[PreferencePair]:
+    """A pair as it is, a scored candidate set through the selector; of a prompt alone, none."""
+    if not as_set(record).candidates:
+        return []
+    return [record] if isinstance(record, PreferencePair) else selector.select(record, seed, counts)
+
+
+def encode_record(
+    record: Record, pairs: Sequence[PreferencePair], encoder: Encoder, counts: Counter[str], needs_target: bool
+) -> list[TokenizedPair] | None:
+    """The tokenised pairs of one record; None where its prompt is too long.
+
+    Raises:
+        BadRow: the record lacks a target that the loss asks for, or the chat template refuses its prompt.
+    """
+    try:
+        if needs_target:
+            _require_target(record)
+        encoder.look_at(record, counts)
+        if encoder.fits(record.prompt):
+            return encoder.encode_pairs(pairs, counts)
+    except BadRow as error:
+        raise BadRow(record.where, error.reason, error.why) from error
+    counts["prompt_too_long"] += 1  # once a row, also where the row makes several pairs or none
+    return None
+
+
+def _require_target(record: Record) -> None:
+    target = record.target if isinstance(record, PreferencePair) else record.row.get("target")
+    if not isinstance(target, str):
+        why = f"the loss asks for each row's own `target`, a text, got {target!r}: add it, or choose another loss"
+        raise BadRow(record.where, "no_target", why)

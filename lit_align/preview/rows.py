@@ -11,11 +11,11 @@ from itertools import islice
 from lit_align.batch import TokenizedPair
 from lit_align.data import AlignmentDataModule
 from lit_align.data.encoder import Encoder
-from lit_align.data.judging import encode_record, judge_records, needs_judge, pairs_of
-from lit_align.data.static import Source, boundary_prompts, load_parts
+from lit_align.data.judging import judge_records, needs_judge
+from lit_align.data.static import boundary_prompts, encode_record, pairs_of
 from lit_align.judges import Judge, RecordedScores, RuleJudge
 from lit_align.records import Candidate, PreferencePair, Prompt
-from lit_align.rows.loading import Record, as_set
+from lit_align.rows.loading import Record, Source, as_set, load_parts
 from lit_align.rows.parse import parse_row
 from lit_align.rows.reading import BadRow, read_rows
 from lit_align.seeding import derive_seed

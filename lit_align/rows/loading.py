@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -36,7 +36,8 @@ class SkipLog:
     def __init__(self, on_bad_row: OnBadRow, counts: Counter[str]) -> None:
         if on_bad_row not in ("error", "skip"):
             raise ValueError(f"expected on_bad_row to be 'error' or 'skip', got {on_bad_row!r}")
-        self.on_bad_row, self.counts = on_bad_row, counts
+        self.on_bad_row = on_bad_row
+        self.counts = counts
         self.errors: list[BadRow] = []
 
     def bad(self, error: BadRow) -> None:
@@ -109,6 +110,30 @@ def load_records(
     return records
 
 
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from; the arguments of :func:`load_records`."""
+
+    rows: str | list[str]
+    split: str
+    name: str | None
+    on_bad_row: OnBadRow
+    prompts_alone: bool = False
+
+    def load(self, counts: Counter[str], bar: bool, bad_rows: list[BadRow] | None = None) -> list[Record]:
+        """Its records; rows and skips are counted, and skipped rows added to `bad_rows`."""
+        return load_records(
+            self.rows,
+            split=self.split,
+            name=self.name,
+            on_bad_row=self.on_bad_row,
+            counts=counts,
+            bar=bar,
+            prompts_alone=self.prompts_alone,
+            bad_rows=bad_rows,
+        )
+
+
 def load_sets(
     source: str | list[str],
     *,
@@ -132,14 +157,14 @@ def as_set(record: Record) -> CandidateSet:
 def merge_sets(records: Iterable[Record]) -> list[CandidateSet]:
     """One set for each prompt, with the distinct candidates of all its records, in the order of first sight."""
     merged: dict[Prompt, CandidateSet] = {}
-    for one in map(as_set, records):
-        before = merged.get(one.prompt)
+    for candidates in map(as_set, records):
+        before = merged.get(candidates.prompt)
         if before is None:
-            merged[one.prompt] = one
+            merged[candidates.prompt] = candidates
             continue
         texts = {(candidate.text, candidate.turn) for candidate in before.candidates}
-        new = tuple(candidate for candidate in one.candidates if (candidate.text, candidate.turn) not in texts)
-        merged[one.prompt] = replace(before, candidates=before.candidates + new)
+        new = tuple(candidate for candidate in candidates.candidates if (candidate.text, candidate.turn) not in texts)
+        merged[candidates.prompt] = replace(before, candidates=before.candidates + new)
     return list(merged.values())
 
 
@@ -154,7 +179,8 @@ def split_by_prompt(records: Sequence[Record], fraction: float, seed: int) -> tu
         fraction: share of the prompts to hold out, in [0, 1); above 0 at least one prompt.
         seed: the run's seed.
     """
-    forms = {prompt: normal_form(prompt) for prompt in {record.prompt for record in records}}
+    prompts = {record.prompt for record in records}
+    forms = {prompt: normal_form(prompt) for prompt in prompts}
     texts: dict[str, str] = {}  # the first text of each form: a prompt without variants is drawn by its own
     for prompt, form in forms.items():
         identity = prompt_identity(prompt)
@@ -165,12 +191,48 @@ def split_by_prompt(records: Sequence[Record], fraction: float, seed: int) -> tu
         raise ValueError(
             f"expected val_fraction {fraction} to leave training prompts, got {len(ranked)} prompts in all"
         )
-    apart = set(ranked[:count])
-    train, held_out = ([r for r in records if (forms[r.prompt] in apart) is side] for side in (False, True))
+    held_out_forms = set(ranked[:count])
+    train: list[Record] = []
+    held_out: list[Record] = []
+    for record in records:
+        (held_out if forms[record.prompt] in held_out_forms else train).append(record)
     return train, held_out
 
 
 def without_prompts(records: Sequence[Record], held_out: Iterable[Record]) -> list[Record]:
     """The records whose prompts are not held out: none equal to one of them but for blanks, case or Unicode form."""
-    forms = {normal_form(prompt) for prompt in {record.prompt for record in held_out}}
+    prompts = {record.prompt for record in held_out}
+    forms = set(map(normal_form, prompts))
     return [record for record in records if normal_form(record.prompt) not in forms]
+
+
+def load_parts(
+    train: Source,
+    val: Source | None,
+    fraction: float,
+    seed: int,
+    counts: Counter[str],
+    val_counts: Counter[str],
+    bar: bool,
+    bad_rows: list[BadRow] | None = None,
+) -> tuple[list[Record], list[Record]]:
+    """Training and held-out records that share no prompt.
+
+    Args:
+        train: the training rows.
+        val: held-out rows; training rows of the same prompts, blanks, case and Unicode form aside, are dropped and
+            counted as `prompt_held_out`.
+        fraction: share of the training prompts to hold out if `val` is None.
+        seed: the run's seed.
+        counts: of the training rows.
+        val_counts: of the held-out rows.
+        bar: whether to show progress bars.
+        bad_rows: held-out rows that were skipped are added here.
+    """
+    records = train.load(counts, bar)
+    if val is None:
+        return split_by_prompt(records, fraction, seed)
+    held_out = val.load(val_counts, bar, bad_rows)
+    kept = without_prompts(records, held_out)
+    counts["prompt_held_out"] += len(records) - len(kept)
+    return kept, held_out

@@ -14,10 +14,9 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
-from lit_align.batch import PairBatch, TokenizedPair
+from lit_align.batch import PairBatch, TokenizedPair, collate
 from lit_align.data import AlignmentDataModule
-from lit_align.data.dealing import row_length
-from lit_align.data.loader import collate
+from lit_align.data.scheduler import row_length
 from lit_align.losses import DPO, IPO, SLiCHF
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.policy.shared_prompt import shared_rows

@@ -1,0 +1,294 @@
+"""Which pairs each micro-batch holds: two sources, each with a cursor, and the scheduler that draws from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lit_align.batch import TokenizedPair
+from lit_align.data.packing import pack, unpack
+from lit_align.data.rounds import Round
+from lit_align.data.trainer_view import TrainerView
+from lit_align.seeding import derive_seed
+
+MakeSampled = Callable[[Sequence[int], int], Round]
+MakeMeasured = Callable[[int], "Round | None"]
+_EMPTY_ROUNDS = 3
+
+
+class _Order:
+    """The endless order of n things: one seeded permutation an epoch, or over and over as they are."""
+
+    def __init__(self, size: int, seed: int, purpose: str, shuffled: bool = True) -> None:
+        self.size = size
+        self.seed = seed
+        self.purpose = purpose
+        self.shuffled = shuffled
+        self._epoch = -1
+        self._permutation = np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> int:
+        epoch, index = divmod(position, self.size)
+        if not self.shuffled:
+            return index
+        if epoch != self._epoch:
+            rng = np.random.default_rng(derive_seed(self.seed, self.purpose, epoch))
+            self._epoch = epoch
+            self._permutation = rng.permutation(self.size)
+        return int(self._permutation[index])
+
+
+class OffPolicySource:
+    """Static pairs, epoch after epoch.
+
+    Args:
+        pairs: all training pairs, the same on every rank.
+        seed: the run's seed.
+        shuffled: in seeded order, another one each epoch; else as they are.
+    """
+
+    def __init__(self, pairs: Sequence[TokenizedPair], seed: int, shuffled: bool = True) -> None:
+        self.pairs = pairs
+        self.cursor = 0
+        self._order = _Order(len(pairs), seed, "off-policy", shuffled)
+
+    def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:
+        """This rank's next `count` pairs; the cursor moves on by those of all ranks."""
+        positions = [self.cursor + slot * world + rank for slot in range(count)]
+        self.cursor += count * world
+        return [self.pairs[self._order[position]] for position in positions]
+
+    def upcoming(self, count: int) -> Sequence[TokenizedPair]:
+        """The next `count` pairs of all ranks together, or all pairs if there are fewer."""
+        if count >= len(self.pairs):
+            return self.pairs
+        return [self.pairs[self._order[self.cursor + offset]] for offset in range(count)]
+
+
+class OnPolicySource:
+    """Pairs of on-policy rounds, each used once, in seeded order.
+
+    A round is made when too few pairs are left or when a fresh one was requested. The last few pairs of a
+    round that do not fill a batch open the next one; a requested round drops what is left. Candidates that a
+    measurement sampled make a round before others are sampled.
+
+    Args:
+        prompts: the number of training prompts.
+        round_prompts: prompts a sampled round (M); no more than there are.
+        seed: the run's seed.
+        make_sampled: indices of prompts and the round's number -> the round, the same on every rank.
+        make_measured: the round's number -> the round of what a measurement sampled, the same on every rank; None if
+            there is nothing.
+    """
+
+    def __init__(
+        self, prompts: int, round_prompts: int, seed: int, make_sampled: MakeSampled, make_measured: MakeMeasured
+    ) -> None:
+        self.round_prompts = min(round_prompts, prompts)
+        self.seed = seed
+        self.make_sampled = make_sampled
+        self.make_measured = make_measured
+        self.pending: list[TokenizedPair] = []
+        self.rounds = 0
+        self.prompt_cursor = 0
+        self.fresh = False
+        self._order = _Order(prompts, seed, "round prompts")
+
+    def request_round(self) -> None:
+        """The next pair comes from a fresh round; what is left of the current one is dropped."""
+        self.fresh = True
+
+    def ensure(self, count: int) -> None:
+        """Makes rounds until `count` pairs are there.
+
+        Raises:
+            RuntimeError: after three sampled rounds in a row without a pair.
+        """
+        empty = 0
+        while self.fresh or len(self.pending) < count:
+            measured = self.make_measured(self.rounds)
+            pairs = (measured or self._sample_round()).pairs
+            rng = np.random.default_rng(derive_seed(self.seed, "round order", self.rounds))
+            shuffled = [pairs[index] for index in rng.permutation(len(pairs))]
+            self.pending = shuffled if self.fresh else [*self.pending, *shuffled]
+            self.rounds += 1
+            self.fresh = False
+            empty = 0 if pairs else empty + (measured is None)
+            if empty == _EMPTY_ROUNDS:
+                raise RuntimeError(
+                    f"{empty} on-policy rounds of {self.round_prompts} prompts each gave no pair: the judge gave all "
+                    "candidates of each prompt the same score or none, or they were too long. Look at the data's "
+                    "`round_stats`; a judge that grades, more candidates or a higher temperature help."
+                )
+
+    def _sample_round(self) -> Round:
+        cursor = self.prompt_cursor
+        indices: dict[int, None] = {}  # each once: a prompt may come again soon, in the next epoch
+        while len(indices) < self.round_prompts:
+            indices[self._order[cursor]] = None
+            cursor += 1
+        sampled = self.make_sampled(list(indices), self.rounds)
+        self.prompt_cursor = cursor
+        return sampled
+
+    def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:
+        """This rank's next `count` pairs, which :meth:`ensure` has made sure of."""
+        of_all_ranks = self.pending[: count * world]
+        self.pending = self.pending[count * world :]
+        return of_all_ranks[rank::world]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "pending": pack(self.pending),
+            "rounds": self.rounds,
+            "prompt_cursor": self.prompt_cursor,
+            "fresh": self.fresh,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pending = unpack(state["pending"])
+        self.rounds = state["rounds"]
+        self.prompt_cursor = state["prompt_cursor"]
+        self.fresh = state["fresh"]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """Micro-batches that are drawn together, and where the sources stood before.
+
+    Other ranks take other pairs of the same sources, so that a checkpoint needs this and not the micro-batches of one
+    rank.
+    """
+
+    first: int
+    micro_batches: int
+    share: float
+    cursor: int
+    pending: list[TokenizedPair]
+
+
+class BatchScheduler:
+    """Draws micro-batches of pairs, the same for the same seed and state.
+
+    The source of each slot is drawn alike on every rank. The micro-batches of one optimizer step are drawn together,
+    and its pairs are then sorted by length, the longest first: a micro-batch is padded to its longest row, so that
+    rows of about one length waste little, and a lack of memory shows at once. Which pairs a step
+    holds does not depend on it.
+
+    Args:
+        off: the static pairs.
+        on: the pairs of on-policy rounds.
+        batch_size: pairs a micro-batch and rank.
+        seed: the run's seed.
+        run: the Trainer as it is.
+        before_static: called with the number of static pairs of all ranks that come next, before they are taken.
+
+    Attributes:
+        delivered: micro-batches given so far.
+    """
+
+    def __init__(
+        self,
+        off: OffPolicySource,
+        on: OnPolicySource,
+        batch_size: int,
+        seed: int,
+        run: TrainerView,
+        before_static: Callable[[int], None],
+    ) -> None:
+        self.off = off
+        self.on = on
+        self.batch_size = batch_size
+        self.seed = seed
+        self.delivered = 0
+        self._run = run
+        self._before_static = before_static
+        self._step: _Step | None = None
+        self._micro_batches: list[list[TokenizedPair]] = []
+
+    def next_pairs(self, share: float) -> list[TokenizedPair]:
+        """This rank's next micro-batch. Makes an on-policy round if one is due.
+
+        Args:
+            share: of on-policy pairs; it counts when a step begins.
+        """
+        if not self._micro_batches:
+            self._step = self._step or self._begin(share)
+            self._micro_batches = self._split(self._step)
+        pairs = self._micro_batches.pop(0)
+        self.delivered += 1
+        if not self._micro_batches:
+            self._step = None
+        return pairs
+
+    def _begin(self, share: float) -> _Step:
+        micro_batches = self._run.sorted_together()
+        on_count = int(self._from_policy(self.delivered, micro_batches, share).sum())
+        if on_count:
+            self.on.ensure(on_count * self._run.world)
+        return _Step(self.delivered, micro_batches, share, self.off.cursor, self.on.pending)
+
+    def _split(self, step: _Step) -> list[list[TokenizedPair]]:
+        """The micro-batches of a step that were not given yet: none of them at its begin, some after a checkpoint."""
+        pairs = self._take(step)
+        if step.micro_batches > 1:
+            with_target = self._run.needs_target
+            pairs.sort(key=lambda pair: row_length(pair, with_target), reverse=True)
+        given_pairs = (self.delivered - step.first) * self.batch_size
+        return [pairs[start : start + self.batch_size] for start in range(given_pairs, len(pairs), self.batch_size)]
+
+    def _take(self, step: _Step) -> list[TokenizedPair]:
+        from_policy = self._from_policy(step.first, step.micro_batches, step.share)
+        on_count = int(from_policy.sum())
+        off_count = len(from_policy) - on_count
+        rank = self._run.rank
+        world = self._run.world
+        if off_count:
+            self._before_static(off_count * world)
+        on = iter(self.on.take(on_count, rank, world))
+        off = iter(self.off.take(off_count, rank, world))
+        return [next(on) if is_on else next(off) for is_on in from_policy]
+
+    def _from_policy(self, first: int, micro_batches: int, share: float) -> np.ndarray:
+        """[micro_batches * batch_size] bool: which slots take an on-policy pair."""
+        seeds = [derive_seed(self.seed, "mixture", first + index) for index in range(micro_batches)]
+        return np.concatenate([np.random.default_rng(seed).random(self.batch_size) < share for seed in seeds])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the run stands, the same on every rank. Amid a step: how the step began."""
+        step = self._step
+        state: dict[str, Any] = {
+            "delivered": self.delivered,
+            "off_policy_cursor": self.off.cursor,
+            "on_policy": self.on.state_dict(),
+            "step": None,
+        }
+        if step is not None:
+            state["off_policy_cursor"] = step.cursor
+            state["on_policy"]["pending"] = pack(step.pending)
+            state["step"] = {"first": step.first, "micro_batches": step.micro_batches, "share": step.share}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], amid_step: bool) -> None:
+        """Goes on where `state` was taken.
+
+        Args:
+            state: from :meth:`state_dict`.
+            amid_step: take up a step in the middle; False, for another number of ranks or batch size, begins it anew.
+        """
+        self.delivered = state["delivered"]
+        self.off.cursor = state["off_policy_cursor"]
+        self.on.load_state_dict(state["on_policy"])
+        self._micro_batches = []
+        self._step = None
+        if amid_step and state["step"] is not None:
+            self._step = _Step(**state["step"], cursor=self.off.cursor, pending=self.on.pending)
+
+
+def row_length(pair: TokenizedPair, with_target: bool) -> int:
+    """Tokens of the pair's row: the prompt once, and all its completions behind it (`policy/shared_prompt.py`)."""
+    target = len(pair.target) if with_target and pair.target is not None else 0
+    return len(pair.prompt) + len(pair.chosen) + len(pair.rejected) + target
