@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_align.boundary import BoundaryCallback, BoundaryResult
+from lit_align.boundary import BoundaryCallback, MeasurementOutcome, Sides
 from lit_align.records import CandidateSet
 from lit_align.training.look_ahead import LookAhead, Weights, looking_ahead
 
@@ -46,7 +46,7 @@ class LookAheadBoundary(BoundaryCallback):
         self._ahead: LookAhead | None = None
         self._trained: tuple[Weights, Weights] | None = None
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> BoundaryResult:
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> MeasurementOutcome:
         """Trains on both sources, then measures the two trained policies against each other."""
         with looking_ahead(trainer, pl_module) as ahead:
             off, on = (ahead.train(share, self.look_ahead_steps) for share in (0.0, 1.0))
@@ -57,13 +57,11 @@ class LookAheadBoundary(BoundaryCallback):
             finally:
                 self._ahead = self._trained = None
 
-    def both_sides(
-        self, trainer: Trainer, static: Sequence[CandidateSet], *purpose: str | int, desc: str
-    ) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet]]:
+    def both_sides(self, trainer: Trainer, static: Sequence[CandidateSet], *purpose: str | int, desc: str) -> Sides:
         """Samples answers from both trained policies."""
         assert self._ahead is not None and self._trained is not None
-        sides = []
+        answers = []
         for weights in self._trained:
             self._ahead.use(weights)
-            sides.append(self.sample(trainer, static, *purpose, desc=desc))
-        return sides[0], sides[1]
+            answers.append(self.sample(trainer, static, *purpose, desc=desc))
+        return Sides(*answers)  # none of them is fresh: the run's own policy is another one

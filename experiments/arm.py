@@ -274,7 +274,7 @@ def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to:
         "arm": asdict(arm),
         "setup": asdict(setup),
         "evaluations": evaluation.rows,
-        "decisions": [asdict(decision) for decision in boundary.history],
+        "decisions": [decision.record() for decision in boundary.history],
         "measured": [json.loads(row) for row in rows],
         **{key: summary[key] for key in ("rounds", "rows", "metrics", "seconds")},
         "wall_seconds": time.perf_counter() - start,

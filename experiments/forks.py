@@ -120,7 +120,7 @@ def read_start(arm: Arm, record: Record) -> Start:
     """Reads a starting point from its scout's record."""
     on = [_scores(row["on_policy"]) for row in record["measured"]]
     off = [_scores(row["off_policy"]) for row in record["measured"]]
-    return Start(arm, Decision(**record["decisions"][0]), on, off, record["evaluations"][0]["scores"])
+    return Start(arm, Decision.from_record(record["decisions"][0]), on, off, record["evaluations"][0]["scores"])
 
 
 def _scores(candidates: Sequence[Mapping[str, Any]]) -> list[float]:

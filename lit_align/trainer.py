@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from copy import copy
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +15,6 @@ from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
@@ -207,14 +203,9 @@ class AlignmentTrainer(Trainer):
         Returns:
             What was written.
         """
-        given = {
-            "max_prompts": max_prompts,
-            "sequential": sequential,
-            "alpha": alpha,
-            "graded": graded,
-            "draw_seed": seed,
-        }
-        boundary = self._boundary_callback({name: value for name, value in given.items() if value is not None})
+        boundary = self._boundary_callback().with_settings(
+            max_prompts=max_prompts, sequential=sequential, alpha=alpha, graded=graded, draw_seed=seed
+        )
         self._run_in_place(lambda: self._measure(boundary), model, datamodule, ckpt_path)
         if output is not None and self.is_global_zero:
             run_folder.write_json(Path(output), self.measured)
@@ -322,14 +313,11 @@ class AlignmentTrainer(Trainer):
         finally:
             self._in_place_of_stage = None
 
-    def _boundary_callback(self, changes: dict[str, Any]) -> BoundaryCallback:
-        """The run's boundary callback, or a plain one, with some settings changed."""
-        BoundaryCallback(**{name: value for name, value in changes.items() if name != "draw_seed"})  # in range?
+    def _boundary_callback(self) -> BoundaryCallback:
+        """The run's boundary callback, or a plain one."""
         callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
-        found = [callback for callback in callbacks if isinstance(callback, BoundaryCallback)]
-        callback = copy(found[0]) if found else BoundaryCallback()
-        vars(callback).update(changes)
-        return callback
+        schedules = (callback for callback in callbacks if isinstance(callback, BoundaryCallback))
+        return next(schedules, None) or BoundaryCallback()
 
     def _run_stage(self) -> Any:
         """As Lightning's, or what runs in place of its loops."""
@@ -340,10 +328,7 @@ class AlignmentTrainer(Trainer):
 
     def _measure(self, boundary: BoundaryCallback) -> None:
         boundary.say_what_is_short(self)
-        started = time.perf_counter()
-        with isolate_rng():
-            result = boundary.measure(self, self.lightning_module)
-        result = replace(result, seconds=time.perf_counter() - started)
+        result = boundary.measure_isolated(self, self.lightning_module).result
         self.measured = result_record(result, "measured on held-out prompts", boundary.sides)
         if self.is_global_zero:
             note(readable(self.measured))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import LightningModule, Trainer
 
-from lit_align.boundary import BoundaryCallback, BoundaryResult, MeasuringBudget
+from lit_align.boundary import BoundaryCallback, MeasurementOutcome, MeasuringBudget
 from tests.boundary_fakes import FakeData, FakeModule, quiet_trainer
 
 
@@ -72,7 +72,7 @@ class Timed(BoundaryCallback):
         self.clock = clock
         self.budget = MeasuringBudget(self.budget.max_share, clock)
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> BoundaryResult:
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> MeasurementOutcome:
         self.clock.now += 3
         return super().measure(trainer, pl_module)
 
@@ -134,3 +134,14 @@ def test_the_time_is_in_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_limit_out_of_range_is_named() -> None:
     with pytest.raises(ValueError, match="max_share_of_training"):
         MeasuringBudget(-0.1)
+
+
+def test_a_schedule_that_hands_on_the_paper_s_decision_waits_like_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watching(Timed):
+        def decide(self, step: int, result: Any, history: Any) -> Any:
+            return super().decide(step, result, history)
+
+    callback = timed_fit(tmp_path, monkeypatch, Watching, max_share_of_training=0.1)
+    assert [decision.step for decision in callback.history] == [0, 6, 9]

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,11 @@ def test_every_decision_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     callback = BoundaryCallback(every_n_steps=2, max_prompts=30)
     fit(tmp_path, callback, FakeData(RISING))
     written = lines(tmp_path / "boundary.jsonl")
-    assert written == [asdict(decision) for decision in callback.history]
+    assert written == [decision.record() for decision in callback.history]
+    assert " ".join(written[0]) == (
+        "step stage on_policy_share reason score low high prompts votes_on votes_off ties abstentions seconds method "
+        "alpha stopped share_of_training judge_warning characteristics graded"
+    )
     assert all(set(KEYS) <= line.keys() for line in written)
     assert [line["stage"] for line in written] == ["injection", "injection", "fine_tuning", "fine_tuning"]
     for line in written:
@@ -139,10 +142,10 @@ def test_patience_counts_through_a_resume(tmp_path: Path) -> None:
     assert rest.shares_seen == data.shares_seen[4:]
 
     def timeless(decisions: Sequence[Decision]) -> list[dict[str, Any]]:
-        return [{**asdict(decision), "seconds": 0, "share_of_training": 0} for decision in decisions]
+        return [{**decision.record(), "seconds": 0, "share_of_training": 0} for decision in decisions]
 
     assert timeless(resumed.history) == timeless(whole.history)
-    assert lines(folder / "boundary.jsonl") == [asdict(decision) for decision in resumed.history]
+    assert lines(folder / "boundary.jsonl") == [decision.record() for decision in resumed.history]
     assert lines(folder / "samples.jsonl") == lines(tmp_path / "whole" / "samples.jsonl")
 
 
@@ -241,7 +244,6 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     "wrong",
     [
         {"every_n_steps": 0},
-        {"every_n_steps": None},
         {"max_prompts": 0},
         {"alpha": 1.0},
         {"patience": 0},
@@ -280,6 +282,47 @@ def test_a_schedule_of_one_s_own(tmp_path: Path) -> None:
     assert callback.history[1].reason.startswith("Careful at score")
 
 
+@pytest.mark.parametrize("patience", [1, 2])
+def test_a_schedule_that_hands_on_the_paper_s_share_hands_on_its_reason(tmp_path: Path, patience: int) -> None:
+    class Watching(BoundaryCallback):
+        def on_policy_share(self, result: BoundaryResult, history: Sequence[Decision]) -> float:
+            return super().on_policy_share(result, history)
+
+    class AtMostHalf(BoundaryCallback):
+        def on_policy_share(self, result: BoundaryResult, history: Sequence[Decision]) -> float:
+            return min(0.5, super().on_policy_share(result, history))
+
+    plain, watching, half = (
+        schedule(every_n_steps=2, patience=patience) for schedule in (BoundaryCallback, Watching, AtMostHalf)
+    )
+    for schedule in (plain, watching, half):
+        fit(tmp_path, schedule, FakeData(RISING), max_steps=5)
+    told = [[(d.stage, d.on_policy_share, d.reason) for d in schedule.history] for schedule in (plain, watching)]
+    assert told[0] == told[1]
+    assert half.history[0].reason == plain.history[0].reason, "0 is the paper's own"
+    assert [d.on_policy_share for d in half.history] == [min(0.5, d.on_policy_share) for d in plain.history]
+    if patience == 1:
+        assert half.history[2].reason.startswith("AtMostHalf at score")
+
+
+def test_a_measure_that_returns_something_else_is_refused(tmp_path: Path) -> None:
+    class Bare(BoundaryCallback):
+        def measure(self, trainer: Any, pl_module: Any) -> Any:
+            return super().measure(trainer, pl_module).result
+
+    with pytest.raises(TypeError, match=r"Bare.measure\(\) must return a MeasurementOutcome, got BoundaryResult"):
+        fit(tmp_path, Bare(), FakeData())
+
+
+def test_other_settings_are_a_copy_s(tmp_path: Path) -> None:
+    callback = Careful(max_prompts=30)
+    other = callback.with_settings(max_prompts=5, draw_seed=3)
+    assert isinstance(other, Careful) and (other.max_prompts, other.draw_seed, other.alpha) == (5, 3, 0.05)
+    assert (callback.max_prompts, callback.draw_seed) == (30, None)
+    with pytest.raises(ValueError, match="alpha"):
+        callback.with_settings(alpha=2.0)
+
+
 def test_a_share_that_is_none_is_refused(tmp_path: Path) -> None:
     class Wild(BoundaryCallback):
         def on_policy_share(self, result: BoundaryResult, history: Sequence[Decision]) -> float:
@@ -311,7 +354,7 @@ def _ddp_rank(rank: int, port: int, folder: str) -> None:
         Path(folder), callback, max_steps=4, devices=2, strategy="ddp", use_distributed_sampler=False
     )
     trainer.fit(FakeModule(), datamodule=data)
-    found = {"history": [asdict(d) for d in callback.history], "shares": data.shares_seen, "sampled": data.sampled}
+    found = {"history": [d.record() for d in callback.history], "shares": data.shares_seen, "sampled": data.sampled}
     found["offered"] = [(step, [one.prompt[0].content for one in sets]) for step, _, sets in data.offered]
     Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -103,3 +104,15 @@ def test_a_choice_without_a_stage_takes_the_measured_one() -> None:
     assert as_decision(5, DIM_OFF, Choice(0.9, "my schedule")).reason == "my schedule, undecided"
     with pytest.raises(ValueError, match=r"\[0, 1\], got 1.5 at step 5"):
         as_decision(5, None, Choice(1.5, "x"))
+
+
+def test_a_decision_shows_its_measurement_and_is_read_back_whole() -> None:
+    decided = as_decision(3, SURE_ON, Choice(1.0, "x"), 0.25)
+    assert (decided.score, decided.low, decided.high) == (SURE_ON.score, SURE_ON.low, SURE_ON.high)
+    by_hand = as_decision(4, None, Choice(0.25, "by hand"))
+    assert by_hand.score is None and by_hand.low is None and not by_hand.measured
+    with pytest.raises(AttributeError, match="'Decision' object has no attribute 'scores'"):
+        _ = decided.scores
+    for decision in (decided, by_hand):
+        assert Decision.from_record(decision.record()) == pickle.loads(pickle.dumps(decision)) == decision
+    assert by_hand.record().keys() == decided.record().keys()

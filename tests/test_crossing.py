@@ -23,10 +23,10 @@ def decision(
     share = float(stage == "fine_tuning")
     if score is None:
         return Decision(step, stage, share, reason)
-    return Decision(
-        step, stage, share, reason, score=score, low=score - spread, high=score + spread, prompts=prompts, votes_on=3,
-        votes_off=3, ties=0, seconds=12.0,
-    )  # fmt: skip
+    result = BoundaryResult(
+        score, score - spread, score + spread, prompts, votes_on=3, votes_off=3, ties=0, seconds=12.0
+    )
+    return Decision(step, stage, share, reason, result)
 
 
 WIDE = 0.49

@@ -62,6 +62,12 @@ def test_a_schedule_that_will_ask_for_samples_says_so_at_the_start(
         fit(tmp_path, tiny_model, AlignmentDataModule(train), None, schedule)
 
 
+def test_a_schedule_that_never_decides_is_refused_at_the_start(train: str, tmp_path: Path, tiny_model: Path) -> None:
+    data = AlignmentDataModule(train, val_fraction=0.3, sampler=FakeSampler(), judge=LastDigit())
+    with pytest.raises(ValueError, match="^BoundaryCallback decides at no step: set every_n_steps to at least 1"):
+        fit(tmp_path, tiny_model, data, None, BoundaryCallback(every_n_steps=None))
+
+
 @pytest.mark.parametrize("schedule", [AlwaysOffPolicy(), FixedSwitch(at_step=99)])
 def test_static_pairs_alone_need_neither(train: str, schedule: BoundaryCallback) -> None:
     """A switch after the run's end never comes."""

@@ -36,7 +36,7 @@ def decision(score: float = 0.5, seconds: float = 1.0, **changes: Any) -> dict[s
     values = {"step": 0, "stage": "injection", "on_policy_share": 0.0, "reason": "", "score": score, "low": 0.1}
     sides = {"on_policy": {"candidates": 2.0}, "off_policy": {"candidates": 3.0}}
     values |= {"high": 0.9, "prompts": 2, "seconds": seconds, "characteristics": sides}
-    return asdict(Decision(**{**values, **changes}))
+    return Decision.from_record({**values, **changes}).record()
 
 
 def record(arm: Arm, *evaluations: tuple[int, float, Sequence[float]], **changes: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from callbacks import AlwaysOffPolicy, AlwaysOnPolicy, LookAheadBoundary
-from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decision
+from lit_align.boundary import BoundaryCallback, BoundaryResult, Choice, Decision, MeasurementOutcome
 from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.judges import RuleJudge
 from lit_align.losses import DPO
@@ -64,7 +64,7 @@ class Seen(LookAheadBoundary):
 
     seen: list[tuple[list[torch.Tensor], list[torch.Tensor]]]
 
-    def measure(self, trainer: Any, pl_module: Any) -> BoundaryResult:
+    def measure(self, trainer: Any, pl_module: Any) -> MeasurementOutcome:
         self.seen = getattr(self, "seen", [])
         return super().measure(trainer, pl_module)
 
@@ -176,7 +176,7 @@ def test_after_an_error_the_policy_is_what_it_was(tmp_path: Path, tiny_model: Pa
     before: dict[str, torch.Tensor] = {}
 
     class Kept(LookAheadBoundary):
-        def measure(self, trainer: Any, pl_module: Any) -> BoundaryResult:
+        def measure(self, trainer: Any, pl_module: Any) -> MeasurementOutcome:
             before.update(trained(pl_module))
             calls[:] = [""] * 60  # it fails while the first round is judged
             return super().measure(trainer, pl_module)

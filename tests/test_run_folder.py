@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +139,7 @@ def test_the_text_fits_a_terminal_and_holds_the_numbers() -> None:
         "steps": 40,
         "crossing": crossing(decisions),
         "next": for_the_next_run(decisions),
-        "decisions": [asdict(one) for one in decisions],
+        "decisions": [one.record() for one in decisions],
         "win_rate": {"score": 0.81, "low": 0.7, "high": 0.9, "prompts": 64, "mean_before": 0.25, "mean_after": 0.75},
         "rows": {"rows": 12, "pairs": 10, "prompts": 9, "val/pairs": 3, "ties": 2, "val/ties": 1, "bad_row/empty": 1},
         "rounds": [{"pairs": 30, "candidates": 64, "ties": 2}],

@@ -121,7 +121,8 @@ def test_the_adaptive_schedule_goes_on_from_the_decisions_of_a_checkpoint() -> N
     schedule = AdaptiveInterval(every_n_steps=4, near=0.1, max_stretch=8)
     assert schedule.should_measure(0)
     for score, gap in ((0.5, 4), (0.6, 8), (0.35, 10), (0.0, 24), (1.0, 24)):
-        schedule.history = [Decision(10, "injection", 0.0, "", score=score), Decision(12, "injection", 0.0, "by hand")]
+        measured = BoundaryResult(score, score, score, 9, 5, 4, 0)
+        schedule.history = [Decision(10, "injection", 0.0, "", measured), Decision(12, "injection", 0.0, "by hand")]
         assert [step for step in range(10, 60) if schedule.should_measure(step)][0] == 10 + gap
     schedule.max_stretch = 2
     assert schedule.should_measure(18) and not schedule.should_measure(17)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -15,12 +16,12 @@ from lit_align.boundary import record
 from lit_align.boundary.budget import MeasuringBudget
 from lit_align.boundary.data import data_of, draw, judge_of, require_restored
 from lit_align.boundary.meaning import SIDES
-from lit_align.boundary.measurement import Measurement
-from lit_align.boundary.needs import may_ask_for_samples, require_held_out, require_parts
+from lit_align.boundary.measurement import Measurement, MeasurementOutcome
+from lit_align.boundary.needs import may_ask_for_samples, require_decisions, require_held_out, require_parts
 from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.sequential import require_alpha
 from lit_align.boundary.shortage import shortage
-from lit_align.boundary.switch import Choice, Switch, Undecided, as_decision, without_information
+from lit_align.boundary.switch import Choice, ReasonedShare, Switch, Undecided, as_decision, without_information
 from lit_align.boundary.votes import JudgedPrompt
 from lit_align.console import note
 from lit_align.data.datamodule import AlignmentDataModule
@@ -30,6 +31,20 @@ from lit_align.policy.modes import in_eval_mode
 from lit_align.ranks import own_share
 from lit_align.records import CandidateSet, Stage
 from lit_align.training.refresh import require_refreshable
+
+
+class Sides(NamedTuple):
+    """The two sides of one batch of prompts, this rank's share of it.
+
+    Args:
+        on: N sets of candidates, the on-policy side.
+        off: N sets of the same prompts in the same order, the off-policy side.
+        fresh: those that the policy gave as it is, so that they can become training pairs.
+    """
+
+    on: Sequence[CandidateSet]
+    off: Sequence[CandidateSet]
+    fresh: Sequence[CandidateSet] = ()
 
 
 class BoundaryCallback(Callback):
@@ -50,7 +65,7 @@ class BoundaryCallback(Callback):
     - `on_policy_share(result, history)`: the share of on-policy pairs for a measured score;
     - `decide(step, result, history)`: the same with the step at hand, for schedules that need no score;
     - `should_measure(step)`, `should_decide(step)`: when; `self.history` has the decisions so far;
-    - `measure(trainer, pl_module)`: how.
+    - `measure(trainer, pl_module)`, `both_sides(...)`: how.
 
     Its constructor takes what is its own and hands `**kwargs` on: all of these remain arguments of it.
 
@@ -77,7 +92,8 @@ class BoundaryCallback(Callback):
         samples_to_keep: prompts whose answers and scores each measurement keeps in `samples.jsonl`.
     """
 
-    sides: tuple[str, str] = SIDES  # who is compared, in words
+    sides: tuple[str, str] = SIDES
+    """Who is compared, in words."""
 
     def __init__(
         self,
@@ -96,14 +112,6 @@ class BoundaryCallback(Callback):
         refresh_reference: bool = False,
         samples_to_keep: int = 8,
     ) -> None:
-        if every_n_steps is not None and every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1 optimizer step, got {every_n_steps}")
-        if every_n_steps is None and type(self).decide is BoundaryCallback.decide:
-            raise ValueError(f"{type(self).__name__} goes by the score: set every_n_steps to at least 1")
-        for name, number in (("max_prompts", max_prompts), ("batch_prompts", batch_prompts)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        require_alpha(alpha)
         self.every_n_steps = every_n_steps
         self.max_prompts = max_prompts
         self.num_candidates = num_candidates
@@ -118,12 +126,11 @@ class BoundaryCallback(Callback):
         self.samples_to_keep = samples_to_keep
         self.draw_seed: int | None = None  # set by `lit-align measure --seed`; otherwise the data's seed alone
         self.history: list[Decision] = []
-        self._fresh: list[CandidateSet] = []
-        self._judged: list[JudgedPrompt] = []
         self._resumed = False
         self._has_static_pairs = True
         self._considered: int | None = None
         self._waiting = False
+        self._require_in_range()
 
     # -- what a schedule overrides
 
@@ -142,16 +149,18 @@ class BoundaryCallback(Callback):
             result: the measurement at hand.
             history: the decisions before it, oldest first.
         """
-        return self.switch.choose(result, history).share
+        return ReasonedShare(self.switch.choose(result, history))
 
-    def decide(self, step: int, result: BoundaryResult | None, history: Sequence[Decision]) -> Choice:
-        """The share from here on, with the reason in words.
+    def decide(self, step: int, result: BoundaryResult | None, history: Sequence[Decision]) -> Choice | None:
+        """The share from here on, with the reason in words; None leaves things as they are.
 
         Args:
             step: the optimizer step after which it holds.
-            result: the measurement at hand; None where none was due, or affordable.
+            result: the measurement at hand; None if none was due, or if it has to wait for the time it may take.
             history: the decisions before it, oldest first.
         """
+        if result is None and self.should_measure(step):
+            return None  # it waits
         if result is None:
             raise ValueError(
                 f"{type(self).__name__} decides on a score, but none was measured at step {step}: "
@@ -161,14 +170,15 @@ class BoundaryCallback(Callback):
             return without_information(history, self._has_static_pairs)
         if not history and not result.tells and not self._has_static_pairs:
             return without_information(history, False, f"on {result.prompts} prompts, and there are no static pairs")
-        if type(self).on_policy_share is BoundaryCallback.on_policy_share:
-            return self.switch.choose(result, history)
-        return Choice(self.on_policy_share(result, history), f"{type(self).__name__} at score {result.score:.3f}")
+        share = self.on_policy_share(result, history)
+        if isinstance(share, ReasonedShare):
+            return share.choice
+        return Choice(share, f"{type(self).__name__} at score {result.score:.3f}")
 
-    def measure(self, trainer: Trainer, pl_module: LightningModule) -> BoundaryResult:
+    def measure(self, trainer: Trainer, pl_module: LightningModule) -> MeasurementOutcome:
         """Samples the current policy on held-out prompts and judges its answers against the static ones.
 
-        Under DDP each rank takes its share of each batch; all stop at the same one and return the same result, which
+        Under DDP each rank takes its share of each batch; all stop at the same one with the same result, which
         is that of one process up to rounding.
         """
         data, step = data_of(trainer), trainer.global_step
@@ -176,19 +186,36 @@ class BoundaryCallback(Callback):
         purpose: tuple[str | int, ...] = ("boundary", step, *seed)
         prompts = draw(data, self.max_prompts, "prompts", *purpose)
         measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential, self.graded, data.labels)
+        fresh: list[CandidateSet] = []
         for start in range(0, len(prompts), self.batch_prompts):
             end = min(start + self.batch_prompts, len(prompts))
             static = own_share(prompts[start:end])
             desc = f"boundary: prompts {start + 1} to {end} of {len(prompts)}"
-            measurement.add(*self.both_sides(trainer, static, *purpose, desc=desc))
+            sides = Sides(*self.both_sides(trainer, static, *purpose, desc=desc))
+            measurement.add(sides.on, sides.off)
+            fresh += sides.fresh
             if measurement.done:
                 break
-        self._judged = measurement.judged
-        return measurement.result("budget" if len(prompts) == self.max_prompts else "pool")
+        result = measurement.result("budget" if len(prompts) == self.max_prompts else "pool")
+        return MeasurementOutcome(result, fresh, measurement.judged)
 
-    def both_sides(
-        self, trainer: Trainer, static: Sequence[CandidateSet], *purpose: str | int, desc: str
-    ) -> tuple[Sequence[CandidateSet], Sequence[CandidateSet]]:
+    def measure_isolated(self, trainer: Trainer, pl_module: LightningModule) -> MeasurementOutcome:
+        """Measures, leaves the random state as it was, and says how long it took.
+
+        Raises:
+            TypeError: :meth:`measure` returns something else than a `MeasurementOutcome`.
+        """
+        began = perf_counter()
+        with isolate_rng():
+            outcome = self.measure(trainer, pl_module)
+        if not isinstance(outcome, MeasurementOutcome):
+            raise TypeError(
+                f"{type(self).__name__}.measure() must return a MeasurementOutcome, got {type(outcome).__name__}: "
+                "return what super().measure() returns, or MeasurementOutcome(result)"
+            )
+        return replace(outcome, result=replace(outcome.result, seconds=perf_counter() - began))
+
+    def both_sides(self, trainer: Trainer, static: Sequence[CandidateSet], *purpose: str | int, desc: str) -> Sides:
         """The candidates that a measurement compares on one batch of prompts: the policy's own, and the static ones.
 
         Args:
@@ -198,8 +225,7 @@ class BoundaryCallback(Callback):
             desc: label of the progress bar.
         """
         fresh = self.sample(trainer, static, *purpose, desc=desc)
-        self._fresh += fresh
-        return fresh, static
+        return Sides(fresh, static, fresh)
 
     def sample(
         self, trainer: Trainer, sets: Sequence[CandidateSet], *purpose: str | int, desc: str
@@ -217,6 +243,44 @@ class BoundaryCallback(Callback):
         short = shortage(data_of(trainer), self.max_prompts, self.alpha, self.sequential)
         if short is not None:
             note(f"boundary: {short}")
+
+    def with_settings(
+        self,
+        *,
+        max_prompts: int | None = None,
+        sequential: bool | None = None,
+        alpha: float | None = None,
+        graded: bool | None = None,
+        draw_seed: int | None = None,
+    ) -> BoundaryCallback:
+        """A copy that measures by other settings; None keeps this one's.
+
+        Args:
+            max_prompts: held-out prompts a measurement at most.
+            sequential: stop once it is decided.
+            alpha: the chance of error, in (0, 1).
+            graded: go by how much better an answer is, not by votes.
+            draw_seed: draws other prompts and other answers than the data's seed alone.
+
+        Raises:
+            ValueError: a setting is out of range.
+        """
+        callback = copy(self)
+        callback.max_prompts = self.max_prompts if max_prompts is None else max_prompts
+        callback.sequential = self.sequential if sequential is None else sequential
+        callback.alpha = self.alpha if alpha is None else alpha
+        callback.graded = self.graded if graded is None else graded
+        callback.draw_seed = self.draw_seed if draw_seed is None else draw_seed
+        callback._require_in_range()
+        return callback
+
+    def _require_in_range(self) -> None:
+        if self.every_n_steps is not None and self.every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1 optimizer step, got {self.every_n_steps}")
+        for name, number in (("max_prompts", self.max_prompts), ("batch_prompts", self.batch_prompts)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        require_alpha(self.alpha)
 
     # -- what the last decision was, for progress bars and reports
 
@@ -236,6 +300,7 @@ class BoundaryCallback(Callback):
         """Raises a ValueError if the data module was not given what a fit with this schedule takes."""
         schedule = type(self).__name__
         measures = self.every_n_steps is not None
+        require_decisions(self.should_decide, trainer.max_steps, schedule)
         if measures or may_ask_for_samples(self.should_decide, self.decide, trainer.max_steps):
             require_parts(data, schedule, measures)
         if data.run.overfits:
@@ -280,11 +345,11 @@ class BoundaryCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The decisions and the time spent, as plain types."""
-        return {"history": [asdict(decision) for decision in self.history], "budget": self.budget.state_dict()}
+        return {"history": [decision.record() for decision in self.history], "budget": self.budget.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes up the decisions of the checkpoint."""
-        self.history = [Decision(**decision) for decision in state_dict["history"]]
+        self.history = [Decision.from_record(record) for record in state_dict["history"]]
         self.budget.load_state_dict(state_dict["budget"])
         self._resumed = True
 
@@ -299,30 +364,34 @@ class BoundaryCallback(Callback):
             return
         due = self.should_measure(step)
         measuring = due and self._affords(trainer)
-        if due and not measuring and type(self).decide is BoundaryCallback.decide:
-            return  # what holds goes on holding
-        result = self._measured(trainer, pl_module) if measuring else None
+        outcome = self.measure_isolated(trainer, pl_module) if measuring else None
+        result = None if outcome is None else outcome.result
+        if result is not None:
+            self.budget.spend(result.seconds)
         share = self.budget.share if step else None  # at the start there is no training to set it against
         choice = self.decide(step, result, self.history)
+        if choice is None:
+            return
         decision = trainer.strategy.broadcast(as_decision(step, result, choice, share))
         before = self.history[-1] if self.history else None
         self.history.append(decision)
         if trainer.is_global_zero:
-            self._keep(trainer, decision)
-        self._swap(trainer, before, decision)
+            self._keep(trainer, decision, () if outcome is None else outcome.judged)
+        self._swap(trainer, before, decision, None if outcome is None else outcome.candidates)
         if self.refresh_reference and before is not None and before.stage != decision.stage:
             cast(Any, pl_module).refresh_reference()
 
-    def _swap(self, trainer: Trainer, before: Decision | None, decision: Decision) -> None:
-        """Makes the data follow the decision. What was sampled for it is training data where that is on-policy."""
+    def _swap(
+        self, trainer: Trainer, before: Decision | None, decision: Decision, fresh: Sequence[CandidateSet] | None
+    ) -> None:
+        """Makes the data follow the decision. Candidates sampled for it are training data where that is on-policy."""
         data = data_of(trainer)
         data.set_on_policy_share(decision.on_policy_share)
         if decision.on_policy_share > 0:
             if before is None or before.on_policy_share == 0:
                 data.request_round()
-            if decision.measured:
-                data.offer_round(self._fresh)
-        self._fresh = []
+            if fresh is not None:
+                data.offer_round(fresh)
 
     def _affords(self, trainer: Trainer) -> bool:
         """Whether the time for a measurement is there: rank 0's clock says so."""
@@ -337,20 +406,9 @@ class BoundaryCallback(Callback):
         self._waiting = not affords
         return affords
 
-    def _measured(self, trainer: Trainer, pl_module: LightningModule) -> BoundaryResult:
-        """A measurement that leaves modes and random state as they were."""
-        start = perf_counter()
-        self._fresh, self._judged = [], []
-        with isolate_rng():
-            result = self.measure(trainer, pl_module)
-        result = replace(result, seconds=perf_counter() - start)
-        self.budget.spend(result.seconds)
-        return result
-
-    def _keep(self, trainer: Trainer, decision: Decision) -> None:
+    def _keep(self, trainer: Trainer, decision: Decision, judged: Sequence[JudgedPrompt]) -> None:
         note(record.readable(decision))
-        rows = record.sample_rows(decision.step, self._judged[: self.samples_to_keep])
-        self._judged = []
+        rows = record.sample_rows(decision.step, judged[: self.samples_to_keep])
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial leaves an earlier run's files alone
             return
         folder = Path(trainer.default_root_dir)

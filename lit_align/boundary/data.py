@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Protocol, cast
 
 from lightning.pytorch import Trainer
@@ -13,6 +12,7 @@ from lit_align.data.held_out import Labels
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, Prompt
 from lit_align.rows.alike import draw_unlike
+from lit_align.rows.matching import merged_by_prompt
 from lit_align.seeding import derive_seed
 
 
@@ -122,22 +122,3 @@ def require_restored(data: BoundaryData, decisions: bool) -> None:
             f"the checkpoint lacks {' and '.join(missing)}, so the run cannot go on where it was: resume from a "
             "checkpoint of a run with this callback and this data module, or start a fresh run from its weights"
         )
-
-
-def merged_by_prompt(
-    sets: Iterable[CandidateSet], key: Callable[[Prompt], Hashable] = lambda prompt: prompt
-) -> dict[Hashable, CandidateSet]:
-    """One set for each prompt, holding the candidates of all its sets; those without candidates are left out.
-
-    Args:
-        sets: any number for a prompt.
-        key: what makes two prompts one; by default they must be equal.
-    """
-    merged: dict[Hashable, CandidateSet] = {}
-    for candidates in sets:
-        if not candidates.candidates:
-            continue
-        name = key(candidates.prompt)
-        before = merged[name].candidates if name in merged else ()
-        merged[name] = replace(merged.get(name, candidates), candidates=before + candidates.candidates)
-    return merged

@@ -1,4 +1,4 @@
-"""One measurement: batches of judged prompts in, a result out."""
+"""One measurement: batches of candidates in, a result out."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_align.boundary.interval import mean_interval
-from lit_align.boundary.result import BoundaryResult, Characteristics, Method, Stopped
+from lit_align.boundary.result import BoundaryResult, Characteristics, Stopped
+from lit_align.boundary.score import BoundaryScore
 from lit_align.boundary.sequential import SequentialTest, require_alpha
-from lit_align.boundary.votes import JudgedPrompt, PromptVotes, judge_prompts
+from lit_align.boundary.votes import JudgedPrompt, judge_prompts
 from lit_align.data.held_out import Labels
 from lit_align.data.judging import agreement
 from lit_align.judges.base import Judge
@@ -22,6 +21,21 @@ from lit_align.judges.quality import bias_warning, contradiction_warning
 from lit_align.metrics import characteristics
 from lit_align.ranks import gather_in_turn, shard
 from lit_align.records import CandidateSet
+
+
+@dataclass(frozen=True)
+class MeasurementOutcome:
+    """All that a measurement leaves behind.
+
+    Args:
+        result: the score with its evidence.
+        candidates: fresh candidates of the policy as it is, this rank's share: they can become training pairs.
+        judged: the prompts of all ranks with both sides' scores.
+    """
+
+    result: BoundaryResult
+    candidates: Sequence[CandidateSet] = ()
+    judged: Sequence[JudgedPrompt] = field(default=(), repr=False)
 
 
 class Measurement:
@@ -34,8 +48,7 @@ class Measurement:
         judge: stands for the true preference.
         alpha: the chance of error, in (0, 1).
         sequential: stop as soon as 0.5 is outside an anytime-valid interval (:class:`SequentialTest`);
-            otherwise take all prompts and Student's t interval, which is narrower at the end, and valid there
-            alone.
+            otherwise take all prompts and Student's t interval, which is narrower at the end, and valid only there.
         graded: the score goes by how much better an answer is (:func:`~lit_align.judges.base.graded_votes`), and not
             by votes alone.
         labels: (better, worse) static answers to prompts, which the judge is held against in passing.
@@ -55,9 +68,8 @@ class Measurement:
         self.graded = graded
         self.labels: Labels = labels or {}
         self.judged: list[JudgedPrompt] = []
+        self._score = BoundaryScore(1 - alpha, sync_on_compute=False)  # each rank counts the prompts of all
         self._test = SequentialTest(alpha) if sequential else None
-        self._votes: list[PromptVotes] = []
-        self._shares: list[float] = []
         self._started = time.perf_counter()
 
     @property
@@ -69,16 +81,15 @@ class Measurement:
         """Judges one batch, this rank's share of it: N sets a side, of the same prompts in the same order."""
         judged = judge_prompts(self.judge, on, off)
         if shard()[1] > 1:
-            judged = gather_in_turn([_without_rows(one) for one in judged])
+            judged = gather_in_turn([_without_rows(prompt) for prompt in judged])
         self.judged += judged
-        shares = [share for one in judged if (share := one.share(self.graded)) is not None]
-        self._votes += [one.votes for one in judged]
-        self._shares += shares
+        shares = [prompt.share(self.graded) for prompt in judged]
+        self._score.update([prompt.block for prompt in judged], shares)
         if self._test is not None:
-            self._test.update(shares)
+            self._test.update([share for share in shares if share is not None])
 
     def result(self, at_the_end: Stopped = "budget") -> BoundaryResult:
-        """What was found.
+        """The result of all batches so far.
 
         Args:
             at_the_end: what it means that no more prompts came, if the measurement was not done.
@@ -86,42 +97,24 @@ class Measurement:
         Raises:
             ValueError: no prompt has a vote.
         """
-        shares = np.array(self._shares)
-        on, off, ties, abstentions = [sum(column) for column in zip(*self._votes, strict=True)] or [0] * 4
-        if not shares.size:
-            raise ValueError(
-                f"no prompt has a cross vote ({abstentions} abstentions): expected on-policy and off-policy "
-                "candidates of the same prompts and a judge that scores them"
-            )
-        if not on + off:
+        counted = self._score.result(seconds=time.perf_counter() - self._started)
+        if not counted.informative:
             rank_zero_warn(
-                f"the judge {self.judge.identity} told no answers apart: all {ties} cross votes of {shares.size} "
-                "prompts are ties, so the score says nothing of the stage; take a judge that grades"
+                f"the judge {self.judge.identity} told no answers apart: all {counted.ties} cross votes of "
+                f"{counted.prompts} prompts are ties, so the score says nothing of the stage; take a judge that grades"
             )
-        low, high = self._interval(shares)
-        method: Method = "student_t" if self._test is None else self._test.method
-        return BoundaryResult(
-            score=float(shares.mean()),
+        low, high = self._test.interval if self._test is not None else (counted.low, counted.high)
+        return replace(
+            counted,
             low=low,
             high=high,
-            prompts=shares.size,
-            votes_on=on,
-            votes_off=off,
-            ties=ties,
-            abstentions=abstentions,
-            seconds=time.perf_counter() - self._started,
-            method=method,
+            method="student_t" if self._test is None else self._test.method,
             alpha=self.alpha,
             stopped="decided" if self.done else at_the_end,
-            judge_warning=_judge_warning(self.judged, self.labels) if on + off else None,
+            judge_warning=_judge_warning(self.judged, self.labels) if counted.informative else None,
             characteristics=_characteristics(self.judged),
             graded=self.graded,
         )
-
-    def _interval(self, shares: np.ndarray) -> tuple[float, float]:
-        if self._test is not None:
-            return self._test.interval
-        return mean_interval(float(shares.sum()), float((shares**2).sum()), shares.size, 1 - self.alpha)
 
 
 def _characteristics(judged: Sequence[JudgedPrompt]) -> Characteristics:

@@ -1,10 +1,10 @@
-"""What a schedule asks of the data, said before a model is loaded."""
+"""The needs of a schedule, checked before a model is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from lit_align.boundary.switch import Choice
 from lit_align.data.datamodule import AlignmentDataModule
 
 _MANY_STEPS = 100_000
@@ -37,9 +37,24 @@ def require_held_out(data: AlignmentDataModule, schedule: str) -> None:
     )
 
 
-def may_ask_for_samples(should_decide: Callable[[int], bool], decide: Callable[..., Any], max_steps: int) -> bool:
+def require_decisions(should_decide: Callable[[int], bool], max_steps: int, schedule: str) -> None:
+    """Raises a ValueError if a schedule decides at no step, and so would never train on sampled answers."""
+    if not any(map(should_decide, _steps(max_steps, first=0))):
+        raise ValueError(
+            f"{schedule} decides at no step: set every_n_steps to at least 1, or give the schedule a should_decide()"
+        )
+
+
+def may_ask_for_samples(
+    should_decide: Callable[[int], bool], decide: Callable[..., Choice | None], max_steps: int
+) -> bool:
     """Whether a schedule without measurements can train on samples: it does at once, or it decides again later."""
-    steps = range(1, max_steps if max_steps > 0 else _MANY_STEPS)
-    if any(should_decide(step) for step in steps):
+    if any(map(should_decide, _steps(max_steps, first=1))):
         return True
-    return should_decide(0) and decide(0, None, ()).share > 0
+    choice = decide(0, None, ()) if should_decide(0) else None
+    return choice is not None and choice.share > 0
+
+
+def _steps(max_steps: int, first: int) -> range:
+    """The optimizer steps of a run; without a limit of steps, many."""
+    return range(first, max_steps if max_steps > 0 else _MANY_STEPS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ Row = Mapping[str, Any]
 
 def write_decisions(folder: Path, history: Sequence[Decision]) -> None:
     """Writes all decisions to `boundary.jsonl`, so that a resumed run repeats no line and loses none."""
-    run_folder.write_jsonl(folder / run_folder.DECISIONS, [asdict(decision) for decision in history])
+    run_folder.write_jsonl(folder / run_folder.DECISIONS, [decision.record() for decision in history])
 
 
 def write_samples(folder: Path, rows: Sequence[Row], history: Sequence[Decision]) -> None:
@@ -53,7 +52,7 @@ def log_decision(loggers: Iterable[Logger], decision: Decision) -> None:
     They are `boundary/score`, `boundary/stage` (0 injection, 1 fine-tuning), `boundary/decided` (0 or 1) and so
     on, and each side's characteristics as `boundary/on_policy/<name>` and `boundary/off_policy/<name>`.
     """
-    numbers = {name: value for name, value in asdict(decision).items() if isinstance(value, int | float)}
+    numbers = {name: value for name, value in decision.record().items() if isinstance(value, int | float)}
     del numbers["step"]
     numbers.pop("graded", None)  # a setting
     numbers["stage"] = decision.stage == Stage.FINE_TUNING.value

@@ -1,10 +1,10 @@
-"""What a measurement found, and what was decided on it."""
+"""The result of a measurement, and the decision that was taken on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
 
 from lit_align.records import Stage
 
@@ -90,72 +90,75 @@ class BoundaryResult:
         return self.informative and (self.decided or self.prompts >= FEW_PROMPTS)
 
 
+_FIGURES = tuple(entry.name for entry in fields(BoundaryResult))
+_AFTER_THE_COST = ("judge_warning", "characteristics", "graded")
+"""The figures that stand behind `share_of_training` in a line of `boundary.jsonl`."""
+
+
 @dataclass(frozen=True)
 class Decision:
-    """What was decided at an optimizer step; one line of `boundary.jsonl`, and the state in a checkpoint.
+    """The outcome of a decision at an optimizer step; one line of `boundary.jsonl`, and the state in a checkpoint.
+
+    The figures of the measurement can be read here, too: `decision.score` is `decision.result.score`, and None where
+    nothing was measured.
 
     Args:
         step: optimizer step (`global_step`) after which it holds; 0 is before the first batch.
         stage: the stage that training is in from here on, "injection" or "fine_tuning".
         on_policy_share: share of on-policy pairs from here on, in [0, 1].
         reason: what decided, in words.
-        score: None, as all below, where nothing was measured.
-        low: lower end of the interval.
-        high: upper end.
-        prompts: prompts with at least one vote.
-        votes_on: cross votes that the on-policy side won.
-        votes_off: cross votes that the off-policy side won.
-        ties: cross votes that neither side won.
-        abstentions: comparisons without a verdict.
-        seconds: wall time of the measurement.
-        method: how the interval was made, "betting" or "student_t".
-        alpha: the chance that the interval misses the true score.
-        stopped: what ended the measurement: "decided" (0.5 outside the interval), or with 0.5 inside all the
-            same "budget" (`max_prompts` used) or "pool" (all held-out prompts used). A measurement of all
-            prompts (`sequential: false`) ends with the budget or the pool in any case.
+        result: the measurement behind it; None where there was none.
         share_of_training: wall time of all measurements so far over that of the training so far; None at the
-            start, too.
-        judge_warning: where the votes give the judge away, such as one that prefers by length alone: in words.
-        characteristics: diversity and quality of the candidates of both sides, by `on_policy` and
-            `off_policy`.
-        graded: whether the score goes by how much better an answer is, and not by votes.
+            start, and without a measurement.
+
+    Example:
+        >>> measured = Decision(0, "injection", 0.0, "first measurement", BoundaryResult(0.2, 0.1, 0.3, 40, 8, 32, 0))
+        >>> measured.score, measured.decided, Decision(1, "injection", 0.0, "by hand").score
+        (0.2, True, None)
+        >>> Decision.from_record(measured.record()) == measured
+        True
     """
 
     step: int
     stage: str
     on_policy_share: float
     reason: str
-    score: float | None = None
-    low: float | None = None
-    high: float | None = None
-    prompts: int | None = None
-    votes_on: int | None = None
-    votes_off: int | None = None
-    ties: int | None = None
-    abstentions: int | None = None
-    seconds: float | None = None
-    method: Method | None = None
-    alpha: float | None = None
-    stopped: Stopped | None = None
+    result: BoundaryResult | None = None
     share_of_training: float | None = None
-    judge_warning: str | None = None
-    characteristics: Characteristics | None = None
-    graded: bool | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """A figure of the measurement, None without one. Schedules read `history[-1].score`."""
+        if name not in _FIGURES:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.result, name, None)
 
     @property
     def measured(self) -> bool:
         """Whether a score stands behind it."""
-        return self.score is not None
+        return self.result is not None
 
     @property
     def decided(self) -> bool:
         """Whether it was measured and 0.5 lay outside the interval."""
         return self.result is not None and self.result.decided
 
-    @property
-    def result(self) -> BoundaryResult | None:
-        """The measurement behind it; None where there was none."""
-        if not self.measured:
-            return None
-        values = {entry.name: getattr(self, entry.name) for entry in fields(BoundaryResult)}
-        return BoundaryResult(**{name: value for name, value in values.items() if value is not None})
+    def record(self) -> dict[str, Any]:
+        """A line of `boundary.jsonl`: plain types, the figures beside the decision, None where nothing was measured."""
+        figures: dict[str, Any] = dict.fromkeys(_FIGURES) if self.result is None else asdict(self.result)
+        after_the_cost = {name: figures.pop(name) for name in _AFTER_THE_COST}
+        return {
+            "step": self.step,
+            "stage": self.stage,
+            "on_policy_share": self.on_policy_share,
+            "reason": self.reason,
+            **figures,
+            "share_of_training": self.share_of_training,
+            **after_the_cost,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Decision:
+        """The decision that :meth:`record` wrote down."""
+        decision = {name: value for name, value in record.items() if name not in _FIGURES}
+        figures = {name: record[name] for name in _FIGURES if record.get(name) is not None}
+        return cls(**decision, result=BoundaryResult(**figures) if "score" in figures else None)

@@ -1,17 +1,26 @@
-"""The boundary score as a metric."""
+"""The boundary score as a metric, and of two piles of candidates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from tqdm import tqdm
 
 from lit_align.boundary.interval import mean_interval
 from lit_align.boundary.result import BOUNDARY, BoundaryResult
 from lit_align.boundary.votes import count_votes
+from lit_align.judges.base import Judge
+from lit_align.records import CandidateSet
+from lit_align.rows.matching import match_by_prompt
+
+_PROMPTS_AT_ONCE = 64
+_COUNTS = ("prompts", "votes_on", "votes_off", "ties", "abstentions")
 
 
 class BoundaryScore(Metric):
@@ -33,6 +42,7 @@ class BoundaryScore(Metric):
 
     Args:
         confidence: of the interval around the score, in (0, 1).
+        kwargs: of `torchmetrics.Metric`, such as `sync_on_compute`.
 
     Example:
         >>> metric = BoundaryScore()
@@ -52,34 +62,36 @@ class BoundaryScore(Metric):
     ties: Tensor
     abstentions: Tensor
 
-    def __init__(self, confidence: float = 0.95) -> None:
-        super().__init__()
+    def __init__(self, confidence: float = 0.95, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         if not 0 < confidence < 1:
             raise ValueError(f"confidence must be in (0, 1), such as 0.95, got {confidence}")
         self.confidence = confidence
         for name in ("shares", "squares"):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        for name in ("prompts", "votes_on", "votes_off", "ties", "abstentions"):
+        for name in _COUNTS:
             self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
-    def update(self, votes: Sequence[np.ndarray]) -> None:
+    def update(self, votes: Sequence[np.ndarray], shares: Sequence[float | None] | None = None) -> None:
         """Counts the cross votes of some prompts.
 
         Args:
             votes: for each prompt an array [K_on, K_off] with P(on-policy candidate wins) in [0, 1]: above
                 0.5 is a vote for it, 0.5 a tie, NaN an abstention, which counts nowhere else. A prompt
                 without any vote is no prompt here.
+            shares: the on-policy side's share of each prompt, in [0, 1], None without a vote; by default its share of
+                the votes.
 
         Raises:
             ValueError: a probability is outside [0, 1].
         """
-        for block in votes:
-            counted = count_votes(block)
-            self.votes_on += counted.on
-            self.votes_off += counted.off
-            self.ties += counted.ties
-            self.abstentions += counted.abstentions
-            if (share := counted.share) is not None:
+        counted = [count_votes(block) for block in votes]
+        for prompt, share in zip(counted, shares or [prompt.share for prompt in counted], strict=True):
+            self.votes_on += prompt.on
+            self.votes_off += prompt.off
+            self.ties += prompt.ties
+            self.abstentions += prompt.abstentions
+            if share is not None:
                 self.shares += share
                 self.squares += share**2
                 self.prompts += 1
@@ -98,28 +110,58 @@ class BoundaryScore(Metric):
             )
         low, high = mean_interval(float(self.shares), float(self.squares), count, self.confidence)
         score = self.shares / count
-        counts = {name: getattr(self, name) for name in ("prompts", "votes_on", "votes_off", "ties", "abstentions")}
         return {
             "score": score,
             "low": torch.full_like(score, low),
             "high": torch.full_like(score, high),
             "stage": (score >= BOUNDARY).long(),
-            **counts,
+            **{name: getattr(self, name) for name in _COUNTS},
         }
 
     def result(self, seconds: float = 0.0) -> BoundaryResult:
         """The same as a plain record, reduced over the ranks."""
-        found = self.compute()
-        return BoundaryResult(
-            score=float(found["score"]),
-            low=float(found["low"]),
-            high=float(found["high"]),
-            prompts=int(found["prompts"]),
-            votes_on=int(found["votes_on"]),
-            votes_off=int(found["votes_off"]),
-            ties=int(found["ties"]),
-            abstentions=int(found["abstentions"]),
-            seconds=seconds,
-            alpha=round(1 - self.confidence, 12),
-            stopped="pool",
-        )
+        if not self.update_called:  # the error of `compute` says more than the warning of torchmetrics
+            self.update([])
+        values: dict[str, Any] = {name: value.item() for name, value in self.compute().items() if name != "stage"}
+        return BoundaryResult(**values, seconds=seconds, alpha=round(1 - self.confidence, 12), stopped="pool")
+
+
+def measure_sets(
+    on: Iterable[CandidateSet],
+    off: Iterable[CandidateSet],
+    judge: Judge,
+    confidence: float = 0.95,
+    *,
+    device: torch.device | None = None,
+    progress: bool = False,
+) -> BoundaryResult:
+    """Judges on-policy against off-policy candidates of the same prompts, all of them.
+
+    Sets are matched by prompt; several sets of one prompt are taken together. Prompts that only have
+    on-policy candidates are left out with a warning that counts them; off-policy sets without a partner
+    are not needed.
+
+    In a distributed run each rank passes its share of the prompts and all get the same result.
+
+    Args:
+        on: candidates from the policy.
+        off: the static candidates.
+        judge: stands for the true preference.
+        confidence: of the interval, in (0, 1).
+        device: where the counts are reduced in a distributed run; NCCL needs the rank's GPU.
+        progress: show a bar with a rate while judging.
+
+    Raises:
+        ValueError: no prompt has candidates on both sides.
+    """
+    began = time.perf_counter()
+    pairs = match_by_prompt(on, off)
+    metric = BoundaryScore(confidence)
+    if device is not None:
+        metric = metric.to(device)
+    with tqdm(total=len(pairs), desc="judging", unit="prompt", leave=False, disable=None if progress else True) as bar:
+        for start in range(0, len(pairs), _PROMPTS_AT_ONCE):
+            batch = pairs[start : start + _PROMPTS_AT_ONCE]
+            metric.update(judge.cross_votes([a for a, _ in batch], [b for _, b in batch]))
+            bar.update(len(batch))
+    return metric.result(seconds=time.perf_counter() - began)

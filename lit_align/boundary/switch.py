@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lit_align.boundary.result import BOUNDARY, FEW_PROMPTS, BoundaryResult, Decision
@@ -25,6 +25,24 @@ class Choice(NamedTuple):
     share: float
     reason: str
     stage: Stage | None = None
+
+
+class ReasonedShare(float):
+    """A share that carries its :class:`Choice`.
+
+    A schedule that calls `super().on_policy_share(...)` and returns that very number keeps the reason and the stage
+    with it; one that computes another share from it returns a plain float, and has a reason of its own.
+
+    Args:
+        choice: gives the share.
+    """
+
+    choice: Choice
+
+    def __new__(cls, choice: Choice) -> ReasonedShare:
+        share = super().__new__(cls, choice.share)
+        share.choice = choice
+        return share
 
 
 @dataclass(frozen=True)
@@ -139,13 +157,12 @@ def as_decision(
         raise ValueError(f"a schedule's on-policy share must be in [0, 1], got {choice.share} at step {step}")
     assumed = Stage.FINE_TUNING if choice.share >= BOUNDARY else Stage.INJECTION
     stage = choice.stage or (result.stage if result else assumed)
-    measured = {} if result is None else {entry.name: getattr(result, entry.name) for entry in fields(result)}
     unsaid = result is not None and not result.decided and "undecided" not in choice.reason
     return Decision(
         step=step,
         stage=stage.value,
         on_policy_share=float(choice.share),
         reason=f"{choice.reason}, undecided" if unsaid else choice.reason,
+        result=result,
         share_of_training=share_of_training if result else None,
-        **measured,
     )

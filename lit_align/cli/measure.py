@@ -10,7 +10,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lit_align import run_folder
-from lit_align.boundary.measure import require_matched
 from lit_align.boundary.measurement import Measurement
 from lit_align.boundary.result import BoundaryResult
 from lit_align.console import note
@@ -19,6 +18,7 @@ from lit_align.records import CandidateSet
 from lit_align.report.measurement import readable, result_record
 from lit_align.rows.alike import draw_unlike, group_alike
 from lit_align.rows.loading import as_set, load_records
+from lit_align.rows.matching import require_matched
 from lit_align.seeding import derive_seed
 
 

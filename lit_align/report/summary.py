@@ -94,7 +94,7 @@ class RunSummary(Callback):
 
     def _collect(self, trainer: Trainer) -> dict[str, Any]:
         history, policy = _history(trainer), isinstance(trainer.lightning_module, AlignmentModule)
-        decisions = [asdict(decision) for decision in history]
+        decisions = [decision.record() for decision in history]
         win_rate = _win_rate(trainer)
         watch = getattr(trainer.lightning_module, "step_watch", None)
         result = asdict(win_rate.result) if win_rate is not None and win_rate.result is not None else None

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
-from lit_align.boundary.measure import measure_sets
+from lit_align.boundary.score import measure_sets
 from lit_align.judges.base import Judge
 from lit_align.ranks import gather_in_turn, own_share
 from lit_align.records import Candidate, CandidateSet, FinishReason, prompt_text
