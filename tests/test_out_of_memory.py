@@ -213,9 +213,9 @@ def test_dropout_is_drawn_once_for_forward_and_backward(tiny_model: Path, tmp_pa
 
     def run(*callbacks: Callback, tokens: int | None = None) -> Recorder:
         made = module(tiny_model, lora=noisy)
-        made._in_parts.tokens = tokens
+        made._split.tokens = tokens
         recorder = fit(made, tmp_path, *callbacks)
-        limits.append(made._in_parts.tokens)
+        limits.append(made._split.tokens)
         return recorder
 
     limits: list[int | None] = []
@@ -230,13 +230,13 @@ def test_dropout_is_drawn_once_for_forward_and_backward(tiny_model: Path, tmp_pa
 def test_the_gradient_under_dropout_is_that_of_the_value(tiny_model: Path) -> None:
     """By a finite difference: the loss under the same draws, a little further along the gradient."""
     made = module(tiny_model, lora=LoraSpec(r=4, dropout=0.5)).double()
-    made._in_parts.tokens = 1  # one pair at a time
+    made._split.tokens = 1  # one pair at a time
     parameter = next(p for n, p in made.named_parameters() if "lora_A" in n)
     trained = [p for p in made.parameters() if p.requires_grad]
 
     def value() -> Tensor:
         torch.manual_seed(3)
-        return sum(one.sum().sum() for one in made._in_parts.logps(made._policy_logps, batch(0), trained))  # type: ignore[return-value]
+        return sum(one.sum().sum() for one in made._split.logps(made._policy_logps, batch(0), trained))  # type: ignore[return-value]
 
     value().backward()
     direction = parameter.grad / parameter.grad.norm()
@@ -251,13 +251,13 @@ def test_the_gradient_under_dropout_is_that_of_the_value(tiny_model: Path) -> No
 def test_parts_are_kept_and_short_micro_batches_stay_whole(tiny_model: Path, tmp_path: Path) -> None:
     made, card = module(tiny_model), Card(2)
     fit(made, tmp_path, card)
-    assert len(card.refused) <= 3 and made._in_parts.tokens is not None  # 5 and 3 at first, not at every micro-batch
+    assert len(card.refused) <= 3 and made._split.tokens is not None  # 5 and 3 at first, not at every micro-batch
     short = batch(0, longest=3)
     seen: list[int] = []
     made.policy.register_forward_pre_hook(
         lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    made._in_parts.logps(made._policy_logps, short)
+    made._split.logps(made._policy_logps, short)
     assert seen == [PAIRS]
 
 
@@ -275,7 +275,7 @@ def test_evaluation_and_the_reference_are_computed_in_parts_too(tiny_model: Path
     handle = made.policy.register_forward_pre_hook(check, with_kwargs=True)
     assert trainer.validate(made, data, verbose=False)[0] == pytest.approx(before, rel=1e-5, abs=1e-5)
     handle.remove()
-    made._in_parts.tokens = 1
+    made._split.tokens = 1
     for ours, value in zip(made.run_reference(batch(0)), expected, strict=True):
         torch.testing.assert_close(ours.sum(), value)
 
@@ -287,9 +287,9 @@ def test_the_size_is_in_the_checkpoint_for_the_same_card(tiny_model: Path, tmp_p
     made.on_save_checkpoint(checkpoint)
     resumed = module(tiny_model)
     resumed.on_load_checkpoint(checkpoint)
-    assert resumed._in_parts.tokens == made._in_parts.tokens
+    assert resumed._split.tokens == made._split.tokens
     resumed.on_load_checkpoint({**checkpoint, "computed_in_parts": {"tokens": 4, "card": "another"}})
-    assert resumed._in_parts.tokens is None
+    assert resumed._split.tokens is None
     del checkpoint["computed_in_parts"]  # of a version without
     resumed.on_load_checkpoint(checkpoint)
 

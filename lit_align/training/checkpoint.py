@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly where it was."""
+"""Checkpoints from which a run resumes exactly."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_align.console import note
-from lit_align.training.interruption import StepFirst, between_steps, mid_accumulation
+from lit_align.training.interruption import DeferredInterrupt, between_steps, mid_accumulation
 
 
 class AlignmentCheckpoint(ModelCheckpoint):
     """A `ModelCheckpoint` whose files resume bit by bit.
 
     It differs from its parent in five ways. It never saves while gradients are being accumulated, since they are
-    not in the file. Where a validation is due at the same step it saves after it, since a resumed run would skip
-    it. It remembers in its own state at which step it saved last, so that a resumed run does not save again at
-    once. It writes to a temporary file beside the target and renames it, so that a full disk or a kill leaves
-    the previous checkpoint whole. The last optimizer step of a run is always saved, and on a single device so is the
-    one at which an error or Ctrl-C ends it, unless that comes in the middle of a step; a Ctrl-C there waits for the
-    step's end.
+    not in the file. If a validation is due at the same step, it saves after it, since a resumed run would skip it. It
+    keeps the step of its last save in its own state, so that a resumed run does not save again at once. It writes to a
+    temporary file beside the target and renames it, so that a full disk or a kill leaves the previous checkpoint
+    whole. The last optimizer step of a run is always saved; on a single device so is the step at which an error or
+    Ctrl-C ends the run, unless an error comes in the middle of a step. A Ctrl-C waits for the step's end.
 
     Args:
         dirpath: folder of the checkpoints; `AlignmentTrainer` sets it to `checkpoints/` of the run folder.
         filename: name of the best or periodic files, without ending; see `ModelCheckpoint`.
         monitor: a logged metric whose best checkpoints are kept, such as `val/loss`; None keeps the latest only.
-        mode: whether the monitored metric is to fall ("min") or to rise ("max").
+        mode: "min" if a lower value of the monitored metric is better, "max" if a higher one is.
         every_n_train_steps: optimizer steps between two checkpoints.
         train_time_interval: time between two checkpoints, instead of `every_n_train_steps`.
-        save_last: keeps `last.ckpt`; without it `--ckpt_path last` takes the newest of the others.
-        save_top_k: how many checkpoints are kept beside `last.ckpt`; None means 0 without a monitor, 1 with one.
+        save_last: keeps `last.ckpt`; without it `--ckpt_path last` takes the newest of the other files.
+        save_top_k: number of checkpoints to keep beside `last.ckpt`; None means 0 without a monitor, 1 with one.
         save_weights_only: leaves out optimizer, data and boundary state; such a file cannot be resumed.
         verbose: says on the terminal when a checkpoint is written.
     """
@@ -76,19 +75,19 @@ class AlignmentCheckpoint(ModelCheckpoint):
             verbose=verbose,
         )
         self._due_after_validation = False
-        self._step_first = StepFirst()
+        self._interrupt = DeferredInterrupt()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         if trainer.world_size == 1:
-            self._step_first.start(trainer)
+            self._interrupt.start(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if mid_accumulation(trainer):
             return
-        self._step_first.check()
+        self._interrupt.check()
         if self._should_skip_saving_checkpoint(trainer) or not self._due(trainer):
             return
         if _validation_due(trainer):
@@ -102,33 +101,33 @@ class AlignmentCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Nothing: an epoch's end is no better a moment than any other step."""
+        """Does nothing: an epoch's end is no better a moment than any other step."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves the last step where it was not foreseen, as after an early stop."""
+        """Saves the last step if it is not saved yet, as after an early stop."""
         if not self._should_skip_saving_checkpoint(trainer):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._step_first.stop()
+        self._interrupt.stop()
         self.save_interrupted(trainer)
 
     def save_interrupted(self, trainer: Trainer) -> None:
-        """Saves the last whole step of a fit that ends early. Not on several devices, of which one may fail alone."""
+        """Saves the last whole step of a fit that ends early. On several devices it does not: one may fail alone."""
         if trainer.world_size > 1 or self._should_skip_saving_checkpoint(trainer) or not between_steps(trainer):
             return
         try:
             self._save(trainer)
-        except Exception as error:  # such as a full disk; the run's own error is the one to be told
+        except Exception as error:  # such as a full disk; the run's own error goes on
             note(f"Step {trainer.global_step} could not be saved: {error}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._step_first.stop()
+        self._interrupt.stop()
         super().teardown(trainer, pl_module, stage)
 
     @property
     def saved_step(self) -> int:
-        """Optimizer step of the newest checkpoint; 0 where there is none."""
+        """Optimizer step of the newest checkpoint; 0 without one."""
         return self._last_global_step_saved
 
     def state_dict(self) -> dict[str, Any]:
@@ -180,26 +179,28 @@ class AlignmentCheckpoint(ModelCheckpoint):
 
 
 def last_checkpoint(folders: Iterable[Path], to_resume: bool = True) -> Path | None:
-    """The checkpoint of the latest optimizer step in the folders, whatever callback wrote it under whatever name.
+    """The checkpoint of the latest optimizer step in the folders, by whatever callback and under whatever name.
 
     A file that cannot be read, such as half a copy, is left out with a warning.
 
     Args:
-        folders: where to look, not in folders inside of them; they need not exist.
-        to_resume: leaves out files that hold weights alone.
+        folders: the folders to search, without their subfolders; they need not exist.
+        to_resume: leaves out files that hold only weights.
     """
-    paths = {path.resolve(): path for folder in folders for path in sorted(folder.glob("*.ckpt")) if path.exists()}
+    paths: dict[Path, Path] = {}  # by what they point at: a link to a file is the same checkpoint
+    for folder in folders:
+        paths.update((path.resolve(), path) for path in sorted(folder.glob("*.ckpt")) if path.exists())
     steps = {path: _saved_step(path, to_resume) for path in paths.values()}
     readable = [path for path, step in steps.items() if step is not None]
     return max(readable, key=lambda path: (steps[path], path.stat().st_mtime), default=None)
 
 
 def demand_whole(path: Path) -> None:
-    """Refuses in a sentence what is no checkpoint, or a part of one; what does not exist is Lightning's to say.
+    """Refuses a path that is no checkpoint or only a part of one. Lightning itself refuses a path that does not exist.
 
     Raises:
-        ValueError: where a file is cut short.
-        IsADirectoryError: where a folder is not one that a sharded strategy wrote.
+        ValueError: a file is cut short.
+        IsADirectoryError: a folder was not written by a sharded strategy.
     """
     if path.is_dir() and path.suffix != ".ckpt":
         raise IsADirectoryError(
@@ -214,7 +215,7 @@ def demand_whole(path: Path) -> None:
 
 
 def _saved_step(path: Path, to_resume: bool) -> int | None:
-    """None where the file cannot be used; -1 for a folder, which a sharded strategy writes and which is not read."""
+    """The step of a checkpoint; None if it cannot be used, -1 for a folder of a sharded strategy, which is not read."""
     if path.is_dir():
         return -1
     try:

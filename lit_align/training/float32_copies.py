@@ -1,7 +1,7 @@
-"""Float32 copies of trained weights in half precision: what the optimizer steps, so that small steps are not lost.
+"""Float32 copies of weights that are trained in half precision: the optimizer steps these, so small steps count.
 
 A weight in bfloat16 has 8 significant bits: a step below 1/512 of it leaves it as it was, and DPO's usual steps are far
-smaller. The model computes with the weights rounded; the optimizer holds, and a checkpoint keeps, them whole.
+smaller. The model computes with rounded weights; the optimizer and checkpoints keep the full ones.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _COPIES: WeakKeyDictionary[Optimizer, Copies] = WeakKeyDictionary()
 def over_float32(
     make: MakeOptimizer, parameters: Iterable[nn.Parameter], whole: Mapping[nn.Parameter, Tensor] | None = None
 ) -> Optimizer:
-    """An optimizer over float32 copies of the parameters in half precision, and over the others themselves.
+    """Makes an optimizer over float32 copies of the parameters in half precision, and over the others themselves.
 
-    After each of its steps the parameters are the copies, rounded. After a backward, :func:`take_gradients` must run.
+    After each of its steps the parameters are the rounded copies. After a backward, :func:`take_gradients` must run.
 
     Args:
         make: makes an optimizer.
-        parameters: those that are trained.
-        whole: of some of them, the values to begin with where those are known beyond half precision.
+        parameters: the trained parameters.
+        whole: initial float32 values of some of them, such as a checkpoint's.
     """
     parameters = list(parameters)
     whole = whole or {}
@@ -54,7 +54,7 @@ def copies_of(optimizer: Optimizer) -> Copies:
 
 
 def take_gradients(optimizer: Optimizer) -> None:
-    """Moves the gradients of parameters in half precision to their copies, where they add up in float32."""
+    """Moves the gradients of parameters in half precision to their copies, which add them up in float32."""
     for parameter, copy in copies_of(optimizer).items():
         if parameter.grad is not None:
             gradient = parameter.grad.float()
@@ -65,18 +65,18 @@ def take_gradients(optimizer: Optimizer) -> None:
 def whole_weights(
     optimizer: Optimizer, names: Mapping[nn.Parameter, str], weights: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Weights with the copies in the place of what was rounded from them.
+    """Replaces weights in half precision by their float32 copies.
 
     A weight that something else has changed since the optimizer's last step, such as an average over steps, stays.
 
     Args:
         optimizer: trains some of the weights.
-        names: of its parameters.
-        weights: by name.
+        names: the names of its parameters.
+        weights: weights by name.
     """
-    found = {names[parameter]: copy.detach() for parameter, copy in copies_of(optimizer).items() if parameter in names}
+    copies = {names[parameter]: copy.detach() for parameter, copy in copies_of(optimizer).items() if parameter in names}
     return {
-        name: found[name] if name in found and torch.equal(found[name].to(value.dtype), value) else value
+        name: copies[name] if name in copies and torch.equal(copies[name].to(value.dtype), value) else value
         for name, value in weights.items()
     }
 

@@ -1,4 +1,4 @@
-"""What Lightning gives to the loggers as hyper-parameters: how a run is configured, in plain types and without keys."""
+"""The hyper-parameters that Lightning gives to loggers: a run's configuration in plain types, without secrets."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _HIDDEN = "***"
 
 
 def set_hyperparameters(module: LightningModule, config: Mapping[str, Any]) -> None:
-    """Makes `config` what Lightning logs of a module, whatever that has saved itself. No checkpoint holds it.
+    """Makes Lightning log `config` for a module, instead of hyper-parameters of its own. No checkpoint holds it.
 
     Args:
-        module: of the coming fit, validation and so on.
+        module: the module of the coming fit, validation and so on.
         config: the configuration of the run, in plain types.
     """
     shown = AttributeDict(without_secrets(config))
@@ -35,11 +35,11 @@ def set_hyperparameters(module: LightningModule, config: Mapping[str, Any]) -> N
 
 
 def describe_run(trainer: Trainer, model: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a run that was written in Python, as far as its objects tell.
+    """The configuration of a run that was written in Python, read from its objects.
 
     Args:
-        trainer: of the run.
-        model: what its module says of itself.
+        trainer: the run's Trainer.
+        model: the settings of its module.
     """
     strategy = type(trainer.strategy).__name__
     callbacks = [c for c in trainer.callbacks if not type(c).__module__.startswith("lightning.")]  # type: ignore[attr-defined]
@@ -54,7 +54,7 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """A value as YAML has it: an object as its `class_path` and those `init_args` that it keeps under their names."""
+    """Converts a value to plain types: an object to its `class_path` and the `init_args` that it keeps by name."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -65,12 +65,14 @@ def plain(value: Any) -> Any:
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if callable(value) and not isinstance(value, nn.Module) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    return _described(value)
+    return _describe_object(value)
 
 
-def _described(value: Any) -> Any:
-    held = {name: item for name, item in getattr(value, "__dict__", {}).items() if not isinstance(item, nn.Module)}
-    settings = {name: plain(held[name]) for name in _arguments(type(value)) if name in held}
+def _describe_object(value: Any) -> Any:
+    attributes = {
+        name: item for name, item in getattr(value, "__dict__", {}).items() if not isinstance(item, nn.Module)
+    }
+    settings = {name: plain(attributes[name]) for name in _arguments(type(value)) if name in attributes}
     if not settings and type(value).__str__ is not object.__str__:
         return str(value)  # paths, times
     described: dict[str, Any] = {"class_path": f"{type(value).__module__}.{type(value).__qualname__}"}
@@ -78,13 +80,16 @@ def _described(value: Any) -> Any:
 
 
 def _arguments(cls: type) -> list[str]:
-    """The names of the arguments of a class and of those that it derives from."""
-    signatures = [inspect.signature(base.__init__) for base in cls.__mro__ if "__init__" in vars(base)]  # type: ignore[misc]
-    return list(dict.fromkeys(name for signature in signatures for name in signature.parameters if name != "self"))
+    """The names of the arguments of a class and of its bases."""
+    names: dict[str, None] = {}  # a set in order
+    for base in cls.__mro__:
+        if "__init__" in vars(base):
+            names.update(dict.fromkeys(inspect.signature(base.__init__).parameters))  # type: ignore[misc]
+    return [name for name in names if name != "self"]
 
 
 def without_secrets(value: Any, name: str = "") -> Any:
-    """Plain values with keys, tokens and passwords hidden, by their names, and logins within addresses."""
+    """Hides values whose names tell of keys, tokens or passwords, and logins within addresses."""
     if isinstance(value, Mapping):
         return {key: without_secrets(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Where in a fit an interruption comes: between two optimizer steps all state is whole, within one it is not."""
+"""Interruptions of a fit: between two optimizer steps all state is consistent, within a step it is not."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ def between_steps(trainer: Trainer) -> bool:
 
 
 def mid_accumulation(trainer: Trainer) -> bool:
-    """Whether gradients of a part of an optimizer step's micro-batches are being kept."""
+    """Whether only some of an optimizer step's micro-batches have added their gradients."""
     return bool(trainer.fit_loop.epoch_loop._should_accumulate())
 
 
-class StepFirst:
-    """Lets the first Ctrl-C within an optimizer step wait for the step's end; one between steps acts at once.
+class DeferredInterrupt:
+    """Makes the first Ctrl-C within an optimizer step wait for the step's end; between steps it acts at once.
 
-    :meth:`check` has to be called at each step's end. A second Ctrl-C always acts at once.
+    :meth:`check` must be called at each step's end. A second Ctrl-C always acts at once.
     """
 
     def __init__(self) -> None:
-        self._before: Handler = None
+        self._former_handler: Handler = None
         self._trainer: Trainer | None = None
-        self._asked = False
+        self._pending = False
 
     def start(self, trainer: Trainer) -> None:
-        """Listens. Does nothing outside of the main thread, or where another handler than Python's own is set."""
+        """Sets the handler. Does nothing outside of the main thread, or if another handler than Python's is set."""
         own = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if own and threading.current_thread() is threading.main_thread():
             self._trainer = trainer
-            self._asked = False
-            self._before = signal.signal(signal.SIGINT, self._on_signal)
+            self._pending = False
+            self._former_handler = signal.signal(signal.SIGINT, self._on_signal)
 
     def stop(self) -> None:
-        """Puts the former handler back."""
+        """Puts back the former handler."""
         if self._trainer is not None and signal.getsignal(signal.SIGINT) == self._on_signal:
-            signal.signal(signal.SIGINT, self._before)
+            signal.signal(signal.SIGINT, self._former_handler)
         self._trainer = None
 
     def check(self) -> None:
-        """Raises the KeyboardInterrupt that waited."""
-        if self._asked:
+        """Raises the deferred KeyboardInterrupt, if there is one."""
+        if self._pending:
             raise KeyboardInterrupt
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         assert self._trainer is not None
-        if self._asked or between_steps(self._trainer):
+        if self._pending or between_steps(self._trainer):
             raise KeyboardInterrupt
-        self._asked = True
+        self._pending = True
         note("Stopping after this step. Ctrl-C again stops at once.")

@@ -1,4 +1,4 @@
-"""A look ahead: the policy trained for a few steps on one source and on the other, and everything taken back."""
+"""A look ahead: trains the policy for a few steps on either source, and takes everything back."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Weights = list[Tensor]
 
 
 class LookAhead:
-    """Trains from where a run stands, any number of times; :func:`looking_ahead` makes one.
+    """Trains from the current state of a run, any number of times; :func:`looking_ahead` makes one.
 
     Args:
-        trainer: of the run, with its data module.
+        trainer: the run's Trainer, with its data module.
         module: the alignment module.
     """
 
@@ -33,30 +33,30 @@ class LookAhead:
         self._module = cast(Any, module)
         self._data = cast(Any, trainer).datamodule
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        self._weights = self._copied()
+        self._weights = self._copy_weights()
         self._loss = deepcopy(self._module.loss.state_dict())
         self._data_before = self._data.snapshot()
 
     def train(self, share: float, steps: int) -> Weights:
-        """The trained weights after some optimizer steps from where the run stands.
+        """Trains for some optimizer steps from the run's current state, and returns the trained weights.
 
         Optimizer, gradient clipping and accumulation are the run's; its learning rate stays as it is now.
 
         Args:
-            share: of on-policy pairs, in [0, 1].
+            share: share of on-policy pairs, in [0, 1].
             steps: optimizer steps.
         """
         self.take_back()
         self._data.set_on_policy_share(share)
         if share > 0 and self._data_before["on_policy_share"] == 0:
             self._data.request_round()  # as at a switch
-        optimizer = self._own_optimizer()
+        optimizer = self._copy_optimizer()
         with self._data.run.bar(steps, f"look ahead (on-policy share {share:g})", " steps") as bar:
             for step in range(steps):
                 torch.manual_seed(derive_seed(self._data.seed, "look ahead", self._trainer.global_rank, step))
                 self._step(optimizer)
                 bar.update()
-        return self._copied()
+        return self._copy_weights()
 
     def use(self, weights: Weights) -> None:
         """Gives the policy weights that :meth:`train` returned."""
@@ -65,15 +65,15 @@ class LookAhead:
                 parameter.copy_(value)
 
     def take_back(self) -> None:
-        """Weights, state of the loss, and data as they were."""
+        """Restores the weights, the state of the loss, and the data."""
         self.use(self._weights)
         self._module.loss.load_state_dict(self._loss)
         self._data.go_back(self._data_before)
         for parameter in self._trained:
             parameter.grad = None  # between two optimizer steps there is none to keep
 
-    def _own_optimizer(self) -> Optimizer:
-        """A copy of the run's, which goes its own way."""
+    def _copy_optimizer(self) -> Optimizer:
+        """A copy of the run's optimizer, whose steps do not change the run's."""
         whole = copies_of(self._trainer.optimizers[0]) if self._trainer.optimizers else {}
         optimizer = over_float32(self._module.make_optimizer, self._trained, whole)
         if self._trainer.optimizers:  # none where nothing is trained, as in `lit-align measure`
@@ -97,20 +97,20 @@ class LookAhead:
         self._module.configure_gradient_clipping(optimizer, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
         optimizer.step()
 
-    def _copied(self) -> Weights:
+    def _copy_weights(self) -> Weights:
         return [parameter.detach().clone() for parameter in self._trained]
 
 
 @contextmanager
 def looking_ahead(trainer: Trainer, module: LightningModule) -> Iterator[LookAhead]:
-    """At the end of the block, also after an error, the run stands where it stood, random state included.
+    """Gives a :class:`LookAhead`, and restores the run at the end of the block, random state included.
 
     Args:
-        trainer: between two optimizer steps of a fit, or set up for `lit-align measure`.
+        trainer: a Trainer between two optimizer steps of a fit, or set up for `lit-align measure`.
         module: its alignment module.
 
     Raises:
-        ValueError: where the strategy keeps a part of the weights elsewhere, or the precision scales gradients.
+        ValueError: the strategy keeps a part of the weights elsewhere, or the precision scales gradients.
     """
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         raise ValueError(

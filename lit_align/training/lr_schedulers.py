@@ -36,14 +36,14 @@ class WarmupSchedule(LambdaLR):
 
     Args:
         optimizer: given by the module.
-        name: how the rate goes on after the warm-up; see `transformers.get_scheduler`.
+        name: the shape of the rate after the warm-up; see `transformers.get_scheduler`.
         num_warmup_steps: optimizer steps of the warm-up, at least 0; None takes `warmup_ratio`.
         warmup_ratio: share of the fit's optimizer steps that is the warm-up, in [0, 1).
         num_training_steps: optimizer steps until the schedule's end; None takes those of the fit.
-        options: what a shape takes beside these, such as `{"min_lr_rate": 0.1}` for cosine_with_min_lr.
+        options: further arguments of a shape, such as `{"min_lr_rate": 0.1}` for cosine_with_min_lr.
 
     Raises:
-        ValueError: where a number is out of its range, or both a number of steps and a ratio are given.
+        ValueError: a number is out of its range, or both a number of steps and a ratio are given.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
@@ -85,10 +85,10 @@ class WarmupSchedule(LambdaLR):
             self.fit_into(num_training_steps)
 
     def fit_into(self, steps: int) -> None:
-        """Takes a fit's optimizer steps where the schedule has no number of its own, and sets the rate to begin with.
+        """Takes a fit's optimizer steps if the schedule has no number of its own, and sets the first rate.
 
         Raises:
-            ValueError: where the warm-up is longer than the schedule.
+            ValueError: the warm-up is longer than the schedule.
         """
         self.num_training_steps = steps if self.num_training_steps is None else self.num_training_steps
         warmup = self.num_warmup_steps
@@ -101,36 +101,36 @@ class WarmupSchedule(LambdaLR):
         self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
     def _factor(self, rate: float, warmup: int) -> Callable[[int], float]:
-        """transformers' own function of the step."""
+        """The factor by which transformers' schedule multiplies the rate, as a function of the step."""
         from transformers import get_scheduler
 
-        standing_in = SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+        placeholder = SGD([nn.Parameter(torch.zeros(1))], lr=rate)
         schedule: Any = get_scheduler(
-            self.name, standing_in, warmup, self.num_training_steps, scheduler_specific_kwargs=self.options
+            self.name, placeholder, warmup, self.num_training_steps, scheduler_specific_kwargs=self.options
         )
         factor: Callable[[int], float] = schedule.lr_lambdas[0]
         return factor
 
 
 class ScheduleSequence(SequentialLR):
-    """torch's `SequentialLR`, whose schedulers a config can name: one after the other.
+    """Several schedulers, one after the other: torch's `SequentialLR` in a form that a config can name.
 
     Args:
         optimizer: given by the module.
-        schedulers: each a class and its arguments.
-        milestones: the optimizer steps at which the second one and each after it begins.
+        schedulers: a class and its arguments for each.
+        milestones: the optimizer steps at which the second scheduler and each later one begin.
     """
 
     def __init__(self, optimizer: Optimizer, schedulers: list[LRSchedulerCallable], milestones: list[int]) -> None:
-        made: list[Any] = [make(optimizer) for make in schedulers]
-        super().__init__(optimizer, made, milestones)
+        built: list[Any] = [make(optimizer) for make in schedulers]
+        super().__init__(optimizer, built, milestones)
 
 
 def steps_of_fit(trainer: Trainer) -> int:
     """Optimizer steps until a fit ends.
 
     Raises:
-        ValueError: where it has no end.
+        ValueError: the fit has no end.
     """
     endless = trainer.max_epochs is None or trainer.max_epochs < 0 or trainer.max_epochs >= MANY_EPOCHS
     if endless and trainer.max_steps > 0:

@@ -21,33 +21,34 @@ from lit_align.policy.load import load_model, load_stop_ids, load_tokenizer
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
-from lit_align.training.out_of_memory import InParts, Run, explained
+from lit_align.training.out_of_memory import Run, SplitOnOOM, explain_out_of_memory
 from lit_align.training.pair_module import PairModule
-from lit_align.training.pairs import ReferenceLogps, make_pair_logps
+from lit_align.training.pairs import ReferencePairLogps, make_pair_logps
 from lit_align.training.step_watch import OnNonFinite
 
 REFRESHES_KEY = "reference_refreshes"
-IN_PARTS_KEY = "computed_in_parts"
+SPLIT_KEY = "computed_in_parts"
 
 
 class AlignmentModule(PairModule):
     """Trains a policy on preference pairs (:class:`lit_align.batch.PairBatch`).
 
     The models are loaded in `configure_model`, so that making the module costs nothing.
-    On one device, what does not fit into the memory at once is computed in parts, with the same numbers
+    On one device, a micro-batch that does not fit into the memory is computed in parts, with the same numbers
     (:mod:`lit_align.training.out_of_memory`).
 
     Args:
         policy: the model to train.
         loss: the loss over pairs.
-        reference: what the policy is compared with. None takes what equals the policy at the start: a copy
+        reference: the model that the policy is compared with. None takes the policy as it is at the start: a copy
             of `policy.adapter`, the base with the adapter off for `policy.lora`, a frozen copy otherwise.
             A loss that needs no reference gets none.
         optimizer: a class and its arguments, called with the trainable parameters.
-        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
-            transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
-        on_nonfinite: what a step whose loss or gradients are NaN or infinite does: "stop" ends the fit before it is
-            taken and names its pairs, "skip" leaves it out and counts it.
+        lr_scheduler: a class and its arguments, called with the optimizer; stepped after every optimizer step.
+            `WarmupSchedule` has transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is
+            stepped after validation.
+        on_nonfinite: what to do at a step whose loss or gradients are NaN or infinite: "stop" ends the fit before the
+            step and names its pairs, "skip" leaves the step out and counts it.
     """
 
     def __init__(
@@ -65,17 +66,17 @@ class AlignmentModule(PairModule):
         self.loss = loss
         self.reference = (reference or default_reference(policy)) if loss.needs_reference else None
         self._forward = CompletionForward()
-        self._in_parts = InParts(policy)
+        self._split = SplitOnOOM(policy)
         self._start_checked = False
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The policy's tokenizer, loaded when first asked for, without the model."""
+        """The policy's tokenizer, loaded at the first use, without the model."""
         return load_tokenizer(self.spec)
 
     @functools.cached_property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that the model's own generation config ends an answer at."""
+        """The ids of the tokens that end an answer, by the model's own generation config."""
         return load_stop_ids(self.spec)
 
     def configure_model(self) -> None:
@@ -92,7 +93,7 @@ class AlignmentModule(PairModule):
         """Log-probs of a batch under the policy, with gradients, and under the reference, without.
 
         Raises:
-            ValueError: where the loss asks for targets that the batch does not have.
+            ValueError: the loss needs targets that the batch does not have.
         """
         return self._pairs(batch, self._policy_logps)
 
@@ -105,37 +106,35 @@ class AlignmentModule(PairModule):
         return batch_logps(self._loaded_policy(), batch, self._forward, loss.needs_target, loss.needs_collisions)
 
     def _trained_logps(self, batch: PairBatch) -> list[TokenLogps]:
-        """As :meth:`_policy_logps`, where memory is short in parts, in the forward and in the backward."""
+        """As :meth:`_policy_logps`, but in parts if memory is short, in the forward and in the backward."""
         if not self._alone():
             return self._policy_logps(batch)
         trained = [parameter for parameter in self._loaded_policy().parameters() if parameter.requires_grad]
-        return self._in_parts.logps(
-            self._policy_logps, batch, trained, self.trainer.precision_plugin.train_step_context
-        )
+        return self._split.logps(self._policy_logps, batch, trained, self.trainer.precision_plugin.train_step_context)
 
     def _evaluated_logps(self, batch: PairBatch) -> list[TokenLogps]:
-        return self._in_parts.logps(self._policy_logps, batch) if self._alone() else self._policy_logps(batch)
+        return self._split.logps(self._policy_logps, batch) if self._alone() else self._policy_logps(batch)
 
     def _alone(self) -> bool:
-        """Whether no other device waits for what this one computes, so that it may do something twice."""
+        """Whether no other device waits for this one, so that it may repeat a part."""
         trainer = self._trainer
         return trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy)
 
     def _explained(self) -> AbstractContextManager[None]:
-        return nullcontext() if self._alone() else explained(self.trainer.accumulate_grad_batches)
+        return nullcontext() if self._alone() else explain_out_of_memory(self.trainer.accumulate_grad_batches)
 
-    def _reference_logps(self, batch: PairBatch) -> ReferenceLogps | None:
+    def _reference_logps(self, batch: PairBatch) -> ReferencePairLogps | None:
         if self.reference is None:
             return None
-        stored = ReferenceLogps.stored_in(batch, with_tokens=self.loss.needs_token_logps)
-        return stored or ReferenceLogps.of(*self.run_reference(batch))
+        stored = ReferencePairLogps.stored_in(batch, with_tokens=self.loss.needs_token_logps)
+        return stored or ReferencePairLogps.of(*self.run_reference(batch))
 
     @torch.no_grad()
     def run_reference(self, batch: PairBatch) -> list[TokenLogps]:
-        """Log-probs of the chosen and the rejected tokens under the reference, by a forward pass of it.
+        """Log-probs of the chosen and the rejected tokens under the reference, from a forward pass.
 
         Raises:
-            RuntimeError: where the loss has no reference.
+            RuntimeError: the loss has no reference.
         """
         if self.reference is None:
             raise RuntimeError(f"{type(self.loss).__name__} has no reference to run.")
@@ -144,7 +143,7 @@ class AlignmentModule(PairModule):
             def run(pairs: PairBatch) -> list[TokenLogps]:
                 return batch_logps(model, pairs, self._forward)
 
-            return self._in_parts.logps(run, batch) if self._alone() else run(batch)
+            return self._split.logps(run, batch) if self._alone() else run(batch)
 
     def _loaded_policy(self) -> nn.Module:
         if self.policy is None:
@@ -155,7 +154,7 @@ class AlignmentModule(PairModule):
         """Makes the policy's current weights the reference.
 
         Raises:
-            RuntimeError: where the loss has no reference, or its form cannot be refreshed.
+            RuntimeError: the loss has no reference, or its form cannot be refreshed.
         """
         if self.reference is None:
             raise RuntimeError(f"{type(self.loss).__name__} has no reference to refresh: switch the refresh off.")
@@ -165,7 +164,7 @@ class AlignmentModule(PairModule):
     # ------------------------------------------------------------------ steps
 
     def compute_loss(self, batch: PairBatch) -> tuple[PairLogps, LossOutput]:
-        """What a training step computes, ready for `backward`, without logging anything."""
+        """Computes the log-probs and the loss of a training step, ready for `backward`, without logging anything."""
         with self._explained():
             pairs = self._pairs(batch, self._trained_logps)
         return pairs, self.loss(pairs)
@@ -200,7 +199,7 @@ class AlignmentModule(PairModule):
     # ------------------------------------------------------------------ step 0
 
     def _check_start(self, pairs: PairLogps, batch: PairBatch) -> None:
-        """Warns where the policy does not start from its reference, and says why that is suspicious."""
+        """Warns if the policy does not start at its reference, and names the likeliest reason."""
         if self.reference is None:
             return
         reference_chosen, reference_rejected = pairs.references()
@@ -230,20 +229,20 @@ class AlignmentModule(PairModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what is trained, and the reference where it cannot be loaded anew; never the frozen base."""
+        """Keeps the trained weights, and those of a reference that cannot be loaded anew; never the frozen base."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[REFRESHES_KEY] = self.reference.refreshes if self.reference is not None else 0
-        checkpoint[IN_PARTS_KEY] = self._in_parts.state(self._device_of_run())
+        checkpoint[SPLIT_KEY] = self._split.state(self._device_of_run())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`PairModule.on_load_checkpoint`."""
         if self.reference is not None:
             self.reference.refreshes = checkpoint.get(REFRESHES_KEY, 0)
         super().on_load_checkpoint(checkpoint)
-        self._in_parts.restore(checkpoint.get(IN_PARTS_KEY, {}), self._device_of_run())
+        self._split.restore(checkpoint.get(SPLIT_KEY, {}), self._device_of_run())
 
     def saved_names(self) -> set[str]:
-        """Names of what a checkpoint holds: the trained weights, a refreshed reference's, the loss's state."""
+        """Names of the tensors in a checkpoint: the trained weights, a refreshed reference's, the loss's state."""
         kept: list[nn.Parameter] = []
         if self.reference is not None:
             kept = self.reference.saved_parameters(self._loaded_policy())
@@ -261,7 +260,7 @@ class AlignmentModule(PairModule):
 
 
 def _values(pairs: PairLogps, output: LossOutput) -> dict[str, Tensor]:
-    """What is logged of a step, [B] by name."""
+    """The logged values of a step by name, each [B]."""
     chosen = output.chosen_rewards
     rejected = output.rejected_rewards
     return {

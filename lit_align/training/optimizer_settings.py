@@ -1,4 +1,4 @@
-"""Optimizer and scheduler of a resumed fit: what the configuration says now counts, and what has changed is said."""
+"""Optimizer and scheduler of a resumed fit: the current configuration counts, and changes to it are reported."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lit_align.console import note
 
 KEY = "optimizer_settings"
-"""Where a checkpoint has them."""
+"""The key of the settings in a checkpoint."""
 _PROGRESS = {
     "last_epoch", "_step_count", "_last_lr", "base_lrs", "best", "num_bad_epochs", "cooldown_counter",
     "_get_lr_called_within_step", "_is_initial",
 }  # fmt: skip
-"""What a scheduler's state tells of where it stands, or of the optimizer, and not of how it was configured."""
+"""Entries of a scheduler's state that tell of its progress, or of the optimizer, not of its configuration."""
 
 Scheduler = LRScheduler | ReduceLROnPlateau
 _say = rank_zero_only(note)
@@ -28,12 +28,12 @@ _say = rank_zero_only(note)
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """How a fit was configured to step, in plain values.
+    """How a fit's optimizer and scheduler were configured, in plain values.
 
     Args:
-        optimizer: name of the class.
-        groups: for each group of parameters, its settings.
-        scheduler: name of the class; None for none.
+        optimizer: name of the optimizer's class.
+        groups: the settings of each group of parameters.
+        scheduler: name of the scheduler's class; None without a scheduler.
         schedule: the scheduler's settings.
     """
 
@@ -44,36 +44,36 @@ class OptimizerSettings:
 
     @classmethod
     def of(cls, optimizer: Optimizer) -> OptimizerSettings:
-        """Those of an optimizer that no scheduler has touched yet."""
+        """Reads the settings of an optimizer that no scheduler has changed yet."""
         return cls(type(optimizer).__name__, [_plain(group, {"params"}) for group in optimizer.param_groups])
 
     def with_scheduler(self, scheduler: Scheduler) -> OptimizerSettings:
-        """These, and those of a scheduler that has not been stepped yet."""
+        """These settings with those of a scheduler that has not been stepped yet."""
         state = _plain(scheduler.state_dict(), _PROGRESS)
         return OptimizerSettings(self.optimizer, self.groups, type(scheduler).__name__, state)
 
     def as_state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The settings as a checkpoint holds them."""
         return asdict(self)
 
 
 def carry_on(
     checkpoint: dict[str, Any], settings: OptimizerSettings, optimizer: Optimizer, scheduler: Scheduler | None
 ) -> None:
-    """Changes what a checkpoint brings back of an optimizer and its scheduler to what is configured now.
+    """Changes the state of the optimizer and the scheduler in a checkpoint to the current configuration.
 
     Settings of the optimizer count from the checkpoint's step on. A scheduler with other settings, or another base
-    rate, stands where it would stand had it been there from the first step. Where nothing is changed the checkpoint
-    is left as it is.
+    rate, continues as if it had been there from the first step. If no setting has changed, the checkpoint stays as it
+    is.
 
     Args:
-        checkpoint: as it was read, before the optimizer's state is restored from it.
-        settings: as configured now.
-        optimizer: as made now.
-        scheduler: likewise.
+        checkpoint: the checkpoint as read, before the optimizer's state is restored from it.
+        settings: the settings as configured now.
+        optimizer: the newly made optimizer.
+        scheduler: the newly made scheduler; None without one.
 
     Raises:
-        ValueError: where the state of one optimizer cannot be that of the other, or there is none.
+        ValueError: the checkpoint has no optimizer state, or that of an optimizer of another kind.
     """
     before = _settings_in(checkpoint, settings)
     if before is None:
@@ -85,17 +85,17 @@ def carry_on(
         state.update({key: now for key, (_, now) in changed.items()})
     if rate_changed or scheduler_changed:
         _place_scheduler(checkpoint, optimizer, scheduler, before.scheduler == settings.scheduler)
-    lines = list(dict.fromkeys(_in_words(before, settings, groups)))
+    lines = list(dict.fromkeys(_describe_changes(before, settings, groups)))
     if lines:
         _say(f"Resumed with other settings, from step {checkpoint['global_step']} on: {', '.join(lines)}.")
 
 
 def _settings_in(checkpoint: Mapping[str, Any], settings: OptimizerSettings) -> OptimizerSettings | None:
-    """Those that a checkpoint was made with; None where it does not tell."""
+    """The settings that a checkpoint was made with; None if it does not hold them."""
     if "optimizer_states" not in checkpoint:
         raise ValueError(
             "The checkpoint holds weights alone (`save_weights_only`), no state of the optimizer and the data: no run "
-            "can go on from it. Resume from one with all state, or evaluate this one with `validate`."
+            "can resume from it. Resume from one with all state, or evaluate this one with `validate`."
         )
     if KEY not in checkpoint:
         _say("The checkpoint does not say how its optimizer was configured: the settings in its state go on.")
@@ -103,19 +103,19 @@ def _settings_in(checkpoint: Mapping[str, Any], settings: OptimizerSettings) -> 
     before = OptimizerSettings(**checkpoint[KEY])
     if before.optimizer != settings.optimizer or len(before.groups) != len(settings.groups):
         raise ValueError(
-            f"The checkpoint holds the state of {_described(before)}, and this configuration has "
-            f"{_described(settings)}, which cannot go on from it: resume with the former, or start a fresh run."
+            f"The checkpoint holds the state of {_describe(before)}, and this configuration has "
+            f"{_describe(settings)}, which cannot go on from it: resume with the former, or start a fresh run."
         )
     return before
 
 
-def _described(settings: OptimizerSettings) -> str:
+def _describe(settings: OptimizerSettings) -> str:
     count = len(settings.groups)
     return f"{settings.optimizer} over {count} group{'s' if count > 1 else ''} of parameters"
 
 
 def _changed_groups(before: OptimizerSettings, now: OptimizerSettings) -> Iterator[dict[str, tuple[Any, Any]]]:
-    """For each group, by setting: what it was and what it is."""
+    """The changed settings of each group by name, each with its old and its new value."""
     for old, new in zip(before.groups, now.groups, strict=True):
         yield {key: (old.get(key), value) for key, value in new.items() if old.get(key) != value}
 
@@ -123,7 +123,7 @@ def _changed_groups(before: OptimizerSettings, now: OptimizerSettings) -> Iterat
 def _place_scheduler(
     checkpoint: dict[str, Any], optimizer: Optimizer, scheduler: Scheduler | None, same_class: bool
 ) -> None:
-    """Puts a scheduler, and the rates that it gives, at the checkpoint's step."""
+    """Brings a scheduler, and the rates that it gives, to the checkpoint's step."""
     if isinstance(scheduler, ReduceLROnPlateau):
         before = checkpoint["lr_schedulers"][0] if same_class else {}
         own = {key: value for key, value in scheduler.state_dict().items() if key not in _PROGRESS}
@@ -147,7 +147,7 @@ def _advance(scheduler: LRScheduler, steps: int) -> None:
             scheduler.step()
 
 
-def _in_words(
+def _describe_changes(
     before: OptimizerSettings, now: OptimizerSettings, groups: list[dict[str, tuple[Any, Any]]]
 ) -> Iterator[str]:
     for changed in groups:
@@ -162,12 +162,12 @@ def _in_words(
 
 
 def _plain(values: Mapping[str, Any], without: set[str]) -> dict[str, Any]:
-    """What of a state compares and can be saved: numbers, words and collections of them."""
+    """The entries of a state that can be compared and saved: numbers, strings and collections of them."""
     return {key: plain for key, value in values.items() if key not in without and (plain := _value(value)) is not ...}
 
 
 def _value(value: Any) -> Any:
-    """A plain value, or `...` for what is none."""
+    """Converts to a plain value; `...` if it has none."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor) and value.numel() == 1:

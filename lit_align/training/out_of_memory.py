@@ -1,9 +1,9 @@
-"""Out of memory in a step: the micro-batch is computed in parts, and nothing of what was done is lost.
+"""Out of memory in a step: the micro-batch is computed in parts, and the step has the same result.
 
-A loss needs little memory, the log-probs that it is given need nearly all. So the log-probs are computed part by part,
-the loss sees them together, once, and the backward takes the parts one after the other: the last one from the graph
-of its forward, the others after a second forward. Each part's graph is gone before the next one's is made. That holds
-for any loss, also for one whose pairs depend on each other or that keeps a running mean.
+The loss itself needs little memory; the log-probs that it takes need nearly all. So the log-probs are computed part by
+part, the loss sees all of them at once, and the backward takes the parts one after the other: the last one from the
+graph of its forward, the others after a second forward. Each part's graph is freed before the next one is built. This
+works for any loss, also for one whose pairs depend on each other or that keeps a running mean.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,32 +35,32 @@ class _Part:
     """Some pairs of a micro-batch.
 
     Args:
-        start: the first of them.
-        stop: the one behind the last.
-        noise: the random state before their forward.
-        logps: from that forward, with its graph; None once that is used up, and where there was none.
-        left: parameters whose gradients this part must still be added to; None means all.
+        start: index of the first.
+        stop: index behind the last.
+        rng_state: the state of the random generators before their forward.
+        logps: of that forward, with its graph; None once the graph is used up, or if none was kept.
+        remaining: parameters whose gradients still lack this part's share; None means all.
     """
 
     start: int
     stop: int
-    noise: list[Tensor]
+    rng_state: list[Tensor]
     logps: list[TokenLogps] | None = None
-    left: list[nn.Parameter] | None = None
+    remaining: list[nn.Parameter] | None = None
 
 
-class InParts:
-    """Runs forward passes over as many pairs at once as the memory takes, and their backward.
+class SplitOnOOM:
+    """Runs forward passes, and their backward, over as many pairs at once as fit into the memory.
 
-    An `OutOfMemoryError` halves what is computed at once and repeats what failed; that size is kept from then on. It is
-    counted in tokens of the padded rows, so that micro-batches of short pairs stay whole. The numbers are those of
+    After an `OutOfMemoryError` it computes half as much at once, from then on, and repeats the failed part. The limit
+    is counted in tokens of the padded rows, so that micro-batches of short pairs stay whole. The numbers are those of
     the whole micro-batch, to rounding. Only dropout is drawn anew for each part.
 
     Args:
-        spec: the policy; for what an error says.
+        spec: the policy, whose settings an error message takes into account.
 
     Attributes:
-        tokens: computed at once, at most; None where the memory has sufficed so far.
+        tokens: the most tokens computed at once; None if the memory has sufficed so far.
     """
 
     def __init__(self, spec: PolicySpec) -> None:
@@ -68,56 +68,58 @@ class InParts:
         self._spec = spec
 
     def logps(
-        self, run: Run, batch: PairBatch, trained: Sequence[nn.Parameter] = (), around: Context = nullcontext
+        self, run: Run, batch: PairBatch, trained: Sequence[nn.Parameter] = (), backward_context: Context = nullcontext
     ) -> list[TokenLogps]:
-        """What `run` gives for the batch.
+        """Computes the result of `run` for the batch, in parts if need be.
 
         Args:
-            run: computes some pairs, each pair for itself.
+            run: computes the log-probs of some pairs, each pair independently of the others.
             batch: B pairs.
             trained: parameters that get gradients from `backward()`; without any, none is prepared.
                 `torch.autograd.grad` does not see them.
-            around: what a forward in the backward is to be wrapped in, such as autocast.
+            backward_context: a context for the forward passes within the backward, such as autocast.
 
         Raises:
-            torch.OutOfMemoryError: where a single pair does not fit.
+            torch.OutOfMemoryError: a single pair does not fit.
         """
-        parts, found = self._forward(run, batch, graph=bool(trained))
-        values = [torch.cat([one.logps.detach() for one in some]) for some in zip(*found, strict=True)]
-        if trained:
+        parts, logps_of_parts = self._forward(run, batch, graph=bool(trained))
+        completions = [_join(pieces) for pieces in zip(*logps_of_parts, strict=True)]
+        if not trained:
+            return completions
 
-            def backward(upstream: Sequence[Tensor]) -> None:
-                self._backward(run, batch, parts, upstream, trained, around)
+        def backward(upstream: Sequence[Tensor]) -> None:
+            self._backward(run, batch, parts, upstream, trained, backward_context)
 
-            values = list(_Gate.apply(torch.zeros((), requires_grad=True), backward, *values))
-        return [_joined(value, some) for value, some in zip(values, zip(*found, strict=True), strict=True)]
+        anchor = torch.zeros((), requires_grad=True)
+        values = _Gate.apply(anchor, backward, *(completion.logps for completion in completions))
+        return [replace(completion, logps=value) for completion, value in zip(completions, values, strict=True)]
 
     def state(self, device: torch.device) -> dict[str, Any]:
-        """For a checkpoint, in plain types; empty where the memory has sufficed."""
+        """The limit for a checkpoint, in plain types; empty if the memory has sufficed."""
         return {} if self.tokens is None else {"tokens": self.tokens, "card": _card(device)}
 
     def restore(self, state: dict[str, Any], device: torch.device) -> None:
-        """Takes over what :meth:`state` gave; another card is tried with whole micro-batches first."""
+        """Takes over a limit that :meth:`state` gave; another card is tried with whole micro-batches first."""
         self.tokens = state.get("tokens") if state.get("card") == _card(device) else None
 
     def _forward(self, run: Run, batch: PairBatch, graph: bool) -> tuple[list[_Part], list[list[TokenLogps]]]:
-        start_noise = _noise(batch)
+        start_state = _rng_state(batch)
         while True:
             parts: list[_Part] = []
-            found: list[list[TokenLogps]] = []
+            logps_of_parts: list[list[TokenLogps]] = []
             for start, stop in self._ranges(batch, 0, len(batch)):
-                part = _Part(start, stop, _noise(batch))
+                part = _Part(start, stop, _rng_state(batch))
                 with torch.set_grad_enabled(graph and stop == len(batch)):
                     logps = _attempt(partial(run, _rows(batch, start, stop)))
                 if logps is None:
                     break
                 part.logps = logps if graph and stop == len(batch) else None
                 parts.append(part)
-                found.append([_detached(one) for one in logps])
+                logps_of_parts.append([_detach(completion) for completion in logps])
             else:
-                return parts, found
+                return parts, logps_of_parts
             self._halve(batch, start, stop)
-            _set_noise(batch, start_noise)
+            _set_rng_state(batch, start_state)
 
     def _backward(
         self,
@@ -126,34 +128,34 @@ class InParts:
         parts: list[_Part],
         upstream: Sequence[Tensor],
         trained: Sequence[nn.Parameter],
-        around: Context,
+        backward_context: Context,
     ) -> None:
         """Adds each part's share to the gradients.
 
-        A gradient is added in whole or not at all, so that after a failure only the parameters whose gradient is as
-        it was before are left to do.
+        autograd adds to a parameter's gradient once or not at all, so after a failure only the parameters whose
+        gradient is as it was before remain.
         """
         while parts:
             part = parts.pop()
             ranges = self._ranges(batch, part.start, part.stop)
             if part.logps is None and len(ranges) > 1:
-                parts += [_Part(start, stop, part.noise, left=part.left) for start, stop in ranges]
+                parts += [_Part(start, stop, part.rng_state, remaining=part.remaining) for start, stop in ranges]
                 continue
-            candidates = trained if part.left is None else part.left
-            before = [_version(parameter) for parameter in candidates]
-            if _attempt(partial(_add_gradients, run, batch, part, upstream, around)) is None:
+            parameters = trained if part.remaining is None else part.remaining
+            versions = [_version(parameter) for parameter in parameters]
+            if _attempt(partial(_add_gradients, run, batch, part, upstream, backward_context)) is None:
                 self._halve(batch, part.start, part.stop)
-                part.left = [p for p, version in zip(candidates, before, strict=True) if _version(p) == version]
+                part.remaining = [p for p, version in zip(parameters, versions, strict=True) if _version(p) == version]
                 parts.append(part)
 
     def _ranges(self, batch: PairBatch, start: int, stop: int) -> list[tuple[int, int]]:
-        """The pairs from `start` to `stop`, so many at once as are allowed."""
+        """Cuts the pairs from `start` to `stop` into ranges of as many as the limit allows."""
         pairs = stop - start if self.tokens is None else max(self.tokens // _width(batch), 1)
         return [(first, min(first + pairs, stop)) for first in range(start, stop, pairs)]
 
     def _halve(self, batch: PairBatch, start: int, stop: int) -> None:
         if stop - start == 1:
-            raise torch.OutOfMemoryError(_single_pair(_rows(batch, start, stop), self._spec))
+            raise torch.OutOfMemoryError(_single_pair_message(_rows(batch, start, stop), self._spec))
         width = _width(batch)
         half = (stop - start + 1) // 2
         self.tokens = width * half
@@ -165,26 +167,26 @@ class InParts:
 
 
 class _Gate(torch.autograd.Function):
-    """Gives values as they are, and their gradients to a function that goes on from there by itself."""
+    """Passes values on unchanged, and hands their gradients to a function that continues the backward itself."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, backward: Callable[[Sequence[Tensor]], None], *values: Tensor) -> Any:
         """`anchor` requires gradients, so that the values do."""
-        ctx.go_on = backward
+        ctx.continue_backward = backward
         return tuple(value.view_as(value) for value in values)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, ...]:
         with torch.enable_grad():
-            ctx.go_on(upstream)
+            ctx.continue_backward(upstream)
         return (None, None, *(None for _ in upstream))
 
 
 @contextmanager
-def explained(accumulate: int) -> Iterator[None]:
-    """Says what to do about an `OutOfMemoryError` where several devices compute together.
+def explain_out_of_memory(accumulate: int) -> Iterator[None]:
+    """Adds advice to an `OutOfMemoryError` when several devices compute together.
 
-    There none may repeat on its own what the others do not: they exchange gradients or weights on the way.
+    No device may then repeat a part on its own: they exchange gradients or weights on the way.
 
     Args:
         accumulate: micro-batches a step.
@@ -193,39 +195,42 @@ def explained(accumulate: int) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         raise torch.OutOfMemoryError(
-            "Out of memory. On several devices, or under a strategy of theirs, a micro-batch is not halved by itself, "
-            "since they wait for each other. To change: half the data.batch_size and "
+            "Out of memory. On several devices, or under a strategy for them, a micro-batch is not halved "
+            "automatically, since the devices wait for each other. To change: half the data.batch_size and "
             f"trainer.accumulate_grad_batches: {2 * accumulate}, which gives the same steps; "
             f"or model.policy.gradient_checkpointing: true. `lit-align plan` tells what fits. ({error})"
         ) from None
 
 
 def _attempt(work: Callable[[], _T]) -> _T | None:
-    """What `work` gives; None where the memory did not suffice, which is then as free as it was before."""
+    """Returns the result of `work`, or None if the memory did not suffice; it is then as free as before."""
     try:
         return work()
     except torch.OutOfMemoryError:
-        pass  # the error's frames hold tensors: they are gone only outside of this block
+        pass  # the error's frames hold tensors until this block ends
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
 
 
-def _add_gradients(run: Run, batch: PairBatch, part: _Part, upstream: Sequence[Tensor], around: Context) -> bool:
+def _add_gradients(
+    run: Run, batch: PairBatch, part: _Part, upstream: Sequence[Tensor], backward_context: Context
+) -> bool:
     logps = part.logps
     part.logps = None
     if logps is None:
-        with _same_noise(batch, part.noise), around():
+        with _replay_rng(batch, part.rng_state), backward_context():
             logps = run(_rows(batch, part.start, part.stop))
-    if part.left is None or part.left:
-        values = [one.logps for one in logps]
-        torch.autograd.backward(values, [one[part.start : part.stop] for one in upstream], inputs=part.left)
+    if part.remaining is None or part.remaining:
+        values = [completion.logps for completion in logps]
+        gradients = [gradient[part.start : part.stop] for gradient in upstream]
+        torch.autograd.backward(values, gradients, inputs=part.remaining)
     return True
 
 
 def _version(parameter: nn.Parameter) -> tuple[int, int] | None:
-    """Changes with everything that is added to the parameter's gradient."""
+    """A mark that changes whenever something is added to the parameter's gradient."""
     gradient = parameter.grad
     return None if gradient is None else (id(gradient), gradient._version)
 
@@ -249,39 +254,44 @@ def _rows(batch: PairBatch, start: int, stop: int) -> PairBatch:
 def _width(batch: PairBatch) -> int:
     """Tokens of the longest row, which holds a prompt and its completions."""
     completions = [batch.chosen, batch.rejected, *([] if batch.target is None else [batch.target])]
-    return int(torch.stack([batch.prompt.lengths, *(one.lengths for one in completions)]).sum(0).max())
+    return int(torch.stack([batch.prompt.lengths, *(padded.lengths for padded in completions)]).sum(0).max())
 
 
-def _detached(one: TokenLogps) -> TokenLogps:
-    return TokenLogps(one.logps.detach(), one.mask, one.collisions)
+def _detach(logps: TokenLogps) -> TokenLogps:
+    return TokenLogps(logps.logps.detach(), logps.mask, logps.collisions)
 
 
-def _joined(values: Tensor, parts: Sequence[TokenLogps]) -> TokenLogps:
-    collisions = [one.collisions for one in parts if one.collisions is not None]
-    return TokenLogps(values, torch.cat([one.mask for one in parts]), torch.cat(collisions) if collisions else None)
+def _join(parts: Sequence[TokenLogps]) -> TokenLogps:
+    """The log-probs of some pairs behind each other."""
+    collisions = [part.collisions for part in parts if part.collisions is not None]
+    return TokenLogps(
+        torch.cat([part.logps for part in parts]),
+        torch.cat([part.mask for part in parts]),
+        torch.cat(collisions) if collisions else None,
+    )
 
 
-def _noise(batch: PairBatch) -> list[Tensor]:
+def _rng_state(batch: PairBatch) -> list[Tensor]:
     """The random states of the host and, on a GPU, of the batch's device."""
     device = batch.prompt.ids.device
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def _set_noise(batch: PairBatch, states: list[Tensor]) -> None:
+def _set_rng_state(batch: PairBatch, states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     for state in states[1:]:
         torch.cuda.set_rng_state(state, batch.prompt.ids.device)
 
 
 @contextmanager
-def _same_noise(batch: PairBatch, states: list[Tensor]) -> Iterator[None]:
-    """Draws inside the block what was drawn from these states before."""
-    now = _noise(batch)
-    _set_noise(batch, states)
+def _replay_rng(batch: PairBatch, states: list[Tensor]) -> Iterator[None]:
+    """Draws the same random numbers within the block as were drawn from these states before."""
+    current = _rng_state(batch)
+    _set_rng_state(batch, states)
     try:
         yield
     finally:
-        _set_noise(batch, now)
+        _set_rng_state(batch, current)
 
 
 def _card(device: torch.device) -> str:
@@ -291,8 +301,8 @@ def _card(device: torch.device) -> str:
     return f"{card.name}, {card.total_memory} bytes"
 
 
-def _single_pair(pair: PairBatch, spec: PolicySpec) -> str:
-    lengths = [int(one.lengths[0]) for one in (pair.prompt, pair.chosen, pair.rejected)]
+def _single_pair_message(pair: PairBatch, spec: PolicySpec) -> str:
+    lengths = [int(padded.lengths[0]) for padded in (pair.prompt, pair.chosen, pair.rejected)]
     changes = []
     if not spec.gradient_checkpointing:
         changes += ["model.policy.gradient_checkpointing: true"]
@@ -306,5 +316,5 @@ def _single_pair(pair: PairBatch, spec: PolicySpec) -> str:
     return (
         f"Out of memory with a single pair: a prompt of {lengths[0]:,} tokens, a chosen completion of {lengths[1]:,} "
         f"and a rejected one of {lengths[2]:,}. To change: {'; or '.join(changes)}. "
-        "`lit-align plan` tells before a run what fits."
+        "`lit-align plan` tells what fits before a run."
     )

@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class PairMeans:
-    """Gathers values of pairs and gives their means, each pair counting once, whatever the sizes of the parts.
+    """Gathers values of pairs and gives their means. Each pair counts once, whatever the sizes of the parts.
 
-    Sums stay on the device, in float64 where it has that; nothing waits for it until a mean is read.
+    Sums stay on the device, in float64 if it has that; the host does not wait for it until a mean is read.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class PairMeans:
 
         Args:
             values: [B] by name.
-            counted: [B] bool, False at pairs that are left out; None takes all.
+            counted: [B] bool, False for pairs that do not count; None counts all.
         """
         for name, value in values.items():
             value = value.detach().to(_widest(value.device))
@@ -32,7 +32,7 @@ class PairMeans:
             self._counts[name] = self._counts.get(name, 0) + real.sum()
 
     def take(self, add_up: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """The means by name, each a float32 scalar; afterwards nothing is gathered.
+        """Returns the means by name, each a float32 scalar, and starts anew.
 
         Args:
             add_up: [N] numbers of this rank -> their sums over all ranks, which must hold the same names.

@@ -1,4 +1,4 @@
-"""What every module that trains on preference pairs does alike."""
+"""The base of the modules that train on preference pairs."""
 
 from __future__ import annotations
 
@@ -40,15 +40,18 @@ SKIPPED_KEY = "steps_skipped"
 
 
 class PairModule(LightningModule):
-    """Optimizer and scheduler, counted randomness, checkpoints that hold what is trained alone, and metrics that are
-    means over pairs: those of an optimizer step, or of all held-out ones, of all ranks.
+    """A LightningModule that trains on preference pairs; subclasses compute the loss.
+
+    It has the optimizer and its scheduler, counter-based random seeds, and checkpoints that hold only the trained
+    weights. Its metrics are means over pairs, of an optimizer step or of all held-out pairs, over all ranks.
 
     Args:
         optimizer: a class and its arguments, called with the trainable parameters.
-        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
-            transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
-        on_nonfinite: what a step whose loss or gradients are NaN or infinite does: "stop" ends the fit before it is
-            taken and names its pairs, "skip" leaves it out and counts it.
+        lr_scheduler: a class and its arguments, called with the optimizer; stepped after every optimizer step.
+            `WarmupSchedule` has transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is
+            stepped after validation.
+        on_nonfinite: what to do at a step whose loss or gradients are NaN or infinite: "stop" ends the fit before the
+            step and names its pairs, "skip" leaves the step out and counts it.
     """
 
     spec: PolicySpec
@@ -60,11 +63,11 @@ class PairModule(LightningModule):
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__()
-        self.strict_loading = False  # checkpoints hold what is trained, not the frozen base
+        self.strict_loading = False  # checkpoints hold the trained weights, not the frozen base
         self._make_optimizer = optimizer
         self._make_scheduler = lr_scheduler
-        self._of_step = PairMeans()
-        self._of_held_out = PairMeans()
+        self._step_means = PairMeans()
+        self._held_out_means = PairMeans()
         self.step_watch = StepWatch(on_nonfinite)
         self._log_hyperparams = True  # Lightning then gives `hparams_initial` to the loggers
         self._settings: OptimizerSettings | None = None
@@ -90,7 +93,7 @@ class PairModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _make_over_float32(self) -> Optimizer:
-        """The optimizer. What it trains in half precision it holds in float32, on a resume as the checkpoint has it."""
+        """Makes the optimizer, over float32 copies of weights in half precision; a resume takes the checkpoint's."""
         trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
         saved = {} if self._resumed is None else self._resumed["state_dict"]
         whole = {parameter: saved[name] for name, parameter in trained.items() if name in saved}
@@ -113,7 +116,7 @@ class PairModule(LightningModule):
         return scheduler
 
     def _step_plateau(self) -> None:
-        """Before a checkpoint of this moment is written, and within an epoch as well, other than Lightning does."""
+        """Steps a `ReduceLROnPlateau`, before a checkpoint is written; Lightning does so later, and not mid-epoch."""
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, ReduceLROnPlateau):
                 config.scheduler.step(self.trainer.callback_metrics[PLATEAU_METRIC])
@@ -134,7 +137,7 @@ class PairModule(LightningModule):
         self.step_watch.begin(self.trained_buffers())
 
     def on_after_backward(self) -> None:
-        """Adds gradients up in float32; on several devices once they are reduced, after the last micro-batch."""
+        """Adds up gradients in float32; on several devices after the last micro-batch, when they are reduced."""
         if self.trainer.world_size == 1 or not mid_accumulation(self.trainer):
             take_gradients(self.trainer.optimizers[0])
 
@@ -159,42 +162,42 @@ class PairModule(LightningModule):
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """What the module was made with, optimizer and scheduler aside."""
+        """The module's arguments by name, without the optimizer and the scheduler."""
 
     @property
     def hparams_initial(self) -> AttributeDict:
-        """What the loggers show of the run: what `save_hyperparameters` was given, else what its objects tell."""
+        """The hyper-parameters for loggers: those of `save_hyperparameters`, else read from the run's objects."""
         optimizer = {} if self._settings is None else self._settings.as_state()
         return super().hparams_initial or AttributeDict(describe_run(self.trainer, {**self.settings(), **optimizer}))
 
     @abstractmethod
     def evaluate_pairs(self, batch: PairBatch) -> dict[str, Tensor]:
-        """What is logged of held-out pairs, [B] by name; `loss` is among them."""
+        """The logged values of held-out pairs by name, each [B]; `loss` is among them."""
 
     @abstractmethod
     def rewards(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """The rewards of the chosen and of the rejected completions, each [B]."""
 
     def on_train_start(self) -> None:
-        self._of_step = PairMeans()
+        self._step_means = PairMeans()
 
     def log_training(self, batch: PairBatch, values: Mapping[str, Tensor]) -> None:
-        """Logs the means over the pairs of the optimizer step, with the last of its micro-batches.
+        """Logs the means over the pairs of an optimizer step, at its last micro-batch.
 
         Args:
             batch: the micro-batch.
             values: [B] by name, the same names in each micro-batch.
         """
         self.step_watch.add(batch, values["loss"])
-        self._of_step.add(values, batch.counted)
+        self._step_means.add(values, batch.counted)
         if not mid_accumulation(self.trainer):
-            self._log_means("", self._of_step)
+            self._log_means("", self._step_means)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._of_held_out.add(self.evaluate_pairs(batch), batch.counted)
+        self._held_out_means.add(self.evaluate_pairs(batch), batch.counted)
 
     def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._of_held_out.add(self.evaluate_pairs(batch), batch.counted)
+        self._held_out_means.add(self.evaluate_pairs(batch), batch.counted)
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, list[float]]:
         """The rewards of each pair: `chosen_rewards`, `rejected_rewards` and `margins`, each [B]."""
@@ -206,33 +209,33 @@ class PairModule(LightningModule):
         }
 
     def on_validation_epoch_start(self) -> None:
-        self._of_held_out = PairMeans()
+        self._held_out_means = PairMeans()
 
     def on_test_epoch_start(self) -> None:
-        self._of_held_out = PairMeans()
+        self._held_out_means = PairMeans()
 
     def on_validation_epoch_end(self) -> None:
-        self._log_means("val/", self._of_held_out)
+        self._log_means("val/", self._held_out_means)
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._step_plateau()
 
     def on_test_epoch_end(self) -> None:
-        self._log_means("test/", self._of_held_out)
+        self._log_means("test/", self._held_out_means)
 
-    def _log_means(self, prefix: str, gathered: PairMeans) -> None:
-        """`sync_dist` changes nothing, since all ranks log the same, but Lightning warns of an epoch's without it."""
-        means = gathered.take(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
+    def _log_means(self, prefix: str, pair_means: PairMeans) -> None:
+        """Logs means that are the same on all ranks; without `sync_dist` Lightning would warn at an epoch's end."""
+        means = pair_means.take(lambda sums: self.trainer.strategy.reduce(sums, reduce_op="sum"))
         for on_bar in (True, False):
             logged = {prefix + name: mean for name, mean in means.items() if (name in ON_BAR) == on_bar}
             self.log_dict(logged, prog_bar=on_bar, sync_dist=bool(prefix), batch_size=1)
 
     # ------------------------------------------------------------------ checkpoints
     def saved_names(self) -> set[str]:
-        """Names of the weights that a checkpoint holds: those that are trained, of the loaded model."""
+        """Names of the weights in a checkpoint: the trained ones of the loaded model."""
         return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keeps what is trained, never the frozen base."""
+        """Keeps the trained weights, never the frozen base."""
         names = self.saved_names()
         weights = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
         by_parameter = {parameter: name for name, parameter in self.named_parameters()}
@@ -250,11 +253,11 @@ class PairModule(LightningModule):
         """Demands exactly the weights that this configuration trains.
 
         Raises:
-            ValueError: where the checkpoint holds others, or fewer, or of another shape, or was made on another base.
+            ValueError: the checkpoint holds others, or fewer, or of another shape, or was made on another base.
         """
         demand_same_base(checkpoint, self.spec)
         self.configure_model()
-        names = self.saved_names()  # first: it may load what is loaded when first needed
+        names = self.saved_names()  # first: it may load parts that are loaded when first needed
         own = self.state_dict()
         expected = {name: tuple(own[name].shape) for name in names}
         _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
@@ -267,15 +270,15 @@ def _dtypes(parameters: Iterable[nn.Parameter]) -> str:
     return " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))
 
 
-def _demand_equal(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]]) -> None:
-    missing = sorted(expected.keys() - found.keys())
-    unknown = sorted(found.keys() - expected.keys())
-    reshaped = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
+def _demand_equal(expected: dict[str, tuple[int, ...]], saved: dict[str, tuple[int, ...]]) -> None:
+    missing = sorted(expected.keys() - saved.keys())
+    unknown = sorted(saved.keys() - expected.keys())
+    reshaped = sorted(name for name in expected.keys() & saved.keys() if expected[name] != saved[name])
     if missing or unknown or reshaped:
         first = (missing or unknown or reshaped)[0]
         raise ValueError(
             f"The checkpoint does not fit this configuration: of {len(expected)} weights to restore it lacks "
             f"{len(missing)}, has {len(unknown)} others and {len(reshaped)} of another shape (such as {first!r}: "
-            f"expected {expected.get(first, 'none')}, found {found.get(first, 'none')}). "
+            f"expected {expected.get(first, 'none')}, found {saved.get(first, 'none')}). "
             "Continue with the model settings that wrote it."
         )

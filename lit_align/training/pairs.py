@@ -1,4 +1,4 @@
-"""From the log-probs of completions to what a loss is given."""
+"""Puts the log-probs of completions together into the input of a loss."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lit_align.policy.logps import TokenLogps
 
 
 @dataclass(frozen=True)
-class ReferenceLogps:
+class ReferencePairLogps:
     """The reference's log-probs of a batch, float32, in nats.
 
     Args:
         chosen: [B] sums.
         rejected: [B] sums.
-        chosen_tokens: [B, C] of single tokens, 0 at padding; None where only the sums are known.
-        rejected_tokens: [B, R] likewise.
+        chosen_tokens: [B, C] of single tokens, 0 at padding; None if only the sums are known.
+        rejected_tokens: [B, R] of single tokens, 0 at padding; None if only the sums are known.
     """
 
     chosen: Tensor
@@ -29,13 +29,13 @@ class ReferenceLogps:
     rejected_tokens: Tensor | None = None
 
     @classmethod
-    def of(cls, chosen: TokenLogps, rejected: TokenLogps) -> ReferenceLogps:
-        """From a forward pass of the reference."""
+    def of(cls, chosen: TokenLogps, rejected: TokenLogps) -> ReferencePairLogps:
+        """Takes the log-probs of a forward pass of the reference."""
         return cls(chosen.sum(), rejected.sum(), chosen.logps, rejected.logps)
 
     @classmethod
-    def stored_in(cls, batch: PairBatch, with_tokens: bool) -> ReferenceLogps | None:
-        """What was computed ahead and came with the batch; None where that is not enough."""
+    def stored_in(cls, batch: PairBatch, with_tokens: bool) -> ReferencePairLogps | None:
+        """Takes the log-probs that were computed ahead and came with the batch; None if some are missing."""
         chosen = batch.reference_chosen_logps
         rejected = batch.reference_rejected_logps
         tokens = batch.reference_chosen_token_logps, batch.reference_rejected_token_logps
@@ -45,15 +45,16 @@ class ReferenceLogps:
 
 
 def make_pair_logps(
-    batch: PairBatch, completions: Sequence[TokenLogps], reference: ReferenceLogps | None, with_tokens: bool
+    batch: PairBatch, completions: Sequence[TokenLogps], reference: ReferencePairLogps | None, with_tokens: bool
 ) -> PairLogps:
-    """What a loss is given.
+    """Makes the input of a loss.
 
     Args:
         batch: B pairs.
-        completions: the policy's log-probs of the chosen and the rejected ones and, where asked for, the targets.
-        reference: the reference's; None where the loss needs none.
-        with_tokens: also the log-probs of single tokens.
+        completions: the policy's log-probs of the chosen completions, the rejected ones and, for some losses, the
+            targets.
+        reference: the reference's log-probs; None if the loss needs none.
+        with_tokens: also includes the log-probs of single tokens.
     """
     chosen, rejected, *target = completions
     return PairLogps(
@@ -72,19 +73,19 @@ def make_pair_logps(
     )
 
 
-def _tokens(chosen: TokenLogps, rejected: TokenLogps, reference: ReferenceLogps | None) -> PairTokens:
+def _tokens(chosen: TokenLogps, rejected: TokenLogps, reference: ReferencePairLogps | None) -> PairTokens:
     return PairTokens(
         policy_chosen_logps=chosen.logps,
         policy_rejected_logps=rejected.logps,
         chosen_mask=chosen.mask,
         rejected_mask=rejected.mask,
-        reference_chosen_logps=_as_wide(reference.chosen_tokens, chosen) if reference else None,
-        reference_rejected_logps=_as_wide(reference.rejected_tokens, rejected) if reference else None,
+        reference_chosen_logps=_match_width(reference.chosen_tokens, chosen) if reference else None,
+        reference_rejected_logps=_match_width(reference.rejected_tokens, rejected) if reference else None,
     )
 
 
-def _as_wide(tokens: Tensor | None, policy: TokenLogps) -> Tensor | None:
-    """The reference's token log-probs in the width of the policy's: plain rows are padded to the longest of all."""
+def _match_width(tokens: Tensor | None, policy: TokenLogps) -> Tensor | None:
+    """Brings the reference's token log-probs to the width of the policy's, cutting or adding padding."""
     if tokens is None or tokens.shape == policy.logps.shape:
         return tokens
     widened = tokens.new_zeros(policy.logps.shape)

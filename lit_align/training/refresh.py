@@ -1,4 +1,4 @@
-"""Moving the reference along with the policy."""
+"""A callback that moves the reference along with the policy."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class ReferenceRefresh(Callback):
     """Makes the policy's current weights the reference every N optimizer steps.
 
     Iterated preference optimisation compares with the policy of the iteration before, not with the start. For a
-    refresh at each switch of the stage there is `BoundaryCallback(refresh_reference=True)`.
+    refresh at each switch of the stage use `BoundaryCallback(refresh_reference=True)`.
 
     Args:
         every_n_steps: optimizer steps between two refreshes, at least 1. The reference must be of a form that can be
-            refreshed: `AdapterCopy` with adapters, `ModelReference` without a model of its own else.
+            refreshed: `AdapterCopy` with adapters, otherwise `ModelReference` without a model of its own.
 
     Raises:
-        ValueError: where `every_n_steps` is below 1, or, when a fit starts, the reference cannot be refreshed.
+        ValueError: `every_n_steps` is below 1, or, when a fit starts, the reference cannot be refreshed.
     """
 
     def __init__(self, every_n_steps: int) -> None:
@@ -50,10 +50,10 @@ class ReferenceRefresh(Callback):
 
 
 def require_refreshable(pl_module: Any, who: str) -> None:
-    """Refuses at the start of a fit what would stop it in the middle.
+    """Refuses a reference that cannot be refreshed, at the start of a fit instead of in its middle.
 
     Raises:
-        ValueError: where the module's reference cannot be refreshed.
+        ValueError: the module's reference cannot be refreshed.
     """
     reference = pl_module.reference
     if not getattr(reference, "can_refresh", False):

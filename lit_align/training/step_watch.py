@@ -1,4 +1,4 @@
-"""Optimizer steps whose loss or gradients are not finite: stopped at, or left out, before they reach the weights."""
+"""Catches optimizer steps whose loss or gradients are not finite before they reach the weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from lit_align.ranks import gather
 
 OnNonFinite = Literal["stop", "skip"]
 NamePair = Callable[[PairBatch, int], str]
-"""A batch and the place of a pair in it -> what tells the pair from others."""
+"""Names a pair for a message, from its batch and its index in it."""
 _MOST_NAMED = 4
 _SMALLEST_SCALE = 1.0
-"""Below it the scaler of 16-mixed, which begins at 65,536, has halved the loss for many steps in a row."""
+"""Below this scale the scaler of 16-mixed, which begins at 65,536, has halved the scale for many steps in a row."""
 
 
 class NonFiniteStep(ArithmeticError):
@@ -34,7 +34,7 @@ class _MicroBatch:
 
 
 class StepWatch:
-    """Looks at an optimizer step's losses and gradients before the optimizer does, and waits for the device once.
+    """Checks an optimizer step's losses and gradients before the optimizer uses them; waits for the device once.
 
     Args:
         on_nonfinite: "stop" ends the fit with the pairs named; "skip" leaves the step out and counts it.
@@ -52,24 +52,24 @@ class StepWatch:
         self._buffers: list[tuple[Tensor, Tensor]] = []  # each with its value before the step
 
     def begin(self, buffers: Iterable[Tensor]) -> None:
-        """At a step's first micro-batch, remembers what a step that is left out must not have changed."""
+        """At a step's first micro-batch, remembers the buffers, to put them back if the step is left out."""
         if self.on_nonfinite == "skip" and not self._micro_batches:
             self._buffers = [(buffer, buffer.clone()) for buffer in buffers]
 
     def add(self, batch: PairBatch, losses: Tensor) -> None:
-        """Takes a micro-batch with its losses, [B]."""
+        """Remembers a micro-batch and its losses, [B]."""
         self._micro_batches.append(_MicroBatch(batch, losses.detach()))
 
     def check(self, module: LightningModule, optimizer: Optimizer, name_pair: NamePair) -> None:
-        """Right before the optimizer's step. All ranks come to the same result.
+        """Checks the step right before the optimizer takes it. All ranks come to the same result.
 
         Args:
-            module: whose step it is.
-            optimizer: has the gradients.
+            module: the module in training.
+            optimizer: holds the gradients.
             name_pair: names the pairs whose loss is not finite.
 
         Raises:
-            NonFiniteStep: where the step is not finite and is not to be left out, or no later one can be.
+            NonFiniteStep: the step is not finite, and `on_nonfinite` is "stop" or no later step can be finite.
         """
         micro_batches = self._micro_batches
         self._micro_batches = []
@@ -78,15 +78,15 @@ class StepWatch:
         hopeless = scaler is not None and scaler.get_scale() < _SMALLEST_SCALE
         if _all_finite(gradients, micro_batches, module.trainer) and not hopeless:
             return
-        spoilt = _first_not_finite(module.named_parameters())
-        told = _told(micro_batches, module.trainer.global_step, spoilt, name_pair)
-        if self.on_nonfinite == "stop" or hopeless or spoilt is not None:
-            raise NonFiniteStep(f"{told} {_ways_on(module, spoilt)}")
-        self._leave_out(optimizer, told if module.trainer.is_global_zero else None)
+        bad_weight = _first_not_finite(module.named_parameters())
+        message = _describe_step(micro_batches, module.trainer.global_step, bad_weight, name_pair)
+        if self.on_nonfinite == "stop" or hopeless or bad_weight is not None:
+            raise NonFiniteStep(f"{message} {_suggest_remedies(module, bad_weight)}")
+        self._leave_out(optimizer, message if module.trainer.is_global_zero else None)
 
-    def _leave_out(self, optimizer: Optimizer, told: str | None) -> None:
-        if self.skipped == 0 and told is not None:
-            note(f"{told} It and others like it are left out (on_nonfinite: skip) and counted in the summary.")
+    def _leave_out(self, optimizer: Optimizer, message: str | None) -> None:
+        if self.skipped == 0 and message is not None:
+            note(f"{message} It and others like it are left out (on_nonfinite: skip) and counted in the summary.")
         self.skipped += 1
         optimizer.zero_grad(set_to_none=True)  # without gradients an optimizer does nothing
         for buffer, before in self._buffers:
@@ -94,16 +94,16 @@ class StepWatch:
 
 
 def demand_finite(weights: Mapping[str, Any], step: int) -> None:
-    """Refuses weights that a checkpoint is to hold, so that they never take the place of good ones.
+    """Refuses to save weights that are not finite, so that they never replace good ones.
 
     Raises:
-        NonFiniteStep: where one of them is not finite.
+        NonFiniteStep: a weight is not finite.
     """
-    spoilt = _first_not_finite((name, value) for name, value in weights.items() if isinstance(value, Tensor))
-    if spoilt is not None:
+    bad_weight = _first_not_finite((name, value) for name, value in weights.items() if isinstance(value, Tensor))
+    if bad_weight is not None:
         raise NonFiniteStep(
-            f"At step {step} the weight {spoilt!r} is NaN or infinite: no checkpoint of it is written, and the one "
-            "before stays. The learning rate may be too high, or the gradients not clipped."
+            f"At step {step} the weight {bad_weight!r} is NaN or infinite: no checkpoint of it is written, and the one "
+            "before stays. The learning rate may be too high, or the gradients need clipping."
         )
 
 
@@ -119,14 +119,14 @@ def _all_finite(gradients: list[Tensor], micro_batches: list[_MicroBatch], train
     return not bool(bad)
 
 
-def _told(micro_batches: list[_MicroBatch], steps: int, spoilt: str | None, name_pair: NamePair) -> str:
-    """What is not finite in the step after so many, and which pairs it comes from. All ranks must call it."""
+def _describe_step(micro_batches: list[_MicroBatch], steps: int, bad_weight: str | None, name_pair: NamePair) -> str:
+    """Says what is not finite in the step that follows `steps`, and in which pairs. All ranks must call it."""
     ranks = gather(_bad_pairs(micro_batches, name_pair))
     names = [name for bad, _ in ranks for name in bad]
     pairs = sum(count for _, count in ranks)
-    if spoilt is not None:
+    if bad_weight is not None:
         since = "from the start" if steps == 0 else "since an earlier step"
-        what = f"the weight {spoilt!r} is NaN or infinite {since}"
+        what = f"the weight {bad_weight!r} is NaN or infinite {since}"
     elif names:
         what = f"the loss is NaN or infinite for {len(names)} of its {pairs} pairs: {'; '.join(names[:_MOST_NAMED])}"
     else:
@@ -134,25 +134,24 @@ def _told(micro_batches: list[_MicroBatch], steps: int, spoilt: str | None, name
     return f"Step {steps + 1} is not finite and was not taken: {what}."
 
 
-def _ways_on(module: LightningModule, spoilt: str | None) -> str:
-    ways = ["a lower learning rate", "trainer.gradient_clip_val"]
-    if spoilt is not None and module.trainer.global_step == 0:
-        ways = ["another copy of the model"]
-    elif spoilt is None:
-        ways.append("model.on_nonfinite: skip, which leaves out such steps")
+def _suggest_remedies(module: LightningModule, bad_weight: str | None) -> str:
+    remedies = ["a lower learning rate", "trainer.gradient_clip_val"]
+    if bad_weight is not None and module.trainer.global_step == 0:
+        remedies = ["another copy of the model"]
+    elif bad_weight is None:
+        remedies.append("model.on_nonfinite: skip, which leaves out such steps")
     if str(module.trainer.precision).startswith("16") or any(p.dtype == torch.float16 for p in module.parameters()):
-        ways.insert(0, "bfloat16 or float32 in place of float16")
-    return f"What may help: {', or '.join(ways)}."
+        remedies.insert(0, "bfloat16 or float32 in place of float16")
+    return f"What may help: {', or '.join(remedies)}."
 
 
 def _bad_pairs(micro_batches: list[_MicroBatch], name_pair: NamePair) -> tuple[list[str], int]:
     """Names of this rank's pairs whose loss is not finite, and the number of all its pairs."""
-    names = [
-        name_pair(each.batch, place)
-        for each in micro_batches
-        for place in (~each.losses.isfinite()).nonzero()[:, 0].tolist()
-    ]
-    return names, sum(len(each.batch) for each in micro_batches)
+    names: list[str] = []
+    for micro_batch in micro_batches:
+        places = (~micro_batch.losses.isfinite()).nonzero()[:, 0].tolist()
+        names += [name_pair(micro_batch.batch, place) for place in places]
+    return names, sum(len(micro_batch.batch) for micro_batch in micro_batches)
 
 
 def _first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
@@ -161,5 +160,5 @@ def _first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:
-    every = (parameter.grad for group in optimizer.param_groups for parameter in group["params"])
-    return [gradient for gradient in every if gradient is not None]
+    gradients = (parameter.grad for group in optimizer.param_groups for parameter in group["params"])
+    return [gradient for gradient in gradients if gradient is not None]

@@ -1,4 +1,4 @@
-"""Which of Lightning's strategies a run may take, said before a model is loaded."""
+"""Checks, before a model is loaded, that a run's strategy is supported."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ POPEN = "popen"
 
 
 def check_strategy(strategy: str | Strategy) -> None:
-    """Refuses strategies under which a run would be wrong: sharded weights, and processes that are not the command's.
+    """Refuses strategies under which a run would go wrong: those that shard weights, fork or spawn.
 
     Args:
-        strategy: as the Trainer takes it; a name that Lightning does not know is left to Lightning.
+        strategy: as the Trainer takes it; Lightning itself refuses a name that it does not know.
 
     Raises:
         ValueError: the strategy is neither of one device nor plain DDP.
     """
-    name, kind, start = _resolved(strategy)
+    name, kind, start = _resolve(strategy)
     if kind is None or issubclass(kind, SingleDeviceStrategy):
         return
-    # Those of DeepSpeed and XLA are DDPStrategies by inheritance alone.
+    # Those of DeepSpeed and XLA inherit from DDPStrategy, but do not keep whole models.
     if not issubclass(kind, DDPStrategy) or issubclass(kind, DeepSpeedStrategy) or "xla" in kind.__module__:
         raise ValueError(
-            f"strategy {name} is not supported: each device must hold the whole model, or it would train weights of "
-            f"its own and save a part of them. {_ADVICE} For a model that is too large for one device: "
+            f"strategy {name} is not supported: each device must hold the whole model, or it would train its own "
+            f"weights and save a part of them. {_ADVICE} For a model that is too large for one device: "
             "`quantization: nf4` with `lora`, and `gradient_checkpointing: true`."
         )
     if start != POPEN:
         raise ValueError(
             f"strategy {name} is not supported: it starts its processes by {start!r}, which does not bring the trained "
-            f"weights back. {_ADVICE} In a notebook: one device, or a script of its own for several."
+            f"weights back. {_ADVICE} In a notebook, use one device; for several, run a script."
         )
 
 
 _ADVICE = 'Expected "auto", "ddp" or "ddp_find_unused_parameters_true" (several devices), or one device (devices: 1).'
 
 
-def _resolved(strategy: str | Strategy) -> tuple[str, type[Any] | None, str]:
-    """Its name for a message, its class (None where Lightning decides), and how it starts processes."""
+def _resolve(strategy: str | Strategy) -> tuple[str, type[Any] | None, str]:
+    """A strategy's name for a message, its class (None if Lightning decides), and how it starts processes."""
     if isinstance(strategy, Strategy):
         return type(strategy).__name__, type(strategy), getattr(strategy, "_start_method", POPEN)
-    entry: dict[str, Any] = dict(StrategyRegistry).get(strategy, {})  # its own `get` makes one
+    entry: dict[str, Any] = dict(StrategyRegistry).get(
+        strategy, {}
+    )  # StrategyRegistry's own `get` would make a strategy
     return f"{strategy!r}", entry.get("strategy"), entry.get("init_params", {}).get("start_method", POPEN)
