@@ -91,7 +91,7 @@ class FakeData(LightningDataModule):
     def request_round(self) -> None:
         self.rounds.append(self.trainer.global_step)
 
-    def offer_round(self, sets: Sequence[CandidateSet]) -> None:
+    def queue_round(self, sets: Sequence[CandidateSet]) -> None:
         self.offered.append((self.trainer.global_step, len(self.rounds), list(sets)))
 
     def train_dataloader(self) -> FakeFeed:

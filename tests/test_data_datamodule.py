@@ -148,18 +148,20 @@ def test_a_round_is_sampled_judged_and_paired(train: str) -> None:
 
 def test_rounds_go_through_all_prompts(train: str) -> None:
     data = data_module(train, on_policy_share=1.0, batch_size=1, round_prompts=11, seed=0)
-    data._on.ensure(1)
-    pairs = data._on.pending
+    data.stream.on.ensure(1)
+    pairs = data.stream.on.pending
     assert len({pair.prompt.tobytes() for pair in pairs}) == len(pairs) == data.round_stats["pairs"] <= 11
 
 
 def test_a_requested_round_replaces_the_current_one(train: str) -> None:
     data = data_module(train, on_policy_share=1.0, batch_size=1)
     next(data.train_dataloader())
-    left = {pair.chosen.tobytes() for pair in data._on.pending}
+    left = {pair.chosen.tobytes() for pair in data.stream.on.pending}
     data.request_round()
     next(data.train_dataloader())
-    assert data.counts["on_policy/rounds"] == 2 and not left & {pair.chosen.tobytes() for pair in data._on.pending}
+    assert data.counts["on_policy/rounds"] == 2 and not left & {
+        pair.chosen.tobytes() for pair in data.stream.on.pending
+    }
 
 
 def test_abstentions_and_duplicates_of_a_round_are_counted(train: str) -> None:
@@ -208,7 +210,7 @@ def test_where_epochs_of_prompts_meet_no_prompt_comes_twice_in_a_round(train: st
         data.request_round()
         next(data.train_dataloader())
         rounds.append(data.round_stats["prompts"])
-    assert rounds == [7] * 6 and data._on.prompt_cursor > 42
+    assert rounds == [7] * 6 and data.stream.on.prompt_cursor > 42
 
 
 def test_held_out_prompts_never_train(train: str, tmp_path: Path) -> None:
@@ -382,7 +384,7 @@ def one_of_two(rank: int, folder: Path, train: str) -> None:
     data = data_module(train, rank, 2, on_policy_share=1.0, sampler=sampler, relabel=True)
     batches = [next(data.train_dataloader()) for _ in range(2)]
     taken = [pair for batch in batches for pair in texts(batch)]
-    pending = [pair.chosen.tolist() for pair in data._on.pending]
+    pending = [pair.chosen.tolist() for pair in data.stream.on.pending]
     state = {"taken": taken, "pending": pending, "calls": sampler.calls, "stats": data.round_stats}
     state["pairs"] = [pair.chosen.tolist() for pair in data.train_pairs]
     (folder / f"{rank}.json").write_text(json.dumps(state))

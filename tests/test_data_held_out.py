@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.data import AlignmentDataModule
-from lit_align.data.held_out import HeldOut, prompt_key, set_apart
+from lit_align.data.held_out import HeldOut, choose_boundary_prompts, prompt_key
 from lit_align.records import CandidateSet, Message, Prompt, prompt_text
 from lit_align.rows.alike import group_alike
 from tests.data_fakes import (
@@ -58,13 +58,13 @@ def measured(data: AlignmentDataModule, num_candidates: int | None = None) -> li
     fresh = data.sample(data.measured_on, "boundary", data.run.step, num_candidates=num_candidates)
     data.set_on_policy_share(1.0)
     data.request_round()
-    data.offer_round(fresh)
+    data.queue_round(fresh)
     return fresh
 
 
 def apart(prompts: Iterable[Prompt], fraction: float) -> frozenset[Prompt]:
     prompts = list(prompts)
-    return set_apart(prompts, group_alike(prompts), fraction)
+    return choose_boundary_prompts(prompts, group_alike(prompts), fraction)
 
 
 def test_the_split_hangs_on_the_prompts_alone_and_is_even_at_every_size() -> None:
@@ -100,8 +100,8 @@ def test_a_pool_too_small_to_split_serves_both() -> None:
         assert apart(twice, 0.5) == frozenset()
     sets = [CandidateSet(prompt, ()) for prompt in PROMPTS[:1]]
     both = HeldOut(sets, frozenset())
-    both.offer(sets, 1)
-    assert both.measured_on == both.evaluated_on == sets and both.on_offer == []
+    both.queue(sets, 1)
+    assert both.measured_on == both.evaluated_on == sets and both.queued == []
 
 
 def test_evaluation_and_boundary_share_no_prompt(files: tuple[str, str], capsys: Any) -> None:
@@ -141,7 +141,7 @@ def test_a_measurements_candidates_become_the_next_round(files: tuple[str, str])
     assert data.sampler.calls == [*calls, 4] and data.round_stats["reused"] == 0  # type: ignore[union-attr]
 
 
-def test_an_offer_of_few_candidates_is_filled_up(files: tuple[str, str]) -> None:
+def test_a_queue_of_few_candidates_is_filled_up(files: tuple[str, str]) -> None:
     """The sampler draws three, the measurement had two."""
     kept: list[CandidateSet] = []
 
@@ -166,7 +166,7 @@ def test_scores_of_another_judge_are_not_used(files: tuple[str, str]) -> None:
     def first_round(wrong: bool) -> list[Any]:
         data = made(files)
         fresh = measured(data)
-        data.offer_round(
+        data.queue_round(
             [
                 replace(one, candidates=tuple(replace(c, score=-float(ord(c.text[-1]))) for c in one.candidates))
                 for one in fresh
@@ -184,15 +184,15 @@ def test_what_was_trained_on_is_not_measured_again(files: tuple[str, str], capsy
     pool = data.measured_on
     data.set_on_policy_share(1.0)
     fresh = data.sample(pool[:3], "boundary", 0)
-    data.offer_round([tied(fresh[0]), *fresh[1:]])
-    assert prompts_of(data.measured_on) == prompts_of(pool)  # offered, not used
+    data.queue_round([tied(fresh[0]), *fresh[1:]])
+    assert prompts_of(data.measured_on) == prompts_of(pool)  # queued, not used
     next(data.train_dataloader())
     spent = prompts_of(pool) - prompts_of(data.measured_on)
     assert spent == prompts_of(pool[1:3]) and data.round_stats["ties"] == 1  # a tie was not trained on
     other = made(files)
     other.load_state_dict(through_a_file(data.state_dict()))
     assert other.measured_on == data.measured_on
-    data.offer_round(data.sample(pool, "boundary", 1))
+    data.queue_round(data.sample(pool, "boundary", 1))
     data.request_round()
     next(data.train_dataloader())
     assert f"most of the {len(pool)} prompts it is measured on" in capsys.readouterr().out
@@ -205,42 +205,42 @@ def tied(one: CandidateSet) -> CandidateSet:
     return replace(one, candidates=tuple(replace(first, text=before + first.text) for before in ("", "x", "y")))
 
 
-def test_an_offer_without_a_pair_falls_through_to_fresh_samples(files: tuple[str, str]) -> None:
+def test_a_queue_without_a_pair_falls_through_to_fresh_samples(files: tuple[str, str]) -> None:
     data = made(files)
     pool = data.measured_on
     data.set_on_policy_share(1.0)
-    data.offer_round([tied(one) for one in data.sample(pool[:3], "boundary", 0)])
+    data.queue_round([tied(one) for one in data.sample(pool[:3], "boundary", 0)])
     next(data.train_dataloader())
     assert data.counts["on_policy/reused"] == 9 and data.counts["on_policy/ties"] >= 3
     assert data.round_stats["reused"] == 0 and data.round_stats["pairs"] > 0 and data.counts["on_policy/rounds"] == 2
     assert data.measured_on == pool
 
 
-def test_an_offer_is_none_of_the_three_rounds_that_may_fail(files: tuple[str, str]) -> None:
+def test_a_queue_is_none_of_the_three_rounds_that_may_fail(files: tuple[str, str]) -> None:
     data = made(files, sampler=FakeSampler(constant=True))
     data.set_on_policy_share(1.0)
-    data.offer_round([tied(one) for one in data.sample(data.measured_on[:3], "boundary", 0)])
+    data.queue_round([tied(one) for one in data.sample(data.measured_on[:3], "boundary", 0)])
     with pytest.raises(RuntimeError, match="3 on-policy rounds of 4 prompts each gave no pair"):
         next(data.train_dataloader())
     assert data.sampler.calls == [3, 4, 4, 4]  # type: ignore[union-attr]
 
 
-def test_a_later_offer_replaces_and_a_share_of_0_withdraws(files: tuple[str, str]) -> None:
+def test_a_later_queue_replaces_and_a_share_of_0_clears(files: tuple[str, str]) -> None:
     data = made(files)
     measured(data)
-    data.offer_round(data.sample(data.measured_on[:2], "boundary", 8))
-    assert len(data.held_out_prompts.on_offer) == 2
+    data.queue_round(data.sample(data.measured_on[:2], "boundary", 8))
+    assert len(data.held_out_prompts.queued) == 2
     data.set_on_policy_share(0.0)
-    assert data.held_out_prompts.on_offer == []
+    assert data.held_out_prompts.queued == []
 
 
 def test_evaluation_prompts_are_refused(files: tuple[str, str]) -> None:
     data = made(files)
     with pytest.raises(ValueError, match=r"'held out \d+' \(.*row \d+\): evaluation prompts are never trained on"):
-        data.offer_round(data.sample(data.evaluated_on, "boundary", 0))
+        data.queue_round(data.sample(data.evaluated_on, "boundary", 0))
 
 
-def test_a_judge_that_fails_loses_no_offer(files: tuple[str, str]) -> None:
+def test_a_judge_that_fails_loses_no_queue(files: tuple[str, str]) -> None:
     class Failing(LastDigit):
         fails = True
 
@@ -260,13 +260,13 @@ def test_a_judge_that_fails_loses_no_offer(files: tuple[str, str]) -> None:
 
 
 @pytest.mark.parametrize("share", [0.4, 1.0])
-def test_resume_before_and_amid_the_offered_round(files: tuple[str, str], share: float) -> None:
+def test_resume_before_and_amid_the_queued_round(files: tuple[str, str], share: float) -> None:
     whole = made(files, batch_size=2)
     stream(whole, 2)
     fresh = whole.sample(whole.measured_on, "boundary", 5, num_candidates=2)
-    whole.offer_round([replace(one, candidates=one.candidates[:1]) for one in fresh])
+    whole.queue_round([replace(one, candidates=one.candidates[:1]) for one in fresh])
     whole.set_on_policy_share(share)
-    whole.offer_round(fresh)
+    whole.queue_round(fresh)
     states, batches = [], []
     for _ in range(12):
         states.append(through_a_file(whole.state_dict()))
@@ -286,13 +286,13 @@ def without(files: tuple[str, str], folder: Path, gone: set[str]) -> AlignmentDa
     return data_module(files[0], val=fewer, batch_size=1)
 
 
-def test_an_offer_for_prompts_that_are_gone_is_reported(files: tuple[str, str], tmp_path: Path) -> None:
+def test_a_queue_for_prompts_that_are_gone_is_reported(files: tuple[str, str], tmp_path: Path) -> None:
     data = made(files)
     measured(data)
     other = without(files, tmp_path, {min(prompts_of(data.measured_on)), min(prompts_of(data.evaluated_on))})
     with pytest.warns(UserWarning, match="sampled candidates for 1 prompts that are no longer held out"):
         other.load_state_dict(through_a_file(data.state_dict()))
-    assert len(other.held_out_prompts.on_offer) == len(other.measured_on) == 11
+    assert len(other.held_out_prompts.queued) == len(other.measured_on) == 11
 
 
 def test_no_prompt_goes_from_the_boundary_to_the_evaluation(files: tuple[str, str], tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def one_of_two(rank: int, folder: Path, files: tuple[str, str]) -> None:
     share = data.measured_on[rank::2]
     fresh = data.sample(share, "boundary")
     data.set_on_policy_share(1.0)
-    data.offer_round(fresh if rank else [])  # a rank may have had no prompt
+    data.queue_round(fresh if rank else [])  # a rank may have had no prompt
     state = through_a_file(data.state_dict())
     calls = list(data.sampler.calls)  # type: ignore[union-attr]
     taken = stream(data, 2)
@@ -373,7 +373,7 @@ def one_of_two(rank: int, folder: Path, files: tuple[str, str]) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_ranks_offer_their_shares(files: tuple[str, str], tmp_path: Path) -> None:
+def test_two_ranks_queue_their_shares(files: tuple[str, str], tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
     children = [fork.Process(target=one_of_two, args=(rank, tmp_path, files)) for rank in (0, 1)]
     for child in children:

@@ -160,7 +160,7 @@ def test_the_score_is_that_of_one_trained_policy_against_the_other(tmp_path: Pat
         for on, off in zip(*sides, strict=True)
     ]
     assert ahead.history[0].score == pytest.approx(sum(wins) / len(wins), abs=1e-12)
-    assert data.held_out_prompts.on_offer == [], "they are not answers of the policy that goes on"
+    assert data.held_out_prompts.queued == [], "they are not answers of the policy that goes on"
 
 
 def test_after_an_error_the_policy_is_what_it_was(tmp_path: Path, tiny_model: Path) -> None:

@@ -294,7 +294,7 @@ def through_a_file_again(run: Run) -> list[Any]:
     """The pending pairs, after a checkpoint."""
     state = through_a_file(run.data.state_dict())
     run.data.load_state_dict(state)
-    return run.data._on.pending
+    return run.data.stream.on.pending
 
 
 @pytest.mark.parametrize("name", ["full", "adapter_copy"])

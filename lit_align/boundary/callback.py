@@ -57,7 +57,7 @@ class BoundaryCallback(Callback):
 
     A measurement samples and judges held-out prompts batch by batch and stops as soon as 0.5 is outside an
     interval that is valid at any time (:class:`SequentialTest`), or at `max_prompts`: then the stage is the
-    better guess, undecided. Its samples are offered to the data as the next on-policy round, so that they are
+    better guess, undecided. Its samples become the next on-policy round, so that they are
     not sampled for nothing where the decision is for on-policy pairs.
 
     A schedule of one's own overrides one of these; the effect (swap, log, remember) stays as it is:
@@ -391,7 +391,7 @@ class BoundaryCallback(Callback):
             if before is None or before.on_policy_share == 0:
                 data.request_round()
             if fresh is not None:
-                data.offer_round(fresh)
+                data.queue_round(fresh)
 
     def _affords(self, trainer: Trainer) -> bool:
         """Whether the time for a measurement is there: rank 0's clock says so."""

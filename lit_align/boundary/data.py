@@ -56,7 +56,7 @@ class BoundaryData(Protocol):
 
     def request_round(self) -> None: ...
 
-    def offer_round(self, sets: Sequence[CandidateSet]) -> None:
+    def queue_round(self, sets: Sequence[CandidateSet]) -> None:
         """Fresh candidates for the next on-policy round, this rank's share."""
         ...
 

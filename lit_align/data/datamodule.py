@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lit_align.batch import PairBatch, TokenizedPair, collate
+from lit_align.batch import PairBatch, TokenizedPair
 from lit_align.console import note
 from lit_align.data.encoder import Encoder, TooLong
 from lit_align.data.held_out import HeldOut, Labels
 from lit_align.data.loader import TrainFeed, held_out_loader
 from lit_align.data.needs import refuse_to_overfit, require, require_known_tokens, require_pairs
-from lit_align.data.packing import fingerprint
-from lit_align.data.reference_feed import ReferenceFeed
-from lit_align.data.resume import goes_on_alike, parse_date
-from lit_align.data.rounds import Rounds, Stats
+from lit_align.data.resume import parse_date
+from lit_align.data.rounds import Stats
 from lit_align.data.row_trace import RowTrace
-from lit_align.data.scheduler import BatchScheduler, OffPolicySource, OnPolicySource
 from lit_align.data.selection import BestWorst, PairSelector
-from lit_align.data.static import PairMaker, make_static
+from lit_align.data.static import PairMaker, Static, make_static
+from lit_align.data.stream import PairStream
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
 from lit_align.policy.template_values import fix_date, writes_date
@@ -121,30 +119,38 @@ class AlignmentDataModule(LightningDataModule):
         for key, share in (("val_fraction", val_fraction), ("boundary_fraction", boundary_fraction)):
             if not 0 <= share < 1:
                 raise ValueError(f"expected {key} in [0, 1), got {share}")
-        self.train, self.val = train, val if val is not None or val_split is None else train
-        self.split, self.val_split, self.name = split, val_split or split, name
+        self.train = train
+        self.val = train if val is None and val_split is not None else val
+        self.split = split
+        self.val_split = val_split or split
+        self.name = name
         self.val_fraction = val_fraction
-        self.batch_size, self.val_batch_size = batch_size, val_batch_size or batch_size
-        self.max_prompt_tokens, self.max_completion_tokens = max_prompt_tokens, max_completion_tokens
+        self.batch_size = batch_size
+        self.val_batch_size = val_batch_size or batch_size
+        self.max_prompt_tokens = max_prompt_tokens
+        self.max_completion_tokens = max_completion_tokens
         self.too_long: TooLong = too_long
         self.on_bad_row: OnBadRow = on_bad_row
         self.selector = selector if selector is not None else BestWorst()
-        self.judge, self.relabel, self.sampler = judge, relabel, sampler
-        self.round_prompts, self.seed = round_prompts, seed
-        self.start = None if date is None else parse_date(date)
+        self.judge = judge
+        self.relabel = relabel
+        self.sampler = sampler
+        self.round_prompts = round_prompts
         self.boundary_fraction = boundary_fraction
         self.reference_cache = reference_cache
+        self.seed = seed
+        self.start = None if date is None else parse_date(date)
         self.run = TrainerView(self._get_trainer)
-        self._static_counts: Counter[str] = Counter()
         self.train_sets: list[CandidateSet] = []
         self.held_out: list[CandidateSet] = []
         self.train_pairs: list[TokenizedPair] = []
         self.val_pairs: list[TokenizedPair] = []
         self.val_rows = RowTrace()
-        self.restored = False
         self.held_out_prompts = HeldOut([], frozenset())
+        self.restored = False
+        self._static_counts: Counter[str] = Counter()
+        self._stream: PairStream | None = None
         self._share = 0.0
-        self._prepared = False
         self._pending_state: dict[str, Any] | None = None
         self.set_on_policy_share(on_policy_share)
 
@@ -169,9 +175,10 @@ class AlignmentDataModule(LightningDataModule):
             self._ask_callbacks("check_data", self.trainer)
             if self.run.overfits and self._share > 0:
                 raise refuse_to_overfit(f"an on-policy share of {self._share:g}")
-        if not self._prepared:
+        if self._stream is None:
             self.prepare(module.tokenizer)
-            require_known_tokens(self.run.vocabulary_size, self.encoder.tokenizer, self._all_ids())
+            pairs = [*self.train_pairs, *self.val_pairs]
+            require_known_tokens(self.run.vocabulary_size, self.encoder, pairs, [*self.train_sets, *self.held_out])
         if stage == "fit":
             self._ask_callbacks("check_held_out")
 
@@ -181,82 +188,62 @@ class AlignmentDataModule(LightningDataModule):
             if hasattr(callback, check):
                 getattr(callback, check)(self, *args)
 
-    def _all_ids(self) -> Iterator[Sequence[int]]:
-        """The ids of each prompt and answer that a run may meet, and the padding's."""
-        yield [self.encoder.pad_id]
-        for pair in (*self.train_pairs, *self.val_pairs):
-            texts = (pair.prompt, pair.chosen, pair.rejected, pair.target)
-            yield from (ids.tolist() for ids in texts if ids is not None)
-        for candidates in (*self.train_sets, *self.held_out):
-            yield self.encoder.encode_prompt(candidates.prompt)
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """What :meth:`setup` does, with a tokenizer and without a Trainer."""
+        self.encoder = self.make_dated_encoder(tokenizer)
+        static = self._read()
+        self.train_pairs = static.pairs
+        self.train_sets = static.sets
+        self.val_pairs = static.val_pairs
+        self.held_out = static.held_out
+        self.held_out_prompts = static.prompts
+        self.val_rows = static.val_rows
+        if self.sampler is None or not self.train_sets:
+            require_pairs(self.train_pairs, self.train, self.counts)
+        if self.held_out_prompts.boundary_sets and self.run.rank == 0:
+            note(str(self.held_out_prompts))
+        self._stream = PairStream(
+            static, self.encoder, self.selector, self.judge, self.sampler, self.run, batch_size=self.batch_size,
+            val_batch_size=self.val_batch_size, micro_batches=self.micro_batches_per_epoch,
+            round_prompts=self.round_prompts, reference_cache=self.reference_cache, seed=self.seed,
+        )  # fmt: skip
+        if self.run.overfits:
+            self._static_counts["outside_overfit_batches"] = len(static.pairs) - len(self._stream.off.pairs)
+        if self._pending_state is not None:
+            self.load_state_dict(self._pending_state)
+
+    def _read(self) -> Static:
+        run = self.run
+        maker = PairMaker(
+            self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, run.bar,
+            run.needs_target,
+        )  # fmt: skip
+        boundary_fraction = self.boundary_fraction if self.sampler is not None else 0.0
+        return make_static(
+            *self.sources(), self.val_fraction, boundary_fraction, maker, self._static_counts, run.shows_bars
+        )
 
     def make_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """What tokenises prompts and pairs."""
         limits = (self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
         return Encoder(tokenizer, *limits, self.run.stop_ids)
 
-    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """What :meth:`setup` does, with a tokenizer and without a Trainer."""
-        self.encoder = self.make_dated_encoder(tokenizer)
-        maker = PairMaker(
-            self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, self.run.bar,
-            self.run.needs_target,
-        )  # fmt: skip
-        boundary_fraction = self.boundary_fraction if self.sampler is not None else 0.0
-        static = make_static(
-            *self.sources(), self.val_fraction, boundary_fraction, maker, self._static_counts, self.run.shows_bars
-        )
-        self.train_pairs, self.train_sets = static.pairs, static.sets
-        self.val_pairs, self.held_out, self.held_out_prompts = static.val_pairs, static.held_out, static.prompts
-        self.val_rows = static.val_rows
-        if self.sampler is None or not self.train_sets:
-            require_pairs(self.train_pairs, self.train, self.counts)
-        if self.held_out_prompts.pool and self.run.rank == 0:
-            note(str(self.held_out_prompts))
-        self._off = self._static_source()
-        self._reference_feed = ReferenceFeed(
-            self.run, self.reference_cache, self._off, self.train_pairs, self.val_pairs, self.batch_size,
-            self.val_batch_size, self.encoder.pad_id, None if self.sampler is None else self.round_prompts,
-        )  # fmt: skip
-        self._rounds = Rounds(
-            self.train_sets, self.held_out_prompts, self.sampler, self.judge, self.selector, self.encoder,
-            self._reference_feed.add_to_round, self.run, self.seed,
-        )  # fmt: skip
-        self._on = OnPolicySource(
-            len(self.train_sets), self.round_prompts, self.seed, self._rounds.make_sampled, self._rounds.make_measured
-        )
-        before_static = self._reference_feed.before_static
-        self._scheduler = BatchScheduler(self._off, self._on, self.batch_size, self.seed, self.run, before_static)
-        self._fingerprint = fingerprint(self._off.pairs, self.train_sets)
-        self._prepared = True
-        if self._pending_state is not None:
-            self.load_state_dict(self._pending_state)
-
     def make_dated_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """What tokenises this run's prompts and pairs: a template that writes today's date writes the run's."""
-        kept = self.start is not None
-        self.start = self.start or self.run.start(type(self).__qualname__)
-        if writes_date(tokenizer) and not kept and self.run.rank == 0:
-            note(
-                f"The chat template writes the date: {self.start:%Y-%m-%d} all through this run. Another run finds its "
-                f"stored reference log-probs with the data's `date: {self.start}`"
-            )
+        if self.start is None:
+            self.start = self.run.start(type(self).__qualname__)
+            if writes_date(tokenizer) and self.run.rank == 0:
+                note(
+                    f"The chat template writes the date: {self.start:%Y-%m-%d} all through this run. Another run finds "
+                    f"its stored reference log-probs with the data's `date: {self.start}`"
+                )
         return self.make_encoder(fix_date(tokenizer, self.start))
 
-    def _static_source(self) -> OffPolicySource:
-        """All training pairs; with `overfit_batches` those of the first micro-batches, again and again."""
-        batches = self.run.overfitted(self.micro_batches_per_epoch)
-        if batches is None:
-            return OffPolicySource(self.train_pairs, self.seed)
-        pairs = self.train_pairs[: batches * self.batch_size * self.run.world]
-        self._static_counts["outside_overfit_batches"] = len(self.train_pairs) - len(pairs)
-        return OffPolicySource(pairs, self.seed, shuffled=False)
-
     def sources(self) -> tuple[Source, Source | None]:
-        """Where the training and the held-out rows come from; None where the latter are a share of the former.
+        """Where the training and the held-out rows come from; None if the latter are a share of the former.
 
         Raises:
-            ValueError: where `split` or `val_split` is not there, or both are the same.
+            ValueError: if `split` or `val_split` is not there, or both are the same.
         """
         prompts_alone = self.sampler is not None and self.judge is not None
         require_splits(self.train, self.split, self.val_split if self.val is self.train else None)
@@ -283,8 +270,8 @@ class AlignmentDataModule(LightningDataModule):
         """
         if not self.val_pairs:
             return []
-        run = self.run
-        return [held_out_loader(self.val_pairs, self.val_batch_size, run.rank, run.world, self._collate_held_out)]
+        shard = (self.run.rank, self.run.world)
+        return [held_out_loader(self.val_pairs, self.val_batch_size, *shard, self.stream.collate_held_out)]
 
     def test_dataloader(self) -> list[DataLoader[PairBatch]]:
         """The held-out pairs."""
@@ -294,13 +281,6 @@ class AlignmentDataModule(LightningDataModule):
 
     predict_dataloader = test_dataloader
 
-    def _collate(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        return collate(pairs, self.encoder.pad_id, [self._reference_feed.logps_of(pair) for pair in pairs])
-
-    def _collate_held_out(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
-        self._reference_feed.before_held_out()
-        return self._collate(pairs)
-
     def fill_reference(self) -> dict[str, Any]:
         """Computes and keeps the reference's log-probs of all static pairs that lack them, held-out ones included.
 
@@ -308,31 +288,38 @@ class AlignmentDataModule(LightningDataModule):
             `pairs`, `found`, `computed`, `seconds` and `folder`; nothing where the loss has no reference, or its
             log-probs are not kept.
         """
-        return self._reference_feed.fill_all()
+        return self.stream.reference.fill_all()
 
     # Numbers
 
     @property
     def counts(self) -> Counter[str]:
         """What was read, dropped, cut and kept; keys of held-out data begin with `val/`, of rounds `on_policy/`."""
-        return Counter({**self._static_counts, **(self._rounds.counts if self._prepared else {})})
+        return Counter({**self._static_counts, **(self._stream.rounds.counts if self._stream else {})})
 
     @property
     def round_stats(self) -> Stats:
         """The numbers of the last on-policy round, see :class:`~lit_align.data.rounds.Rounds`."""
-        return self._rounds.stats if self._prepared else {}
+        return self._stream.rounds.stats if self._stream else {}
 
     @property
     def new_rounds(self) -> list[Stats]:
         """The numbers of each round that was made for the micro-batch at hand."""
-        return self._rounds.new if self._prepared else []
+        return self._stream.rounds.new if self._stream else []
 
     # Which pair comes next
 
     @property
+    def stream(self) -> PairStream:
+        """The micro-batches of the run, once the data are read."""
+        if self._stream is None:
+            raise RuntimeError("the data are not read yet: call setup(), or prepare(tokenizer) without a Trainer")
+        return self._stream
+
+    @property
     def delivered(self) -> int:
         """Micro-batches delivered so far."""
-        return self._scheduler.delivered if self._prepared else 0
+        return self._stream.delivered if self._stream else 0
 
     @property
     def on_policy_share(self) -> float:
@@ -350,7 +337,7 @@ class AlignmentDataModule(LightningDataModule):
         if share > 0:
             require("on-policy pairs", sampler=self.sampler, judge=self.judge)
         else:
-            self.held_out_prompts.withdraw()
+            self.held_out_prompts.clear_queue()
         self._share = float(share)
 
     @property
@@ -383,20 +370,20 @@ class AlignmentDataModule(LightningDataModule):
         fraction = math.ceil(100 * prompts / of_held_out / (len(self.train_sets) + len(self.held_out))) / 100
         return fraction if fraction <= 0.5 else None
 
-    def offer_round(self, sets: Sequence[CandidateSet]) -> None:
+    def queue_round(self, sets: Sequence[CandidateSet]) -> None:
         """Makes the next on-policy round of candidates that were sampled for a measurement.
 
         They are filled up to the sampler's number, the data's judge scores them, and they become pairs as sampled ones
-        do. A later offer takes the place of one that was not used, and a share of 0 withdraws it.
+        do. A later call takes the place of one that was not used, and so does a share of 0.
 
         Args:
             sets: fresh candidates for prompts of `measured_on`; under DDP the caller's share, and each rank calls it.
         """
-        self.held_out_prompts.offer(sets, self.run.step)
+        self.held_out_prompts.queue(sets, self.run.step)
 
     def request_round(self) -> None:
         """The next on-policy pair comes from a fresh round; what is left of the current one is dropped."""
-        self._on.request_round()
+        self.stream.on.request_round()
 
     def next_batch(self) -> PairBatch:
         """The next micro-batch of this rank. Makes an on-policy round where one is due.
@@ -406,8 +393,7 @@ class AlignmentDataModule(LightningDataModule):
         """
         if self._share < 1:
             require_pairs(self.train_pairs, self.train, self.counts)
-        self._rounds.begin_micro_batch()
-        return self._collate(self._scheduler.next_pairs(self._share))
+        return self.stream.next_batch(self._share)
 
     def sample(
         self,
@@ -424,23 +410,15 @@ class AlignmentDataModule(LightningDataModule):
             num_candidates: candidates a prompt; None takes the sampler's number.
             desc: the bar's label.
         """
-        return self._rounds.sample(sets, *purpose, num_candidates=num_candidates, desc=desc)
+        return self.stream.rounds.sample(sets, *purpose, num_candidates=num_candidates, desc=desc)
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what comes next, in plain types and tensors."""
-        if not self._prepared:
+        if self._stream is None:
             return self._pending_state or {}
-        return {
-            "fingerprint": self._fingerprint,
-            "start": str(self.start),
-            "settings": self._settings(),
-            "on_policy_share": self._share,
-            "dealt": self._scheduler.state_dict(),
-            "held_out": self.held_out_prompts.state_dict(),
-            **self._rounds.state_dict(),
-        }
+        return {"start": str(self.start), "on_policy_share": self._share, **self._stream.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on where `state_dict` was taken.
@@ -448,7 +426,7 @@ class AlignmentDataModule(LightningDataModule):
         Raises:
             ValueError: if it was taken with other training pairs.
         """
-        if not self._prepared:
+        if self._stream is None:
             self._pending_state = state_dict
             return
         self.go_back(state_dict)
@@ -459,16 +437,6 @@ class AlignmentDataModule(LightningDataModule):
         return {**self.state_dict(), "new_rounds": list(self.new_rounds)}
 
     def go_back(self, snapshot: dict[str, Any]) -> None:
-        """Goes on where :meth:`snapshot` or :meth:`state_dict` was taken.
-
-        Raises:
-            ValueError: if it was taken with other training pairs.
-        """
-        alike = goes_on_alike(snapshot, self._fingerprint, self._settings())
+        """Goes on where :meth:`snapshot` or :meth:`state_dict` was taken."""
         self.set_on_policy_share(snapshot["on_policy_share"])
-        self._scheduler.load_state_dict(snapshot["dealt"], amid_step=alike)
-        self.held_out_prompts.load_state_dict(snapshot["held_out"])
-        self._rounds.load_state_dict(snapshot)
-
-    def _settings(self) -> dict[str, int]:
-        return {"seed": self.seed, "batch_size": self.batch_size, "world_size": self.run.world}
+        self.stream.load_state_dict(snapshot)

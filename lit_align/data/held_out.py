@@ -1,4 +1,4 @@
-"""The held-out prompts: some to measure the boundary on, the others to evaluate on, and what a measurement hands on."""
+"""The held-out prompts: some to measure the boundary on, the others to evaluate on."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ Labels = Mapping[Prompt, Sequence[tuple[str, str]]]
 """For each prompt the pairs of a better and a worse answer."""
 
 
-def set_apart(prompts: Iterable[Prompt], groups: Mapping[Prompt, str], fraction: float) -> frozenset[Prompt]:
+def choose_boundary_prompts(
+    prompts: Iterable[Prompt], groups: Mapping[Prompt, str], fraction: float
+) -> frozenset[Prompt]:
     """The prompts that the boundary is measured on and that may be trained on afterwards.
 
     Groups of prompts that are alike stay together. They are ranked by a hash of their leader, and the first of them
-    are set apart, as near to `fraction` as their number allows, at least one and never all. So the split depends on
+    are chosen, as near to `fraction` as their number allows, at least one and never all. So the split depends on
     the set of prompts and on `fraction`, not on their order or a seed. A prompt that is added moves at most one other
-    group across it; what that would mean for a run that goes on is found by :meth:`HeldOut.load_state_dict`.
+    group across it; :meth:`HeldOut.load_state_dict` finds a run that cannot go on after that.
 
     Args:
         prompts: those that can be measured on.
         groups: the group of each held-out prompt, see :func:`~lit_align.rows.alike.group_alike`.
-        fraction: the share of the groups to set apart, in [0, 1).
+        fraction: the share of the groups to choose, in [0, 1).
     """
     ranked = sorted({groups[prompt] for prompt in prompts}, key=_digest)
     if not ranked or fraction == 0:
@@ -55,35 +57,36 @@ def _digest(text: str) -> str:
 
 
 class HeldOut:
-    """Keeps apart what is measured, what is evaluated and what was trained on.
+    """Knows which held-out prompts are measured on, evaluated on and trained on, and queues samples for a round.
 
     Args:
         sets: all held-out prompts with their static candidates.
-        apart: the prompts of the boundary. None: all prompts serve both ends, and nothing is handed on.
+        boundary_prompts: those to measure the boundary on. Empty: all prompts serve both ends, and no samples are
+            queued.
         groups: the group of each prompt that is like another one; any other is a group by itself.
         labels: (better, worse) answers to a prompt, as the data have it.
 
     Attributes:
         evaluated_on: the prompts of the val pairs and the win rate.
-        pool: the prompts of the boundary, trained on or not.
-        on_offer: candidates for the next on-policy round, of all ranks.
-        offered_at: the optimizer step at which they were sampled.
+        boundary_sets: the prompts of the boundary, trained on or not.
+        queued: candidates for the next on-policy round, of all ranks.
+        sampled_at: the optimizer step at which they were sampled.
     """
 
     def __init__(
         self,
         sets: Sequence[CandidateSet],
-        apart: frozenset[Prompt],
+        boundary_prompts: frozenset[Prompt],
         groups: Mapping[Prompt, str] | None = None,
         labels: Labels | None = None,
     ) -> None:
-        self.evaluated_on = [one for one in sets if one.prompt not in apart]
-        self.pool = [one for one in sets if one.prompt in apart]
+        self.evaluated_on = [candidates for candidates in sets if candidates.prompt not in boundary_prompts]
+        self.boundary_sets = [candidates for candidates in sets if candidates.prompt in boundary_prompts]
         self.labels: Labels = labels or {}
         self._groups = groups or {}
-        self._spent: set[str] = set()
-        self.on_offer: list[CandidateSet] = []
-        self.offered_at = 0
+        self._trained_groups: set[str] = set()
+        self.queued: list[CandidateSet] = []
+        self.sampled_at = 0
 
     def group_of(self, prompt: Prompt) -> str:
         """What the prompt has in common with those that are like it, see :func:`~lit_align.rows.alike.group_alike`."""
@@ -92,22 +95,25 @@ class HeldOut:
     @property
     def measured_on(self) -> list[CandidateSet]:
         """The prompts of the boundary that were not trained on, nor one like them."""
-        if not self.pool:
+        if not self.boundary_sets:
             return self.evaluated_on
-        return [one for one in self.pool if self._group_key(one) not in self._spent]
+        return [
+            candidates for candidates in self.boundary_sets if self._group_key(candidates) not in self._trained_groups
+        ]
 
     @property
     def unlike(self) -> int:
         """How many of the prompts to measure on a measurement can take: one of each group."""
-        return len({self._group_key(one) for one in self.measured_on if one.candidates})
+        return len({self._group_key(candidates) for candidates in self.measured_on if candidates.candidates})
 
     def __str__(self) -> str:
-        measured, evaluated, unlike = len(self.measured_on), len(self.evaluated_on), self.unlike
-        alike = "" if unlike == measured else f" (one of each of {unlike} groups of prompts that are alike)"
-        return f"Held-out prompts: {measured} to measure the boundary on{alike}, {evaluated} to evaluate on"
+        measured = len(self.measured_on)
+        evaluated = len(self.evaluated_on)
+        groups = "" if self.unlike == measured else f" (one of each of {self.unlike} groups of prompts that are alike)"
+        return f"Held-out prompts: {measured} to measure the boundary on{groups}, {evaluated} to evaluate on"
 
-    def offer(self, sets: Sequence[CandidateSet], step: int) -> None:
-        """Keeps fresh candidates for the next on-policy round, in place of any that were kept before.
+    def queue(self, sets: Sequence[CandidateSet], step: int) -> None:
+        """Keeps fresh candidates for the next on-policy round, in place of any that were queued before.
 
         Args:
             sets: this rank's; all ranks call it.
@@ -116,46 +122,44 @@ class HeldOut:
         Raises:
             ValueError: for a prompt that the boundary may not use: it would end up in training.
         """
-        if not self.pool:
+        if not self.boundary_sets:
             return
-        own = {one.prompt for one in self.pool}
-        foreign = [one for one in sets if one.prompt not in own]
+        prompts = [candidates.prompt for candidates in self.boundary_sets]
+        known_prompts = set(prompts)
+        foreign = [candidates for candidates in sets if candidates.prompt not in known_prompts]
         if foreign:
             raise ValueError(
                 f"expected candidates for prompts of the data's `measured_on`, got {prompt_text(foreign[0].prompt)!r} "
                 f"({foreign[0].where}): evaluation prompts are never trained on"
             )
-        offered = {one.prompt: one for part in gather(list(sets)) for one in part}
-        self.on_offer = [offered[one.prompt] for one in self.pool if one.prompt in offered]  # as one process has them
-        self.offered_at = step
+        by_prompt: dict[Prompt, CandidateSet] = {}
+        for of_rank in gather(list(sets)):
+            by_prompt.update((candidates.prompt, candidates) for candidates in of_rank)
+        self.queued = [by_prompt[prompt] for prompt in prompts if prompt in by_prompt]  # in the order of one process
+        self.sampled_at = step
 
-    def withdraw(self) -> None:
-        """Forgets the candidates on offer."""
-        self.on_offer = []
+    def clear_queue(self) -> None:
+        """Forgets the queued candidates."""
+        self.queued = []
 
-    def spend(self, sets: Iterable[CandidateSet]) -> None:
-        """Leaves prompts that were trained on out of later measurements, as long as a quarter of the pool remains."""
-        self._spent |= {self._group_key(one) for one in sets}
-        if 4 * len(self.measured_on) < len(self.pool):
-            self._spent.clear()
+    def mark_trained(self, sets: Iterable[CandidateSet]) -> None:
+        """Leaves prompts that were trained on out of later measurements, as long as a quarter of all remains."""
+        self._trained_groups |= set(map(self._group_key, sets))
+        if 4 * len(self.measured_on) < len(self.boundary_sets):
+            self._trained_groups.clear()
             note(
-                f"boundary: most of the {len(self.pool)} prompts it is measured on have become training prompts; from "
-                "here on all are measured on again. More held-out prompts keep the two apart."
+                f"boundary: most of the {len(self.boundary_sets)} prompts it is measured on have become training "
+                "prompts; from here on all are measured on again. More held-out prompts keep the two apart."
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The pool, the groups of it that were trained on, and the candidates on offer, in plain types."""
-        offered = [
-            {
-                "prompt": prompt_key(one.prompt),
-                "texts": [candidate.text for candidate in one.candidates],
-                "ended": [candidate.finish_reason.value for candidate in one.candidates],
-                "token_ids": [None if c.token_ids is None else list(c.token_ids) for c in one.candidates],
-            }
-            for one in self.on_offer
-        ]
-        pool = sorted(prompt_key(one.prompt) for one in self.pool)
-        return {"pool": pool, "spent": sorted(self._spent), "offered": offered, "offered_at": self.offered_at}
+        """The boundary's prompts, the groups of them that were trained on, and the queue, in plain types."""
+        return {
+            "pool": sorted(prompt_key(candidates.prompt) for candidates in self.boundary_sets),
+            "spent": sorted(self._trained_groups),
+            "offered": list(map(_pack, self.queued)),
+            "offered_at": self.sampled_at,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where `state` was taken; prompts that are no longer held out are left out.
@@ -164,15 +168,15 @@ class HeldOut:
             ValueError: if the run may have been trained on prompts of the evaluation.
         """
         self._require_unseen(state)
-        pool = {prompt_key(one.prompt): one for one in self.pool}
-        self._spent = set(state["spent"]) & {self._group_key(one) for one in self.pool}
-        self.offered_at = state["offered_at"]
-        self.on_offer = [
-            replace(pool[one["prompt"]], candidates=_candidates(one))
-            for one in state["offered"]
-            if one["prompt"] in pool
+        by_key = {prompt_key(candidates.prompt): candidates for candidates in self.boundary_sets}
+        self._trained_groups = set(state["spent"]) & set(map(self._group_key, self.boundary_sets))
+        self.sampled_at = state["offered_at"]
+        self.queued = [
+            replace(by_key[packed["prompt"]], candidates=_unpack(packed))
+            for packed in state["offered"]
+            if packed["prompt"] in by_key
         ]
-        lost = len(state["offered"]) - len(self.on_offer)
+        lost = len(state["offered"]) - len(self.queued)
         if lost:
             rank_zero_warn(
                 f"the checkpoint has sampled candidates for {lost} prompts that are no longer held out for the "
@@ -180,13 +184,13 @@ class HeldOut:
             )
 
     def _require_unseen(self, state: dict[str, Any]) -> None:
-        if "pool" not in state and self.pool:
+        if "pool" not in state and self.boundary_sets:
             raise ValueError(
                 "the checkpoint is of an earlier version, which chose the held-out prompts of the boundary in another "
                 "way: some of those to evaluate on may have been trained on. Start a fresh run from its weights"
             )
         measured = set(state.get("pool", ()))
-        moved = [one for one in self.evaluated_on if prompt_key(one.prompt) in measured]
+        moved = [candidates for candidates in self.evaluated_on if prompt_key(candidates.prompt) in measured]
         if moved:
             raise ValueError(
                 f"{len(moved)} held-out prompts that the checkpoint's run measured the boundary on, and may have "
@@ -194,12 +198,25 @@ class HeldOut:
                 "go on with the held-out rows and the `boundary_fraction` that the run began with, or start a fresh run"
             )
 
-    def _group_key(self, one: CandidateSet) -> str:
-        return _digest(self.group_of(one.prompt))
+    def _group_key(self, candidates: CandidateSet) -> str:
+        return _digest(self.group_of(candidates.prompt))
 
 
-def _candidates(state: dict[str, Any]) -> tuple[Candidate, ...]:
+def _pack(candidates: CandidateSet) -> dict[str, Any]:
+    """Queued candidates in plain types, as a checkpoint holds them."""
+    answers = candidates.candidates
+    return {
+        "prompt": prompt_key(candidates.prompt),
+        "texts": [answer.text for answer in answers],
+        "ended": [answer.finish_reason.value for answer in answers],
+        "token_ids": [None if answer.token_ids is None else list(answer.token_ids) for answer in answers],
+    }
+
+
+def _unpack(packed: dict[str, Any]) -> tuple[Candidate, ...]:
+    """The candidates of what :func:`_pack` gave."""
+    columns = (packed["texts"], packed["ended"], packed["token_ids"])
     return tuple(
-        Candidate(text, finish_reason=FinishReason(ended), token_ids=None if ids is None else tuple(ids))
-        for text, ended, ids in zip(state["texts"], state["ended"], state["token_ids"], strict=True)
+        Candidate(text, finish_reason=FinishReason(reason), token_ids=None if ids is None else tuple(ids))
+        for text, reason, ids in zip(*columns, strict=True)
     )

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from transformers import PreTrainedTokenizerBase
+from lit_align.batch import TokenizedPair
+from lit_align.data.encoder import Encoder
+from lit_align.records import CandidateSet
 
 _NAMED = 3  # tokens in a message
 
 
-def require(what: str, **parts: object | None) -> None:
-    """Raises a ValueError that names what `what` needs and the data module lacks.
+def require(purpose: str, **parts: object | None) -> None:
+    """Raises a ValueError that names what `purpose` needs and the data module lacks.
 
     Args:
-        what: what is to be done, for the message.
+        purpose: what is to be done, for the message.
         parts: arguments of the data module by name; None is missing.
     """
     missing = [name for name, part in parts.items() if part is None]
     if missing:
         raise ValueError(
-            f"{what} need{'s' if what[-1] != 's' else ''} a {' and a '.join(missing)}: set "
+            f"{purpose} need{'s' if purpose[-1] != 's' else ''} a {' and a '.join(missing)}: set "
             + " and ".join(f"`data.{name}`" for name in missing)
         )
 
@@ -47,24 +49,41 @@ def refuse_to_overfit(brings_pairs: str) -> ValueError:
     )
 
 
-def require_known_tokens(rows: int | None, tokenizer: PreTrainedTokenizerBase, texts: Iterable[Sequence[int]]) -> None:
+def require_known_tokens(
+    rows: int | None, encoder: Encoder, pairs: Iterable[TokenizedPair], sets: Iterable[CandidateSet]
+) -> None:
     """Raises a ValueError if the data have a token that the model's embedding has no row for.
 
     Args:
         rows: of the embedding; None if the model's config does not say.
-        tokenizer: of the model.
-        texts: the ids of each prompt and answer that a run may meet, and the padding's.
+        encoder: of the model's tokenizer.
+        pairs: all pairs that a run may meet.
+        sets: all prompts that it may sample answers to.
     """
+    tokenizer = encoder.tokenizer
     if rows is None or len(tokenizer) <= rows:
         return
-    foreign = [[id_ for id_ in ids if id_ >= rows] for ids in texts]
-    count = sum(map(bool, foreign))
+    unknown: set[int] = set()
+    count = 0
+    for ids in _all_ids(encoder, pairs, sets):
+        foreign = {id_ for id_ in ids if id_ >= rows}
+        unknown |= foreign
+        count += bool(foreign)
     if count:
-        unknown = sorted({id_ for ids in foreign for id_ in ids})
-        tokens = ", ".join(f"{tokenizer.convert_ids_to_tokens(id_)!r} ({id_})" for id_ in unknown[:_NAMED])
+        tokens = ", ".join(f"{tokenizer.convert_ids_to_tokens(id_)!r} ({id_})" for id_ in sorted(unknown)[:_NAMED])
         raise ValueError(
             f"the model's embedding has {rows} rows, and its tokenizer {len(tokenizer)} tokens. Tokens without a row, "
             f"such as {tokens}, are in {count} of the data's prompts and answers or fill them up: take the tokenizer "
             "that the model was trained with, or enlarge the model (`resize_token_embeddings` of transformers) and "
             "save it with this one"
         )
+
+
+def _all_ids(encoder: Encoder, pairs: Iterable[TokenizedPair], sets: Iterable[CandidateSet]) -> Iterator[Sequence[int]]:
+    """The ids of each prompt and answer, and the padding's."""
+    yield [encoder.pad_id]
+    for pair in pairs:
+        texts = (pair.prompt, pair.chosen, pair.rejected, pair.target)
+        yield from (ids.tolist() for ids in texts if ids is not None)
+    for candidates in sets:
+        yield encoder.encode_prompt(candidates.prompt)

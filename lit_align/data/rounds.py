@@ -152,12 +152,12 @@ class Rounds:
         Args:
             index: the number of the round.
         """
-        sets = self._held_out.on_offer
+        sets = self._held_out.queued
         if not sets:
             return None
-        made = self._make(sets, index, self._held_out.offered_at, self._fill_up)
-        self._held_out.withdraw()  # not before: a judge may fail
-        self._held_out.spend([sets[position] for position in made.paired])
+        made = self._make(sets, index, self._held_out.sampled_at, self._fill_up)
+        self._held_out.clear_queue()  # not before: a judge may fail
+        self._held_out.mark_trained([sets[position] for position in made.paired])
         return self._keep_numbers(made, reused=sum(len(candidates.candidates) for candidates in sets))
 
     def _fill_up(self, sets: Sequence[CandidateSet], *purpose: str | int) -> list[CandidateSet]:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
-from lit_align.data.held_out import HeldOut, set_apart
+from lit_align.data.held_out import HeldOut, choose_boundary_prompts
 from lit_align.data.judging import judge_records, labels_by_prompt
 from lit_align.data.row_trace import RowTrace, SourceRow
 from lit_align.data.selection import PairSelector
@@ -64,7 +64,7 @@ def make_static(
         val: held-out rows.
         val_fraction: share of the training prompts to hold out where `val` is None.
         boundary_fraction: share of the held-out prompts to keep for the boundary, see
-            :func:`~lit_align.data.held_out.set_apart`.
+            :func:`~lit_align.data.held_out.choose_boundary_prompts`.
         maker: makes the pairs.
         counts: of what was read and dropped; those of held-out rows begin with `val/`.
         bar: whether to show progress bars.
@@ -79,7 +79,7 @@ def make_static(
     val_rows.unreadable(bad_rows)
     prompts = HeldOut(held_out, measured, groups, labels_by_prompt(val_records))
     if measured:
-        val_counts["prompts_measured"] = len(prompts.pool)
+        val_counts["prompts_measured"] = len(prompts.boundary_sets)
         val_counts["prompts_evaluated"] = len(prompts.evaluated_on)
     counts.update({f"val/{key}": count for key, count in val_counts.items()})
     return Static(pairs, sets, val_pairs, held_out, prompts, val_rows)
@@ -90,11 +90,11 @@ def boundary_prompts(held_out: list[Record], fraction: float) -> tuple[frozenset
 
     Args:
         held_out: the held-out records.
-        fraction: the share of them to keep, see :func:`~lit_align.data.held_out.set_apart`.
+        fraction: the share of them to keep, see :func:`~lit_align.data.held_out.choose_boundary_prompts`.
     """
     answered = {record.prompt for record in held_out if as_set(record).candidates}  # what can be measured on
     groups = group_alike({record.prompt for record in held_out})
-    return set_apart(answered, groups, fraction), groups
+    return choose_boundary_prompts(answered, groups, fraction), groups
 
 
 @dataclass(frozen=True)
