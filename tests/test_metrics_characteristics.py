@@ -15,12 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 import lit_align.metrics
-from lit_align.batch import Padded
-from lit_align.data import Encoder
-from lit_align.data.likelihood import mean_logps
 from lit_align.metrics import (
     BestScore,
     CandidateMetric,
@@ -43,8 +40,7 @@ from lit_align.metrics import (
     characteristics,
     of_equal_size,
 )
-from lit_align.policy.logps import sequence_logps
-from lit_align.records import Candidate, CandidateSet, FinishReason, Message
+from lit_align.records import Candidate, CandidateSet, Message
 from tests.tiny import tiny_tokenizer
 
 NAN = float("nan")
@@ -229,23 +225,6 @@ def test_the_spread_of_log_likelihoods() -> None:
     metric.update([[-1.0, -3.0, None], [-2.0, NAN]])
     metric.update([[-1.0, -1.0]])
     assert float(metric.compute()) == 1.0
-
-
-def test_mean_logps_are_those_of_each_candidate_alone(tiny_model: Path) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_model).train()
-    encoder = Encoder(PreTrainedTokenizerFast.from_pretrained(tiny_model))
-    cut = CandidateSet((Message("user", "tea?"),), (Candidate("", finish_reason=FinishReason.LENGTH), Candidate("Tea")))
-    sets = [answers("Tea is a drink.", "no", "the sea is deep and blue", prompt="hello"), cut]
-    all_means = mean_logps(model, encoder, sets, batch_size=2)
-    assert model.training and math.isnan(all_means[1][0])
-    for candidate_set, means in zip(sets, all_means, strict=True):
-        prompt = Padded.from_sequences([encoder.encode_prompt(candidate_set.prompt)], 0)
-        for candidate, mean in zip(candidate_set.candidates, means, strict=True):
-            ids = encoder.encode_completion(candidate)
-            if ids:
-                with torch.no_grad():
-                    alone = sequence_logps(model, prompt, Padded.from_sequences([ids], 0))
-                assert mean == pytest.approx(float(alone.logps.mean()), abs=1e-5)
 
 
 # -- two processes count what one would have counted

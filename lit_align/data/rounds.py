@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from lit_align.batch import TokenizedPair
@@ -155,10 +156,10 @@ class Rounds:
         sets = self._held_out.queued
         if not sets:
             return None
-        made = self._make(sets, index, self._held_out.sampled_at, self._fill_up)
+        measured = self._make(sets, index, self._held_out.sampled_at, self._fill_up)
         self._held_out.clear_queue()  # not before: a judge may fail
-        self._held_out.mark_trained([sets[position] for position in made.paired])
-        return self._keep_numbers(made, reused=sum(len(candidates.candidates) for candidates in sets))
+        self._held_out.mark_trained([sets[position] for position in measured.paired])
+        return self._keep_numbers(measured, reused=sum(len(candidates.candidates) for candidates in sets))
 
     def _fill_up(self, sets: Sequence[CandidateSet], *purpose: str | int) -> list[CandidateSet]:
         """Sets with as many candidates as those of a sampled round: pairs of few candidates teach less."""
@@ -192,15 +193,15 @@ class Rounds:
         places: list[int] = []
         pairs: list[TokenizedPair] = []
         for place, candidates in zip(own_share(range(len(sets))), scored, strict=True):
-            made = self._pair(candidates, derive_seed(self._seed, "round", index, place), counts)
-            places += [place] * len(made)
-            pairs += made
+            of_prompt = self._pair(candidates, derive_seed(self._seed, "round", index, place), counts)
+            places += [place] * len(of_prompt)
+            pairs += of_prompt
         paired_at = time.perf_counter()
         pairs = self._add_reference(pairs)
         seconds = dict(
             zip(_TIMED, (sampled_at - started, judged_at - sampled_at, time.perf_counter() - paired_at), strict=True)
         )
-        answers = [candidate for candidates in scored for candidate in candidates.candidates]
+        answers = list(chain.from_iterable(candidates.candidates for candidates in scored))
         counts["candidates"] += len(answers)
         counts["pairs"] += len(pairs)
         scores = [answer.score for answer in answers if answer.score is not None and math.isfinite(answer.score)]
@@ -216,12 +217,12 @@ class Rounds:
         pairs = self._selector.select(scored, seed, counts)
         return self._encoder.encode_pairs([replace(pair, origin=Origin.ON_POLICY) for pair in pairs], counts)
 
-    def _keep_numbers(self, made: Round, reused: int = 0) -> Round:
-        self.stats = {**made.stats, "reused": reused}
+    def _keep_numbers(self, new_round: Round, reused: int = 0) -> Round:
+        self.stats = {**new_round.stats, "reused": reused}
         self.new.append(self.stats)
         self.counts.update({f"on_policy/{key}": int(self.stats[key]) for key in (*COUNTED, "reused")})
         self.counts["on_policy/rounds"] += 1
-        return made
+        return new_round
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers, in plain types."""
@@ -248,12 +249,14 @@ class _Share:
 def _join(shares: Sequence[_Share], index: int, step: int) -> Round:
     """The round of all ranks, as one process makes it."""
     counts = sum((share.counts for share in shares), Counter())
-    scores = [score for share in shares for score in share.scores]
+    scores = list(chain.from_iterable(share.scores for share in shares))
     stats: Stats = {"index": index, "step": step, **{key: counts[key] for key in COUNTED}}
     stats["yield"] = counts["pairs"] / counts["candidates"] if counts["candidates"] else 0.0
     stats["mean_score"] = math.fsum(scores) / len(scores) if scores else math.nan
     for key in _TIMED:
         stats[key] = max(share.seconds[key] for share in shares)
-    placed = [pair for share in shares for pair in zip(share.places, share.pairs, strict=True)]
+    placed: list[tuple[int, TokenizedPair]] = []
+    for share in shares:
+        placed += zip(share.places, share.pairs, strict=True)
     placed.sort(key=lambda place_and_pair: place_and_pair[0])
     return Round([pair for _, pair in placed], stats, sorted({place for place, _ in placed}))

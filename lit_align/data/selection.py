@@ -65,7 +65,8 @@ class BestWorst(PairSelector):
     """The best candidate against the worst (the paper's choice). All scores equal: a tie, no pair."""
 
     def choose(self, ranked: Sequence[Candidate], rng: random.Random, counts: Counter[str]) -> list[ScoredPair]:
-        best, worst = ranked[0], ranked[-1]
+        best = ranked[0]
+        worst = ranked[-1]
         if _score(best) == _score(worst):
             counts["ties"] += 1
             return []
@@ -137,12 +138,14 @@ class QualityDiversity(PairSelector):
         matrix = self.difference([candidate.text for candidate in ranked])
         margins = [_score(ranked[i]) - _score(ranked[j]) for i, j in indices]
         differences = [float(matrix[i, j]) for i, j in indices]
-        low, width, largest = min(differences), max(differences) - min(differences), max(margins)
-        sums = [
-            self.weight * margin / largest + (1 - self.weight) * ((one - low) / width if width else 0.0)
-            for margin, one in zip(margins, differences, strict=True)
-        ]
-        best = max(range(len(indices)), key=lambda at: (sums[at], margins[at], differences[at]))
+        smallest = min(differences)
+        width = max(differences) - smallest
+        largest_margin = max(margins)
+        sums = []
+        for margin, difference in zip(margins, differences, strict=True):
+            diversity = (difference - smallest) / width if width else 0.0
+            sums.append(self.weight * margin / largest_margin + (1 - self.weight) * diversity)
+        best = max(range(len(indices)), key=lambda pair: (sums[pair], margins[pair], differences[pair]))
         i, j = indices[best]
         return [(ranked[i], ranked[j])]
 

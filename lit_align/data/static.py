@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from tqdm import tqdm
 
@@ -144,12 +145,13 @@ class PairMaker:
         with self.progress(len(records), "tokenising", " rows") as bar:
             for start in range(0, len(records), _RECORDS_AT_ONCE):
                 batch = records[start : start + _RECORDS_AT_ONCE]
-                for made in self._make_batch(batch, start, counts, paired, log):
-                    pairs += made.pairs
-                    if made.usable:
-                        kept.append(made.record)
+                for result in self._make_batch(batch, start, counts, paired, log):
+                    pairs += result.pairs
+                    if result.usable:
+                        kept.append(result.record)
                     if trace is not None:
-                        trace.note(SourceRow.of(made.place, made.record), made.selected, len(made.pairs), made.reasons)
+                        row = SourceRow.of(result.place, result.record)
+                        trace.note(row, result.selected, len(result.pairs), result.reasons)
                 bar.update(len(batch))
         self.encoder.tokenise_ahead([])
         log.warn()
@@ -173,7 +175,7 @@ class PairMaker:
             seed = derive_seed(self.seed, "select", place)
             pairs = pairs_of(record, self.selector, seed, of_record) if paired(record.prompt) else []
             selected.append((record, pairs, of_record))
-        self.encoder.tokenise_ahead([pair for _, pairs, _ in selected for pair in pairs])
+        self.encoder.tokenise_ahead(list(chain.from_iterable(pairs for _, pairs, _ in selected)))
         for place, (record, pairs, of_record) in enumerate(selected, start):
             encoded, reasons = self._encode(record, pairs, of_record, log)
             counts.update(of_record)

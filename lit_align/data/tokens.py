@@ -36,11 +36,12 @@ class Tokens:
         if not texts:
             return []
         ids: Any = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
-        return [list(one) for one in ids]
+        return list(map(list, ids))
 
     def behind(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text behind others."""
-        open_texts, ids = list(dict.fromkeys(texts)), dict[str, list[int]]()
+        open_texts = list(dict.fromkeys(texts))
+        ids: dict[str, list[int]] = {}
         for lead, lead_ids in self._leads:
             size = len(lead_ids)
             joined = self.at_start([lead + text for text in open_texts])
@@ -75,10 +76,10 @@ class Stops:
         model_stops: Sequence[int] = (),
     ) -> None:
         special = _special_ids(tokenizer)
-        eos = [int(i) for i in (tokenizer.eos_token_id, *(i for i in model_stops if i in special)) if i is not None]
-        final, between = (
-            _first_specials(tokens.behind([t])[0], special) for t in (template.tail, template.between_turns)
-        )
+        known_stops = [token for token in model_stops if token in special]
+        eos = [int(token) for token in (tokenizer.eos_token_id, *known_stops) if token is not None]
+        final = _first_specials(tokens.behind([template.tail])[0], special)
+        between = _first_specials(tokens.behind([template.between_turns])[0], special)
         self.end_id = _end_of_turn(final, between, eos)
         self.ids = tuple(dict.fromkeys([self.end_id, *eos]))
         written = [re.escape(str(tokenizer.convert_ids_to_tokens(i))) for i in self.ids]

@@ -67,13 +67,13 @@ class TrainerView:
     def micro_batches_left(self) -> float:
         """Micro-batches before the fit ends, at the most."""
         trainer = self.trainer
-        left = math.inf
+        micro_batches = math.inf
         if trainer.max_steps >= 0:
-            left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+            micro_batches = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             epochs = trainer.max_epochs - trainer.current_epoch
-            left = min(left, epochs * trainer.num_training_batches)
-        return left
+            micro_batches = min(micro_batches, epochs * trainer.num_training_batches)
+        return micro_batches
 
     def limit_held_out(self, batches: int) -> int:
         """Of so many batches of held-out pairs, those that the Trainer's limit for its command lets through."""
@@ -122,8 +122,9 @@ class TrainerView:
         if loop is None or not getattr(getattr(self.module, "loss", None), "per_pair", False):
             return 1
         done = loop.epoch_loop.batch_progress.current.ready
-        left = min(self.accumulation - done % self.accumulation, self.trainer.num_training_batches - done)
-        return max(1, int(left))
+        of_step = self.accumulation - done % self.accumulation
+        of_epoch = self.trainer.num_training_batches - done
+        return max(1, int(min(of_step, of_epoch)))
 
     @property
     def shows_bars(self) -> bool:

@@ -48,7 +48,7 @@ class LogLikelihoodSpread(PromptMean):
     """The mean absolute difference of each two candidates' log-likelihood, averaged over prompts, in nats a token.
 
     It is large if the model finds some candidates of a prompt likely and others not, as when they come from
-    another model. `update` takes numbers, such as those of :func:`lit_align.data.likelihood.mean_logps`.
+    another model. `update` takes numbers, such as means of what :func:`lit_align.policy.sequence_logps` gives.
     """
 
     def update(self, values: Sequence[Sequence[float | None]]) -> None:

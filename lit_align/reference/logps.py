@@ -58,11 +58,13 @@ class ReferenceLogps:
         self.module: Any = trainer.lightning_module
         self.store = store
         self._precision = trainer.precision_plugin
-        self._collate, self._batch_size, self._progress = collate, batch_size, progress
+        self._collate = collate
+        self._batch_size = batch_size
+        self._progress = progress
         self._known: dict[bytes, np.ndarray] = {}
 
     def of(self, pair: TokenizedPair) -> Values | None:
-        """The values of the chosen and the rejected tokens where they are known for the reference as it is."""
+        """The values of the chosen and the rejected tokens, if they are known for the reference as it is."""
         version: int = self.module.reference.refreshes
         if pair.reference is not None:
             kept = pair.reference
@@ -87,12 +89,12 @@ class ReferenceLogps:
 
     def find(self, pairs: Pairs) -> None:
         """Takes from the store what it has of `pairs`; under DDP what all ranks find, should their disks differ."""
-        wanted = {
-            key: len(ids) for pair in pairs for key, ids in zip(_keys(pair), (pair.chosen, pair.rejected), strict=True)
-        }
-        found = self.store.read(wanted)
-        everywhere = set.intersection(*gather(set(found)))
-        self._known.update((key, found[key]) for key in wanted if key in everywhere)
+        lengths: dict[bytes, int] = {}
+        for pair in pairs:
+            lengths.update(zip(_keys(pair), (len(pair.chosen), len(pair.rejected)), strict=True))
+        stored = self.store.read(lengths)
+        everywhere = set.intersection(*gather(set(stored)))
+        self._known.update((key, stored[key]) for key in lengths if key in everywhere)
 
     def fill(self, pairs: Pairs) -> None:
         """Computes what is missing of `pairs`, shared among the ranks, and stores it as it goes."""
@@ -100,8 +102,9 @@ class ReferenceLogps:
         if not missing:
             return
         rank, world = shard()
-        mine, stride = len(missing[rank::world]), _SHARED_AT_ONCE * world
-        with self._ready_to_run(), self._progress(mine, "reference log-probs", " pairs") as bar:
+        own = len(missing[rank::world])
+        stride = _SHARED_AT_ONCE * world
+        with self._ready_to_run(), self._progress(own, "reference log-probs", " pairs") as bar:
             for start in range(0, len(missing), stride):
                 for part in gather(self._compute(missing[start : start + stride][rank::world], bar)):
                     self._take(part)
@@ -117,20 +120,21 @@ class ReferenceLogps:
                 bar.update(len(batch))
         return done
 
-    def _compute(self, mine: Pairs, bar: tqdm) -> list[_File]:
+    def _compute(self, pairs: Pairs, bar: tqdm) -> list[_File]:
         """The values of this rank's pairs, in the files that they were written to, also if it is interrupted."""
         files: list[_File] = []
         pending: dict[bytes, np.ndarray] = {}
         written = time.monotonic()
         try:
-            for start in range(0, len(mine), self._batch_size):
-                some = mine[start : start + self._batch_size]
-                for pair, values in zip(some, self._run(some), strict=True):
+            for start in range(0, len(pairs), self._batch_size):
+                batch = pairs[start : start + self._batch_size]
+                for pair, values in zip(batch, self._run(batch), strict=True):
                     pending.update(zip(_keys(pair), values, strict=True))
-                bar.update(len(some))
+                bar.update(len(batch))
                 if time.monotonic() - written >= WRITE_SECONDS:
                     files.append((self._write(pending), pending))
-                    pending, written = {}, time.monotonic()
+                    pending = {}
+                    written = time.monotonic()
         finally:
             files.append((self._write(pending), pending))
         return files
@@ -170,25 +174,25 @@ def open_reference(
         trainer: runs an alignment module.
         cache: the folder for the stores of all references; "auto" is `reference` in the cache folder.
         collate: see :class:`ReferenceLogps`.
-        batch_size: likewise.
-        progress: likewise.
+        batch_size: pairs a forward pass.
+        progress: total, description and unit -> a bar.
 
     Returns:
-        None where the reference must run at each step: where it is no fixed model, cannot be told from others, or
-        is spread over devices.
+        None if the reference must run at each step: it is no fixed model, cannot be told from others, or is spread
+        over devices.
     """
     spread = isinstance(trainer.strategy, DeepSpeedStrategy)  # a DDPStrategy by inheritance alone
     if spread or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        _say_unstored(f"under {type(trainer.strategy).__name__} a single rank cannot run the model")
+        _warn_unstored(f"under {type(trainer.strategy).__name__} a single rank cannot run the model")
         return None
     module = trainer.lightning_module
     # One rank reads the weights' files, not each; a reason travels as a string, so that no rank waits for another.
-    found = gather(_identity(module, str(trainer.precision)) if shard()[0] == 0 else "")[0]
-    if isinstance(found, str):
-        _say_unstored(found)
+    identity = gather(_identity(module, str(trainer.precision)) if shard()[0] == 0 else "")[0]
+    if isinstance(identity, str):
+        _warn_unstored(identity)
         return None
     root = cache_dir() / "reference" if cache == AUTO else Path(cache).expanduser()
-    return ReferenceLogps(trainer, ReferenceStore(root, found), collate, batch_size, progress)
+    return ReferenceLogps(trainer, ReferenceStore(root, identity), collate, batch_size, progress)
 
 
 def _identity(module: Any, precision: str) -> dict[str, Any] | str:
@@ -201,7 +205,7 @@ def _identity(module: Any, precision: str) -> dict[str, Any] | str:
         return f"it cannot be told from other models: {error}"
 
 
-def _say_unstored(reason: str) -> None:
+def _warn_unstored(reason: str) -> None:
     rank_zero_warn(f"The reference runs at each step and its log-probs are not stored: {reason}.")
 
 
@@ -215,5 +219,6 @@ def _length(pair: TokenizedPair) -> int:
 
 def _rows(side: TokenLogps) -> list[np.ndarray]:
     """Each row's values without padding, [C] float32."""
-    values, mask = side.logps.float().cpu().numpy(), side.mask.cpu().numpy()
+    values = side.logps.float().cpu().numpy()
+    mask = side.mask.cpu().numpy()
     return [row[real] for row, real in zip(values, mask, strict=True)]

@@ -54,34 +54,34 @@ class ReferenceStore:
         self.id = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self.folder = root / self.id
 
-    def read(self, wanted: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
-        """The stored log-probs of the wanted completions, by key.
+    def read(self, lengths: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
+        """The stored log-probs of completions, by key.
 
         Args:
-            wanted: the number of tokens of each completion, by :func:`completion_key`.
+            lengths: the number of tokens of each completion, by :func:`completion_key`.
         """
         self._check_manifest()
-        found: dict[bytes, np.ndarray] = {}
+        stored: dict[bytes, np.ndarray] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
             try:
-                found.update(self._shard(path, wanted))
+                stored.update(self._read_shard(path, lengths))
             except FileNotFoundError:
-                continue  # another process found it damaged
+                continue  # another process has removed it, damaged
             except (OSError, ValueError) as error:
                 warnings.warn(
                     f"The stored reference log-probs in {path} are not used, what is missing is computed anew: {error}",
                     stacklevel=2,
                 )
-        return found
+        return stored
 
     def write(self, values: Mapping[bytes, np.ndarray]) -> str | None:
         """Adds log-probs, each [C] float32, in one file. Those that are not finite are not kept.
 
         Returns:
-            The file's name; None where there was nothing to keep.
+            The file's name; None if there was nothing to keep.
 
         Raises:
-            OSError: where the folder cannot be written.
+            OSError: if the folder cannot be written.
         """
         kept = {key: value for key, value in values.items() if np.isfinite(value).all()}
         if not kept:
@@ -99,11 +99,11 @@ class ReferenceStore:
         _write_whole(self.folder / name, content)
         return name
 
-    def _shard(self, path: Path, wanted: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
-        """The wanted values of one file.
+    def _read_shard(self, path: Path, lengths: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
+        """The values that one file has of completions.
 
         Raises:
-            ValueError: where it is damaged, or no file of this store.
+            ValueError: if it is damaged, or no file of this store.
         """
         content = path.read_bytes()
         if not _SHARD.fullmatch(path.name):
@@ -114,19 +114,19 @@ class ReferenceStore:
         metadata = _metadata(content)
         if metadata != {"format": FORMAT, "reference": self.id}:
             raise ValueError(f"it belongs to another store: {metadata}")
-        return _values(content, wanted)
+        return _values(content, lengths)
 
     def _check_manifest(self) -> None:
-        """Writes it anew where it does not say what it should; without any folder there is nothing to check."""
+        """Writes the manifest anew if it is damaged or another store's."""
         path = self.folder / MANIFEST
         if not path.exists():
             return
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            found = str(error)
-        if found != self._manifest():
-            warnings.warn(f"{path} is damaged or another store's and is written anew: {found}", stacklevel=3)
+            content = str(error)
+        if content != self._manifest():
+            warnings.warn(f"{path} is damaged or another store's and is written anew: {content}", stacklevel=3)
             with suppress(OSError):  # it only tells people what the folder holds
                 self._write_manifest()
 
@@ -147,18 +147,20 @@ def _metadata(content: bytes) -> Any:
     return header.get("__metadata__")
 
 
-def _values(content: bytes, wanted: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
+def _values(content: bytes, wanted_lengths: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
     try:
         tensors = load(content)
-        keys, lengths, logps = tensors["keys"], tensors["lengths"], tensors["logps"]
+        keys = tensors["keys"]
+        lengths = tensors["lengths"]
+        logps = tensors["logps"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"it lacks a tensor: {error}") from error
     ends = np.cumsum(lengths)
-    found = {}
+    values = {}
     for row, length, end in zip(keys, lengths.tolist(), ends.tolist(), strict=True):
-        if wanted.get(key := row.tobytes()) == length:
-            found[key] = logps[end - length : end].copy()
-    return found
+        if wanted_lengths.get(key := row.tobytes()) == length:
+            values[key] = logps[end - length : end].copy()
+    return values
 
 
 def _write_whole(path: Path, content: bytes) -> None:

@@ -6,6 +6,7 @@ import math
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from random import Random
 
 from lit_align.metrics.words import words
@@ -29,7 +30,7 @@ _SEEN = _Seen()
 
 
 def normal_form(prompt: Prompt) -> str:
-    """What prompts have in common that differ in blanks, letter case, Unicode form or invisible characters alone.
+    """A prompt without what does not count: blanks, letter case, Unicode form and invisible characters.
 
     Example:
         >>> from lit_align.records import Message
@@ -48,7 +49,7 @@ def group_alike(prompts: Iterable[Prompt], threshold: float = NEARLY) -> dict[Pr
 
     A word counts once a prompt and by how rare it is among the prompts: two prompts of one template that differ in
     what they ask about are not alike, two that ask the same in nearly the same words are. Prompts of one normal form
-    always are. The groups depend on the set of prompts alone, not on their order.
+    always are. The groups depend only on the set of prompts, not on their order.
 
     Each group has a leader, its first prompt by normal form, and every prompt of it is at least `threshold` near to
     the leader. Only prompts that share one of their rarest words are compared: where those of one have a weight
@@ -64,13 +65,13 @@ def group_alike(prompts: Iterable[Prompt], threshold: float = NEARLY) -> dict[Pr
     """
     forms = {prompt: normal_form(prompt) for prompt in prompts}
     bags = {form: frozenset(words(form)) for form in sorted(set(forms.values()))}
-    spread = Counter(word for bag in bags.values() for word in bag)
+    spread = Counter(chain.from_iterable(bags.values()))
     vectors = {form: _tf_idf(bag, spread, len(bags)) for form, bag in bags.items()}
     leaders: dict[str, str] = {}
     by_rare_word: defaultdict[str, list[str]] = defaultdict(list)
     for form, vector in vectors.items():
         rare = _rarest(vector, threshold)
-        near = dict.fromkeys(leader for word in rare for leader in by_rare_word[word])
+        near = dict.fromkeys(chain.from_iterable(by_rare_word[word] for word in rare))
         leaders[form] = next((leader for leader in near if _cosine(vector, vectors[leader]) >= threshold), form)
         if leaders[form] == form:
             for word in rare:
@@ -92,8 +93,8 @@ def draw_unlike(
     groups: defaultdict[str, list[CandidateSet]] = defaultdict(list)
     for candidates in sets:
         groups[group_of(candidates.prompt)].append(candidates)
-    drawn = rng.sample(list(groups.values()), min(count, len(groups)))
-    return [group[0] if len(group) == 1 else rng.choice(group) for group in drawn]
+    sample = rng.sample(list(groups.values()), min(count, len(groups)))
+    return [group[0] if len(group) == 1 else rng.choice(group) for group in sample]
 
 
 def _tf_idf(bag: Iterable[str], spread: Counter[str], prompts: int) -> Vector:
@@ -105,12 +106,13 @@ def _tf_idf(bag: Iterable[str], spread: Counter[str], prompts: int) -> Vector:
 
 def _rarest(vector: Vector, threshold: float) -> list[str]:
     """The rarest words, as many as leave the others a length below `threshold`."""
-    rest, rare = 1.0, []
+    squared_length = 1.0
+    rare: list[str] = []
     for word, weight in vector.items():
-        if rest < threshold**2 - 1e-9:
+        if squared_length < threshold**2 - 1e-9:
             break
         rare.append(word)
-        rest -= weight**2
+        squared_length -= weight**2
     return rare
 
 

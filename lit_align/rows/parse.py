@@ -149,26 +149,27 @@ def _pair(row: Mapping[str, Any], where: str, counts: Counter[str]) -> Preferenc
     )
 
 
-def _split(given: Any, value: Any, key: str, counts: Counter[str]) -> tuple[Prompt, Candidate]:
+def _split(row_prompt: Any, value: Any, key: str, counts: Counter[str]) -> tuple[Prompt, Candidate]:
     """The whole prompt and the completion of `chosen` or `rejected`, whose messages may repeat the prompt."""
     if isinstance(value, str):
-        if given is None:
+        if row_prompt is None:
             why = f"expected a `prompt` beside a `{key}` of plain text, or `{key}` as messages that begin with it"
             raise Problem("missing_keys", why)
-        return _prompt(given, counts), Candidate(parse_text(value, key))
+        return _prompt(row_prompt, counts), Candidate(parse_text(value, key))
     turns = parse_messages(value, key, counts)
     if turns[-1].role != "assistant":
         raise Problem("last_turn", f"expected the last turn of `{key}` to be the assistant's, got {turns[-1].role}'s")
-    before, completion = turns[:-1], parse_answer(turns[-1], key)
-    if given is None:
+    before = turns[:-1]
+    completion = parse_answer(turns[-1], key)
+    if row_prompt is None:
         return _check_prompt(before, key), completion
-    prompt = _prompt(given, counts)
+    prompt = _prompt(row_prompt, counts)
     if not before or before[0].role == "assistant":  # the messages go on from the prompt
         return _check_prompt(prompt + before, key), completion
     users = [message.content for message in before if message.role == "user"]
-    same = before[: len(prompt)] == prompt or (isinstance(given, str) and users and given in (users[0], users[-1]))
-    if not same:
-        why = f"expected `{key}` to begin with the row's prompt {quote(given)}, got {quote(before[0].content)}"
+    repeats_text = isinstance(row_prompt, str) and users and row_prompt in (users[0], users[-1])
+    if before[: len(prompt)] != prompt and not repeats_text:
+        why = f"expected `{key}` to begin with the row's prompt {quote(row_prompt)}, got {quote(before[0].content)}"
         raise Problem("prompts_differ", why)
     return _check_prompt(before, key), completion
 

@@ -36,7 +36,9 @@ class BadRow(ValueError):
 
     def __init__(self, where: str, reason: str, why: str) -> None:
         super().__init__(f"{where}: {why}")
-        self.where, self.reason, self.why = where, reason, why
+        self.where = where
+        self.reason = reason
+        self.why = why
 
 
 Row = tuple["dict[str, Any] | BadRow", str]
@@ -56,11 +58,11 @@ def read_rows(source: str | list[str], split: str = "train", name: str | None = 
         FileNotFoundError: if a source looks like a file and there is none.
         ValueError: if a file has a suffix that is not known, or there is no such split.
     """
-    for one in [source] if isinstance(source, str) else source:
-        if not _is_local(one):
-            yield from _from_datasets(one, split, name)
+    for place in [source] if isinstance(source, str) else source:
+        if not _is_local(place):
+            yield from _from_datasets(place, split, name)
             continue
-        for path in _paths(one):
+        for path in _paths(place):
             yield from _from_datasets(str(path), split, name) if path.is_dir() else _read_file(path)
 
 
@@ -76,10 +78,10 @@ def require_splits(source: str | list[str], split: str, val_split: str | None = 
         ValueError: in either case.
     """
     sources = [source] if isinstance(source, str) else source
-    asked = f"val_split: {val_split}" if val_split is not None else f"split: {split}"
+    setting = f"val_split: {val_split}" if val_split is not None else f"split: {split}"
     if (val_split is not None or split != "train") and not any(map(_has_splits, sources)):
         instead = "set the data's `val` to the held-out rows, or `val_fraction`" if val_split else "leave it out"
-        raise ValueError(f"`{asked}` takes a split of {', '.join(sources)}, which has none: {instead}")
+        raise ValueError(f"`{setting}` takes a split of {', '.join(sources)}, which has none: {instead}")
     if val_split == split:
         raise ValueError(f"`val_split` and `split` are both {split!r}: no row would be left to train on")
 
@@ -99,12 +101,12 @@ def _paths(source: str) -> list[Path]:
     path = Path(source).expanduser()
     if path.exists():
         return [path]
-    found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
-    if not found:
+    matches = sorted(glob.glob(str(path), recursive=True))
+    if not matches:
         raise FileNotFoundError(
             f"no data at {source!r}: expected a file, a folder, a glob or a hub id such as 'org/name'"
         )
-    return found
+    return list(map(Path, matches))
 
 
 def _suffix(path: Path) -> str:

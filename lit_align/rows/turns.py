@@ -126,7 +126,8 @@ def quote(value: Any) -> str:
 def _message(turn: Any, key: str, counts: Counter[str]) -> Message:
     if not isinstance(turn, Mapping):
         raise Problem("wrong_type", f"expected `{key}` as a message with `role` and `content`, got {name(turn)}")
-    role, content = turn.get("role"), turn.get("content")
+    role = turn.get("role")
+    content = turn.get("content")
     more = {part: turn[part] for part in TEMPLATE_KEYS if turn.get(part) not in (None, "", [], {})}
     if content is None and "tool_calls" in more:
         content = ""
