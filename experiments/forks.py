@@ -13,7 +13,7 @@ from experiments.arm import Arm
 from experiments.stats import Estimate, mean_of
 from lit_align.boundary.result import Decision
 from lit_align.boundary.votes import PromptVotes, count_votes
-from lit_align.judges.base import votes_from_scores
+from lit_align.judges.vote_arrays import votes_from_scores
 
 Record = Mapping[str, Any]
 Gauge = Literal["win", "score"]

@@ -16,8 +16,8 @@ from lit_align.boundary.record import readable
 from lit_align.boundary.switch import as_decision, without_information
 from lit_align.boundary.votes import count_votes, judge_prompts
 from lit_align.judges import Comparison, Judge, PairwiseJudge, RecordedScores, RuleJudge
-from lit_align.judges.base import graded_votes, votes_from_scores
 from lit_align.judges.cache import CachedJudge
+from lit_align.judges.vote_arrays import graded_votes, votes_from_scores
 from lit_align.records import Candidate, CandidateSet, Stage
 from lit_align.report.crossing import crossing
 from lit_align.report.measurement import readable as measured
@@ -146,6 +146,34 @@ def test_votes_of_a_judge_s_own_making_go_before_its_scores() -> None:
 
     (one,) = judge_prompts(Contrary(by_number), answers(1, 9.0), answers(1, 1.0))
     assert one.votes == (0, 1, 0, 0)
+
+
+class Marks(Judge):
+    """A judge of its own kind that says that it grades."""
+
+    identity = "marks"
+    grades = True
+
+    def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
+        return [[float(candidate.text) for candidate in candidates.candidates] for candidates in sets]
+
+    def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
+        raise AssertionError("the scores say it all")
+
+
+def test_any_judge_that_says_so_grades() -> None:
+    (marked,) = judge_prompts(Marks(), answers(1, 3.0, 2.0), answers(1, 1.0, 2.0))
+    (ruled,) = judge_prompts(RuleJudge(by_number), answers(1, 3.0, 2.0), answers(1, 1.0, 2.0))
+    assert marked.grades.tolist() == ruled.grades.tolist() and marked.on == ruled.on
+
+
+def test_a_judge_that_loses_a_score_is_named() -> None:
+    class Short(Marks):
+        def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
+            return [scores[:-1] for scores in super().score(sets)]
+
+    with pytest.raises(ValueError, match=r"expected marks to score \[3\] candidates of 1 sets, got \[2\]"):
+        judge_prompts(Short(), answers(1, 3.0), answers(1, 1.0, 2.0))
 
 
 class HigherNumber(PairwiseJudge):

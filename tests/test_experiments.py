@@ -22,7 +22,7 @@ from experiments.report import write_report
 from experiments.runner import Records, _without_prose, run
 from experiments.tasks import CoinAtTies, constraint_rows, list_rows
 from lit_align.boundary.result import Decision
-from lit_align.judges.base import graded_votes
+from lit_align.judges.vote_arrays import graded_votes
 from lit_align.records import Candidate
 from tests.tiny import save_tiny_model
 
@@ -36,6 +36,7 @@ def decision(score: float = 0.5, seconds: float = 1.0, **changes: Any) -> dict[s
     values = {"step": 0, "stage": "injection", "on_policy_share": 0.0, "reason": "", "score": score, "low": 0.1}
     sides = {"on_policy": {"candidates": 2.0}, "off_policy": {"candidates": 3.0}}
     values |= {"high": 0.9, "prompts": 2, "seconds": seconds, "characteristics": sides}
+    values |= {"votes_on": 1, "votes_off": 1, "ties": 0}
     return Decision.from_record({**values, **changes}).record()
 
 

@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torchmetrics.functional.classification import binary_calibration_error
 
-from lit_align.judges import CombinedJudge, Comparison, JudgePart, PairwiseJudge, RecordedScores, RuleJudge
+from lit_align.judges import (
+    CachedJudge,
+    CombinedJudge,
+    Comparison,
+    Judge,
+    JudgePart,
+    PairwiseJudge,
+    RecordedScores,
+    RuleJudge,
+)
 from lit_align.judges.quality import bias_warning, calibration, contradiction_warning, longer_wins, quality_of, wilson
 from lit_align.records import Candidate, Message, PreferencePair
 from lit_align.report.judge import judge_quality, readable
@@ -118,6 +128,20 @@ def test_a_judge_of_length_is_named(sign: int, word: str) -> None:
     assert len(quality.warnings) == 1 and f"whose {word} answer is the better" in quality.warnings[0]
     assert sign * (quality.length.correlation or 0) > 0.5
     assert quality.order is None and quality.calibration is None
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_judge_of_one_s_own_that_says_so_gives_probabilities(tmp_path: Path, wrapped: bool) -> None:
+    class Bradley(RuleJudge):
+        cacheable = True
+        gives_probabilities = True
+
+    judge: Judge = Bradley(lambda prompt, candidates, row: [2.0 * ("good" in text) for text in candidates])
+    if wrapped:
+        judge = CachedJudge(judge, str(tmp_path / "verdicts.sqlite"))
+    quality = judge_quality(judge, mixed())
+    assert quality.calibration is not None and quality.order is None
+    assert quality.calibration.brier == pytest.approx((1 - 1 / (1 + math.exp(-2.0))) ** 2)
 
 
 def test_a_good_judge_is_not_accused() -> None:

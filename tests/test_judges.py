@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lit_align.judges import Comparison, Judge, PairwiseJudge, RecordedScores, RuleJudge
-from lit_align.judges.base import votes_from_scores
+from lit_align.judges.vote_arrays import votes_from_scores
 from lit_align.records import Candidate, CandidateSet, Message
 
 NAN = math.nan

@@ -131,6 +131,32 @@ def test_a_wrapped_judge_is_of_the_same_kind(path: Path) -> None:
     assert isinstance(judge, CachedJudge) and judge.identity == "other" and not judge.cacheable
 
 
+def test_votes_that_scores_do_not_give_are_not_kept_as_scores(path: Path) -> None:
+    class Contrary(Lengths):
+        def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
+            return [1 - block for block in super().cross_votes(on, off)]
+
+    class Loud(Lengths):
+        grades = True
+
+        def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
+            print("voting")
+            return super().cross_votes(on, off)
+
+    with pytest.raises(ValueError, match="verdicts of Contrary cannot be kept"):
+        cached(Contrary(), path)
+    assert cached(Loud(), path).score([make("p", "a")]) == [[1 / 3]]
+
+
+@pytest.mark.parametrize("judge", [Lengths(), Longer()])
+def test_a_copy_is_of_the_same_kind(path: Path, judge: Judge) -> None:
+    original = cached(judge, path)
+    for twin in (copy.copy(original), copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
+        assert type(twin) is type(original) and twin.score([make("p", "a", "bb")]) == judge.score(
+            [make("p", "a", "bb")]
+        )
+
+
 def test_a_verdict_is_kept_for_its_judge_prompt_and_answer_alone(path: Path) -> None:
     cached(Lengths(), path).score([make("p", "a")])
     others = [

@@ -21,7 +21,7 @@ from lit_align.judges import (
     PointwiseJudge,
     RecordedScores,
 )
-from lit_align.judges.base import votes_from_scores
+from lit_align.judges.vote_arrays import votes_from_scores
 from lit_align.records import Candidate, CandidateSet, Message
 
 NAN = math.nan

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,10 +31,12 @@ from transformers import (
 from lit_align.boundary import BoundaryCallback
 from lit_align.cli import main
 from lit_align.data import AlignmentDataModule
+from lit_align.judges import CombinedJudge, Judge, JudgePart, RuleJudge
 from lit_align.losses import DPO
 from lit_align.plan import Memory, Setup, changes_to_fit, setup_of, simulate
 from lit_align.plan.fit import CUDA_CONTEXT
 from lit_align.plan.policy import nf4_bytes
+from lit_align.plan.setup import not_counted
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.sampling import TransformersSampler
 from lit_align.sampling.draw import Draw
@@ -432,3 +435,15 @@ def test_plan_takes_lengths_where_the_data_have_no_limit(folder: Path, capsys: p
     assert "8 pairs of 64 + 2 x 128 tokens" in shown.out + shown.err
     assert "fits a card of 80.00 GiB" in shown.out + shown.err
     assert main([*words, "--prompt_tokens", "64", "--card_gib", "0"]) == 1
+
+
+def test_the_model_of_any_judge_that_holds_one_is_named() -> None:
+    class Own(RuleJudge):
+        holds_model = True
+
+    def notes(judge: Judge) -> list[str]:
+        run = SimpleNamespace(world_size=1, judge=judge, sampler=None, precision="32-true", sequences=0)
+        return not_counted(run, run, run)  # type: ignore[arg-type]
+
+    assert notes(CombinedJudge([JudgePart(Own(max)), JudgePart(RuleJudge(max))])) == ["the judge's model"]
+    assert notes(RuleJudge(max)) == []

@@ -11,6 +11,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.judges import Judge
+from lit_align.judges.base import require_score_for_each
 from lit_align.judges.quality import contradiction_warning
 from lit_align.ranks import gather_in_turn, own_share
 from lit_align.records import CandidateSet, PreferencePair, Prompt
@@ -36,15 +37,10 @@ def judge_sets(
     for start in range(0, len(sets), _SETS_A_CALL):
         batch = sets[start : start + _SETS_A_CALL]
         scores = judge.score(batch)
-        expected = [len(candidates.candidates) for candidates in batch]
-        got = [len(of_set) for of_set in scores]
-        if got != expected:
-            raise ValueError(
-                f"expected {judge.identity} to score {expected} candidates of {len(batch)} sets, got {got}"
-            )
+        require_score_for_each(judge, batch, scores)
         scored += map(_with_scores, batch, scores)
         if progress is not None:
-            progress(sum(expected))
+            progress(sum(len(candidates.candidates) for candidates in batch))
     return scored
 
 

@@ -6,17 +6,30 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lit_align.judges.answers import require_same_prompts, side_by_side
+from lit_align.judges.vote_arrays import ABSTAINED, mean_of_opponents, votes_from_scores
 from lit_align.records import CandidateSet, Prompt, prompt_text
 
-ABSTAINED = math.nan
-"""The verdict of a judge that cannot decide. It must never invent a score instead."""
-
 _BLAME = "raised by"
+
+
+class PairVerdict(NamedTuple):
+    """The verdict on two answers.
+
+    Args:
+        first_wins: P(the first answer wins) in [0, 1], 0.5 for a tie, NaN for an abstention.
+        orders: of a judge that sees the answers in an order, P(shown first wins) for the first and for the second
+            answer; None for any other judge.
+    """
+
+    first_wins: float
+    orders: tuple[float, float] | None = None
 
 
 class Judge(ABC):
@@ -26,11 +39,21 @@ class Judge(ABC):
         identity: names the judge in logs and caches; it changes with everything that the verdicts depend on.
         cacheable: whether a verdict depends only on `identity`, the prompt and the judged texts (not on the row, the
             other candidates or code that may change), so that it can be stored.
+        grades: whether its scores say by how much an answer is better, and its votes are nothing but comparisons of
+            scores: then one pass for the scores gives both.
+        gives_probabilities: for a judge that grades, whether the sigmoid of a difference of two scores is
+            P(the first wins), as for a reward model that was trained as Bradley-Terry.
+        holds_model: whether it holds a model on a device of its own process.
+        free: whether it can be asked without loading a model or asking a server.
         parts: the judges that this judge is made of.
     """
 
     identity: str
     cacheable: bool = False
+    grades: bool = False
+    gives_probabilities: bool = False
+    holds_model: bool = False
+    free: bool = False
     parts: tuple[Judge, ...] = ()
 
     @abstractmethod
@@ -64,6 +87,35 @@ class Judge(ABC):
         """
         return self.cross_votes(sets, sets)
 
+    def score_sides(
+        self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]
+    ) -> list[tuple[list[float], list[float]]]:
+        """Scores both sides of each prompt together, as one set.
+
+        Returns:
+            The scores of the on-policy and of the off-policy candidates of each prompt.
+
+        Raises:
+            ValueError: the judge does not give one score for each candidate.
+        """
+        sets = side_by_side(on, off)
+        scores = self.score(sets)
+        require_score_for_each(self, sets, scores)
+        counts = [len(candidates.candidates) for candidates in on]
+        return [(of_set[:count], of_set[count:]) for of_set, count in zip(scores, counts, strict=True)]
+
+    def judge_pairs(self, sets: Sequence[CandidateSet]) -> list[PairVerdict]:
+        """The verdicts on sets of two answers."""
+        if not self.grades:
+            return [PairVerdict(float(votes[0, 1])) for votes in self.votes_within(sets)]
+        return [PairVerdict(self._first_wins(first - second)) for first, second in self.score(sets)]
+
+    def _first_wins(self, difference: float) -> float:
+        """P(the first answer wins) by the difference of the scores."""
+        if self.gives_probabilities:
+            return 0.5 + 0.5 * math.tanh(difference / 2)  # the sigmoid, which cannot overflow in this form
+        return 0.5 + 0.5 * float(np.sign(difference))
+
     def report(self) -> str | None:
         """Sums up this process's requests so far and their cost, in one or more lines; None if there were none.
 
@@ -78,13 +130,21 @@ class Judge(ABC):
 
 
 class PointwiseJudge(Judge):
-    """A judge that gives each candidate a score; of two candidates the higher score wins."""
+    """A judge that gives each candidate a score; of two candidates the higher score wins.
+
+    A subclass with votes of another kind defines `cross_votes`: then it does not grade, unless it says so.
+    """
+
+    grades = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "cross_votes" in vars(cls) and "grades" not in vars(cls):
+            cls.grades = False
 
     def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
-        """See :meth:`Judge.cross_votes`. Both sides of a prompt are scored together, as one set."""
-        scores = self.score(side_by_side(on, off))
-        counts = [len(candidate_set.candidates) for candidate_set in on]
-        return [votes_from_scores(s[:n], s[n:]) for s, n in zip(scores, counts, strict=True)]
+        """See :meth:`Judge.cross_votes`. Both sides of a prompt are scored together."""
+        return [votes_from_scores(*scores) for scores in self.score_sides(on, off)]
 
 
 @dataclass(frozen=True)
@@ -152,6 +212,12 @@ class PairwiseJudge(Judge):
     def votes_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
         return [self.votes(*orders) for orders in self._compare_within(sets)]
 
+    def judge_pairs(self, sets: Sequence[CandidateSet]) -> list[PairVerdict]:
+        """See :meth:`Judge.judge_pairs`. Each two answers are shown in both orders."""
+        orders = np.array([block[:, 0, 1] for block in self._compare_within(sets)]).reshape(-1, 2)  # [N, 2]
+        votes = self.votes(orders[:, 0], orders[:, 1])
+        return [PairVerdict(float(vote), (float(a), float(b))) for vote, (a, b) in zip(votes, orders, strict=True)]
+
     def _compare_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
         return self._compare_sets([(candidate_set, candidate_set) for candidate_set in sets], skip_diagonal=True)
 
@@ -212,50 +278,6 @@ class PairwiseJudge(Judge):
             )
 
 
-def votes_from_scores(on: Sequence[float], off: Sequence[float]) -> np.ndarray:
-    """Turns scores into votes [K_on, K_off] float64: 1 if the on-policy score is higher, 0.5 for a tie, NaN for NaN."""
-    a = np.asarray(on, dtype=np.float64)[:, None]
-    b = np.asarray(off, dtype=np.float64)[None, :]
-    votes = 0.5 * ((a > b).astype(np.float64) + (a >= b))
-    votes[np.isnan(a) | np.isnan(b)] = ABSTAINED
-    return votes
-
-
-def graded_votes(on: Sequence[float], off: Sequence[float]) -> np.ndarray:
-    """Turns scores into graded votes [K_on, K_off] float64 in [0, 1]: margins relative to the range of all scores.
-
-    0.5 + (on - off) / (2 * range), so the judge's scale does not matter: if the best score is on-policy and the worst
-    off-policy, their vote is 1. Equal scores give 0.5, NaN gives NaN. An infinite score leaves no range; the votes
-    are those of :func:`votes_from_scores` then.
-    """
-    a = np.asarray(on, dtype=np.float64)[:, None]
-    b = np.asarray(off, dtype=np.float64)[None, :]
-    scores = np.concatenate([a.ravel(), b.ravel()])
-    scores = scores[~np.isnan(scores)]
-    if np.isinf(scores).any() or not scores.size:
-        return votes_from_scores(on, off)
-    span = scores.max() - scores.min()
-    return np.where(np.isnan(a - b), ABSTAINED, 0.5 + (a - b) / (2 * span) if span else 0.5)
-
-
-def mean_of_opponents(block: np.ndarray, alone: float) -> list[float]:
-    """Averages each row's votes off the diagonal, without abstentions.
-
-    Args:
-        block: [K, K], NaN if the judge abstained; the diagonal has no meaning.
-        alone: the result for a candidate without opponents.
-
-    Returns:
-        K numbers; NaN for a candidate if the judge abstained from all its comparisons.
-    """
-    if len(block) == 1:
-        return [alone]
-    counted = ~np.isnan(block) & ~np.eye(len(block), dtype=bool)
-    counts = counted.sum(1)
-    sums = np.where(counted, block, 0.0).sum(1)
-    return [float(s / c) if c else ABSTAINED for s, c in zip(sums, counts, strict=True)]
-
-
 @contextmanager
 def blaming(judge: Judge, prompt: Prompt, prompts: int = 1) -> Iterator[None]:
     """Adds a note to an error raised in the block that names the judge and the prompt. The error stays the same.
@@ -277,19 +299,9 @@ def add_note(error: BaseException, note: str) -> None:
     setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010
 
 
-def side_by_side(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[CandidateSet]:
-    """Joins both sets of each prompt, on-policy candidates first, with the row of the off-policy set."""
-    require_same_prompts(on, off)
-    return [replace(b, candidates=a.candidates + b.candidates) for a, b in zip(on, off, strict=True)]
-
-
-def require_same_prompts(on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> None:
-    """Raises ValueError unless each two sets at the same index have the same prompt."""
-    if len(on) != len(off):
-        raise ValueError(f"cross_votes needs as many on-policy as off-policy sets, got {len(on)} and {len(off)}")
-    for a, b in zip(on, off, strict=True):
-        if a.prompt != b.prompt:
-            raise ValueError(
-                f"cross_votes compares sets of the same prompt, got {a.prompt!r} ({a.where}) beside "
-                f"{b.prompt!r} ({b.where}); match them by prompt first (measure_sets does)"
-            )
+def require_score_for_each(judge: Judge, sets: Sequence[CandidateSet], scores: Sequence[Sequence[float]]) -> None:
+    """Raises ValueError unless there is one score for each candidate of each set."""
+    expected = [len(candidates.candidates) for candidates in sets]
+    got = [len(of_set) for of_set in scores]
+    if got != expected:
+        raise ValueError(f"expected {judge.identity} to score {expected} candidates of {len(sets)} sets, got {got}")

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lit_align.judges.answers import Answer, answers_of, scores_by_set
-from lit_align.judges.base import ABSTAINED, Comparison, Judge, PairwiseJudge, PointwiseJudge
+from lit_align.judges.base import Comparison, Judge, PairwiseJudge, PointwiseJudge
 from lit_align.judges.verdict_store import VerdictStore
+from lit_align.judges.vote_arrays import ABSTAINED
 from lit_align.policy.cache import cache_dir
 from lit_align.records import Candidate, CandidateSet, Prompt, is_plain, prompt_identity
 
@@ -48,8 +49,16 @@ class CachedJudge(Judge):
 
     cacheable = False  # storing them twice gains nothing
 
+    def __new__(cls, judge: Judge, path: str | None = None, commit_every: int = 256) -> CachedJudge:
+        """Makes a judge of the kind of the judge inside."""
+        kind = _CachedScores if judge.grades else _CachedComparisons
+        return super().__new__(kind if cls is CachedJudge else cls)
+
+    def __getnewargs__(self) -> tuple[Judge]:
+        return (self.judge,)
+
     def __init__(self, judge: Judge, path: str | None = None, commit_every: int = 256) -> None:
-        if not judge.cacheable or not isinstance(judge, PointwiseJudge | PairwiseJudge):
+        if not judge.cacheable or not (judge.grades or isinstance(judge, PairwiseJudge)):
             parts = "; wrap its parts instead" if judge.parts else ""
             raise ValueError(
                 f"the verdicts of {type(judge).__name__} cannot be kept: they depend on more than its identity, the "
@@ -57,10 +66,9 @@ class CachedJudge(Judge):
             )
         if commit_every < 1:
             raise ValueError(f"expected commit_every to be at least 1, got {commit_every}")
-        if type(self) is CachedJudge:  # callers ask which kind a judge is: it takes the kind of the judge inside
-            self.__class__ = _CachedScores if isinstance(judge, PointwiseJudge) else _CachedComparisons
         self.judge: Any = judge
         self.parts = (judge,)
+        self.gives_probabilities = judge.gives_probabilities
         self.commit_every = commit_every
         self._store = VerdictStore(Path(path).expanduser() if path else cache_dir() / "verdicts.sqlite")
         self._counts: Counter[str] = Counter()

@@ -13,8 +13,9 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
-from lit_align.judges.base import ABSTAINED, Comparison, PairwiseJudge
+from lit_align.judges.base import Comparison, PairwiseJudge
 from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict, behind_thoughts
+from lit_align.judges.vote_arrays import ABSTAINED
 from lit_align.remote import Reply, RequestRefused, Server, ServerError, ServerUnreachable
 
 _CUT = ("length", "content_filter")

@@ -9,14 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_align.judges.base import (
-    ABSTAINED,
-    Judge,
-    PointwiseJudge,
-    mean_of_opponents,
-    side_by_side,
-    votes_from_scores,
-)
+from lit_align.judges.answers import side_by_side
+from lit_align.judges.base import Judge
+from lit_align.judges.vote_arrays import ABSTAINED, mean_of_opponents, votes_from_scores
 from lit_align.records import CandidateSet
 
 _Scores = list[np.ndarray]  # for each set the scores [K] of its candidates
@@ -125,7 +120,7 @@ class CombinedJudge(Judge):
 
 def _score(part: JudgePart, sets: Sequence[CandidateSet]) -> _Scores | None:
     """The scores of a part that scores; None for a part that compares."""
-    if not isinstance(part.judge, PointwiseJudge):
+    if not part.judge.grades:
         return None
     return [np.asarray(scores, dtype=np.float64) for scores in part.judge.score(sets)]
 
@@ -159,7 +154,7 @@ def _check(part: JudgePart) -> None:
         raise ValueError(f"expected a weight of at least 0 for {name}, got {part.weight}")
     if part.scale is not None and not part.scale > 0:
         raise ValueError(f"expected a scale above 0 for {name}, got {part.scale}")
-    if not isinstance(part.judge, PointwiseJudge) and (part.scale is not None or part.veto_below is not None):
+    if not part.judge.grades and (part.scale is not None or part.veto_below is not None):
         raise ValueError(
             f"{name} compares and gives no score of its own, so it takes no scale and no veto_below; a judge that "
             "scores does, such as RuleJudge or RewardModelJudge"

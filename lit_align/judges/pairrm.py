@@ -14,8 +14,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_align.by_length import batches_by_length
-from lit_align.judges.base import Comparison, PairwiseJudge, mean_of_opponents
+from lit_align.judges.base import Comparison, PairwiseJudge
 from lit_align.judges.local import config_of, identity_of, source_of, torch_device
+from lit_align.judges.vote_arrays import mean_of_opponents
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.spec import PolicySpec
 from lit_align.records import prompt_text
@@ -59,6 +60,8 @@ class PairRM(PairwiseJudge):
     Raises:
         ValueError: the limits leave no room for the answers.
     """
+
+    holds_model = True
 
     def __init__(
         self,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
-from lit_align.judges.base import PointwiseJudge, require_same_prompts, votes_from_scores
+from lit_align.judges.answers import require_same_prompts
+from lit_align.judges.base import PointwiseJudge
 from lit_align.records import CandidateSet, prompt_text
 
 
@@ -17,6 +16,7 @@ class RecordedScores(PointwiseJudge):
     """
 
     identity = "recorded"
+    free = True
 
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
         """Returns the recorded scores.
@@ -26,10 +26,12 @@ class RecordedScores(PointwiseJudge):
         """
         return [_recorded_scores(candidate_set) for candidate_set in sets]
 
-    def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
-        """See :meth:`Judge.cross_votes`. Each side is read by itself, so that an error names its file and row."""
+    def score_sides(
+        self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]
+    ) -> list[tuple[list[float], list[float]]]:
+        """See :meth:`Judge.score_sides`. Each side is read by itself, so that an error names its file and row."""
         require_same_prompts(on, off)
-        return [votes_from_scores(a, b) for a, b in zip(self.score(on), self.score(off), strict=True)]
+        return list(zip(self.score(on), self.score(off), strict=True))
 
 
 def _recorded_scores(candidate_set: CandidateSet) -> list[float]:

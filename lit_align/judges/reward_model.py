@@ -13,15 +13,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_align.by_length import batches_by_length
-from lit_align.judges.base import ABSTAINED, PointwiseJudge, blaming
+from lit_align.judges.answers import answers_of, scores_by_set
+from lit_align.judges.base import PointwiseJudge, blaming
 from lit_align.judges.inputs import Inputs, encode_answer, padding_of
 from lit_align.judges.local import config_of, identity_of, source_of, torch_device
+from lit_align.judges.vote_arrays import ABSTAINED
 from lit_align.policy.adapter import load_adapter, read_weights
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.source import locate_adapter
 from lit_align.policy.spec import PolicySpec
-from lit_align.records import Candidate, CandidateSet, Prompt, unscored
+from lit_align.records import Candidate, CandidateSet, Prompt
 
 _FILL = {"input_ids": 0, "attention_mask": 0, "token_type_ids": 0}
 """The model's inputs, with what fills up a shorter row."""
@@ -48,6 +50,8 @@ class RewardModelJudge(PointwiseJudge):
     """
 
     cacheable = True
+    gives_probabilities = True  # by Bradley-Terry
+    holds_model = True
 
     def __init__(
         self,
@@ -83,15 +87,13 @@ class RewardModelJudge(PointwiseJudge):
             FileNotFoundError: where the model is not there.
             ValueError: where it is no reward model.
         """
-        asked = [(one.prompt, unscored(candidate)) for one in sets for candidate in one.candidates]
-        distinct = {question: self._encode(*question) for question in dict.fromkeys(asked)}
-        texts = list(distinct.values())
+        answers = list(dict.fromkeys(answers_of(sets)))
+        texts = [self._encode(*answer) for answer in answers]
         scores = [ABSTAINED] * len(texts)
         for batch in batches_by_length([len(text["input_ids"]) for text in texts], self.batch_size):
             for i, score in zip(batch, self._forward([texts[i] for i in batch]), strict=True):
                 scores[i] = score if math.isfinite(score) else ABSTAINED
-        known = dict(zip(distinct, scores, strict=True))
-        return [[known[one.prompt, unscored(candidate)] for candidate in one.candidates] for one in sets]
+        return scores_by_set(sets, dict(zip(answers, scores, strict=True)))
 
     def release(self) -> None:
         self.__dict__.pop("_model", None)

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lit_align.judges.base import ABSTAINED, PointwiseJudge, add_note
+from lit_align.judges.base import PointwiseJudge, add_note
+from lit_align.judges.vote_arrays import ABSTAINED
 from lit_align.records import CandidateSet, prompt_text
 
 Rule = Callable[[str, list[str], dict[str, Any]], Sequence[float]]
@@ -32,6 +33,8 @@ class RuleJudge(PointwiseJudge):
         >>> judge.score([CandidateSet((Message("user", "Hi"),), (Candidate("Hello"), Candidate("Hey")))])
         [[-5.0, -3.0]]
     """
+
+    free = True
 
     def __init__(self, rule: str | Rule) -> None:
         self._rule: Rule = _import_rule(rule) if isinstance(rule, str) else rule

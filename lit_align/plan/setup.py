@@ -11,7 +11,7 @@ from torch import nn
 
 from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule
-from lit_align.judges import Judge, PairRM, RewardModelJudge
+from lit_align.judges import Judge
 from lit_align.policy.reference import AdapterCopy, ModelReference
 from lit_align.policy.spec import PolicySpec
 from lit_align.report.win_rate import WinRateCallback
@@ -108,7 +108,7 @@ def not_counted(trainer: Trainer, data: AlignmentDataModule, setup: Setup) -> li
     notes = []
     if setup.precision.endswith("-mixed"):
         notes.append(f"{setup.precision}: activations are counted in the dtype of the weights, autocast's copies not")
-    if any(isinstance(judge, RewardModelJudge | PairRM) for judge in _with_parts(data.judge)):
+    if any(judge.holds_model for judge in _with_parts(data.judge)):
         notes.append("the judge's model")
     if data.sampler is not None and not setup.sequences:
         notes.append(f"sampling with {type(data.sampler).__name__}")

@@ -13,14 +13,13 @@ from lit_align.data import AlignmentDataModule
 from lit_align.data.encoder import Encoder
 from lit_align.data.judging import judge_records, needs_judge
 from lit_align.data.static import boundary_prompts, encode_record, pairs_of
-from lit_align.judges import Judge, RecordedScores, RuleJudge
+from lit_align.judges import Judge
 from lit_align.records import Candidate, PreferencePair, Prompt
 from lit_align.rows.loading import Record, Source, as_set, load_parts
 from lit_align.rows.parse import parse_row
 from lit_align.rows.reading import BadRow, read_rows
 from lit_align.seeding import derive_seed
 
-FREE_JUDGES = (RuleJudge, RecordedScores)
 """Judges that load no model and ask no server."""
 
 
@@ -151,7 +150,7 @@ class RowReader:
 def is_free(judge: Judge | None) -> bool:
     """Whether a judge can be asked without loading a model or asking a server."""
     if judge is None or not judge.parts:
-        return isinstance(judge, FREE_JUDGES)
+        return judge is not None and judge.free
     return all(map(is_free, judge.parts))
 
 

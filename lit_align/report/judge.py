@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
-from lit_align.judges import CachedJudge, Comparison, Judge, PairwiseJudge, PointwiseJudge, RewardModelJudge
+from lit_align.judges.base import Judge, PairVerdict
 from lit_align.judges.quality import quality_of
 from lit_align.judges.quality_record import Calibration, JudgeQuality, LengthBias, OrderConsistency, Share
 from lit_align.records import CandidateSet, PreferencePair
@@ -28,8 +25,8 @@ def judge_quality(
     """Asks a judge about labelled pairs and measures what it says.
 
     A judge that compares is asked in both orders. Any other sees the two answers of a pair as one set, in an order
-    that is drawn for each pair. A reward model's probability is the sigmoid of the difference of its scores
-    (Bradley-Terry); other judges that score give none.
+    that is drawn for each pair. Where a judge's scores give probabilities (`Judge.gives_probabilities`, as those of
+    a reward model do), they are measured, too.
 
     Args:
         judge: any judge.
@@ -42,57 +39,39 @@ def judge_quality(
     """
     if not pairs:
         raise ValueError("expected labelled pairs to measure the judge on, got none")
-    votes: list[float] = []
-    orders: list[tuple[float, float]] = []
+    verdicts: list[PairVerdict] = []
     for start in range(0, len(pairs), _PAIRS_A_CALL):
-        some = pairs[start : start + _PAIRS_A_CALL]
-        found, both = _asked(judge, some)
-        votes, orders = votes + found, orders + both
+        batch = pairs[start : start + _PAIRS_A_CALL]
+        verdicts += _ask(judge, batch)
         if progress is not None:
-            progress(len(some))
+            progress(len(batch))
     alike = group_alike(pair.prompt for pair in pairs)
     return quality_of(
         judge.identity,
-        votes,
+        [verdict.first_wins for verdict in verdicts],
         [(len(pair.chosen.text), len(pair.rejected.text)) for pair in pairs],
-        orders=orders or None,
+        orders=[verdict.orders for verdict in verdicts if verdict.orders is not None] or None,
         groups=[alike[pair.prompt] for pair in pairs],
         confidence=confidence,
     )
 
 
-def _asked(judge: Judge, pairs: Sequence[PreferencePair]) -> tuple[list[float], list[tuple[float, float]]]:
-    """P(better answer wins) of each pair and, of a judge that compares, P(first wins) in both orders."""
-    if isinstance(judge, PairwiseJudge):
-        return _compared(judge, pairs)
+def _ask(judge: Judge, pairs: Sequence[PreferencePair]) -> Iterator[PairVerdict]:
+    """The verdicts on pairs, the better answer as the first. The judge sees them in an order drawn for each pair."""
     turned = [derive_seed(0, "order", pair.chosen.text, pair.rejected.text) % 2 == 1 for pair in pairs]
-    sets = []
-    for pair, is_turned in zip(pairs, turned, strict=True):
-        answers = (pair.rejected, pair.chosen) if is_turned else (pair.chosen, pair.rejected)
-        sets.append(CandidateSet(pair.prompt, answers, pair.row, pair.where))
-    if isinstance(judge, PointwiseJudge):
-        first_wins = [_first_wins(judge, *scores) for scores in judge.score(sets)]
-    else:
-        first_wins = [float(votes[0, 1]) for votes in judge.votes_within(sets)]
-    return [1 - vote if is_turned else vote for vote, is_turned in zip(first_wins, turned, strict=True)], []
+    verdicts = judge.judge_pairs([_as_set(pair, is_turned) for pair, is_turned in zip(pairs, turned, strict=True)])
+    for verdict, is_turned in zip(verdicts, turned, strict=True):
+        yield _turn(verdict) if is_turned else verdict
 
 
-def _compared(judge: PairwiseJudge, pairs: Sequence[PreferencePair]) -> tuple[list[float], list[tuple[float, float]]]:
-    ahead = [Comparison(pair.prompt, pair.chosen.text, pair.rejected.text) for pair in pairs]
-    behind = [Comparison(pair.prompt, pair.rejected.text, pair.chosen.text) for pair in pairs]
-    said = dict(judge.verdicts(list(dict.fromkeys([one for both in zip(ahead, behind, strict=True) for one in both]))))
-    orders = [(said[one], said[other]) for one, other in zip(ahead, behind, strict=True)]
-    forward, backward = np.asarray(orders, dtype=np.float64).T
-    return judge.votes(forward, backward).tolist(), orders
+def _as_set(pair: PreferencePair, is_turned: bool) -> CandidateSet:
+    answers = (pair.rejected, pair.chosen) if is_turned else (pair.chosen, pair.rejected)
+    return CandidateSet(pair.prompt, answers, pair.row, pair.where)
 
 
-def _first_wins(judge: Judge, first: float, second: float) -> float:
-    difference = first - second
-    if math.isnan(difference):
-        return math.nan
-    if isinstance(judge.judge if isinstance(judge, CachedJudge) else judge, RewardModelJudge):
-        return 0.5 + 0.5 * math.tanh(difference / 2)  # the sigmoid, which cannot overflow in this form
-    return 0.5 + 0.5 * float(np.sign(difference))
+def _turn(verdict: PairVerdict) -> PairVerdict:
+    orders = None if verdict.orders is None else (verdict.orders[1], verdict.orders[0])
+    return PairVerdict(1 - verdict.first_wins, orders)
 
 
 def readable(quality: JudgeQuality, unit: str = "characters") -> str:
