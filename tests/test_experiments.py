@@ -206,9 +206,8 @@ def test_predictors_by_hand() -> None:
     assert predictors.by_yield(start) == pytest.approx(on / (on + off) - 0.5)
     on, off = 0.625 * 0.5 / 2, 0.375 / 1
     assert predictors.by_cost(2.0, 1.0)(start) == pytest.approx(on / (on + off) - 0.5)
-    with_figures = replace(
-        start, decision=replace(start.decision, characteristics={"on_policy": {"x": 3.0}, "off_policy": {"x": 1.0}})
-    )
+    sides = {"on_policy": {"x": 3.0}, "off_policy": {"x": 1.0}}
+    with_figures = replace(start, decision=Decision.from_record({**start.decision.record(), "characteristics": sides}))
     assert predictors.figure("x", -1)(with_figures) == -2.0 and predictors.figure("y")(with_figures) == 0.0
 
 
