@@ -128,5 +128,5 @@ def test_columns_and_keys_that_nothing_reads_are_counted_and_named() -> None:
     pair(counts, source="book")
     assert counts == {"unused_column/source": 2, "unused_key/mood": 1, "pairs": 2}
     text = " ".join(_rows({**counts, "val/unused_column/source": 1}).split())
-    assert text.endswith("changed: nothing but what only a judge's rule would read: column `source`, key `mood`.")
-    assert "3 prompt too long and what only" in " ".join(_rows({**counts, "prompt_too_long": 3}).split())
+    assert text.endswith("changed: nothing. Not read, unless by a judge's rule: column `source`, key `mood`.")
+    assert "changed: 3 prompt too long. Not read," in " ".join(_rows({**counts, "prompt_too_long": 3}).split())

@@ -39,6 +39,13 @@ def test_a_dense_model_says_nothing_of_experts(tmp_path: Path, capsys: pytest.Ca
     assert "no adapter" not in capsys.readouterr().out
 
 
+def test_a_target_that_is_no_layer_is_refused_even_beside_one_that_is(tmp_path: Path) -> None:
+    folder = str(save_tiny_model(tmp_path))
+    with pytest.raises(ValueError, match=r"got 'v_prj'. Its layers: .*down_proj.*v_proj"):
+        load_model(PolicySpec(folder, lora=LoraSpec(r=2, target_modules=["q_proj", "v_prj"])))
+    load_model(PolicySpec(folder, lora=LoraSpec(r=2, target_modules=["self_attn.q_proj", "lm_head", "embed_tokens"])))
+
+
 def test_adapters_reach_the_experts_and_are_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = spec_of("gpt_oss", tmp_path / "model", target_parameters=TARGETS)
     module = AlignmentModule(spec, DPO())

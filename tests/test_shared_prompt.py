@@ -34,9 +34,10 @@ from transformers import (
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from lit_align.batch import Padded
-from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, segments, shared_logps
+from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps
 from lit_align.policy import head as head_module
 from lit_align.policy.cpu import attention as attention_module
+from lit_align.policy.cpu import segments
 from lit_align.policy.head import token_logps
 from lit_align.policy.load import keep_activations, load_model
 from lit_align.policy.shared_prompt import PADDING, shared_rows

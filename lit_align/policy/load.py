@@ -26,7 +26,7 @@ from lit_align.policy.compiled import compile_layers
 from lit_align.policy.cpu.attention import when_run_again
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
-from lit_align.policy.reach import say_unreached
+from lit_align.policy.reach import demand_targets, layer_names, say_unreached
 from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
 from lit_align.policy.template_values import set_defaults
@@ -242,6 +242,9 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUS
         lora: the adapters' settings.
         model: the base.
         task_type: peft's name for what the model does. With "SEQ_CLS" the output layer is trained too, as a whole.
+
+    Raises:
+        ValueError: one of `lora.target_modules` is the name of no layer.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -255,4 +258,7 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUS
         target_parameters=copy.copy(lora.target_parameters),
         task_type=task_type,
     )
-    return get_peft_model(model, add_in_place(config, model))
+    layers = layer_names(model)
+    adapted = get_peft_model(model, add_in_place(config, model))
+    demand_targets(lora.target_modules, adapted, layers)
+    return adapted

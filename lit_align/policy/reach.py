@@ -1,9 +1,9 @@
-"""Which share of a model its adapters reach."""
+"""What of a model its adapters reach."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -11,6 +11,35 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lit_align.console import note
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """What the layers that are one matrix are called, such as `q_proj`: what `lora.target_modules` may name."""
+    matrices = (name for name, parameter in model.named_parameters() if parameter.ndim == 2)
+    return sorted({name.split(".")[-2] for name in matrices if name.endswith(".weight")})
+
+
+def demand_targets(targets: str | Sequence[str], adapted: Any, layers: Sequence[str]) -> None:
+    """Refuses a name that no adapter came of; peft speaks up only where none of the names is a layer's.
+
+    Args:
+        targets: as asked for; a text is a pattern or a kind of layers.
+        adapted: the model with its adapters, of peft.
+        layers: what the layers of its base are called.
+
+    Raises:
+        ValueError: where there is one.
+    """
+    (config,) = adapted.peft_config.values()
+    # Some names of older mixtures of experts peft puts others in place of.
+    asked = [] if isinstance(targets, str) else [name for name in targets if name in config.target_modules]
+    reached = [f".{name}" for name in adapted.base_model.targeted_module_names]
+    unknown = [name for name in asked if not any(layer.endswith(f".{name}") for layer in reached)]
+    if unknown:
+        raise ValueError(
+            f"expected lora.target_modules to name layers of the model, got {', '.join(map(repr, unknown))}. "
+            f"Its layers: {', '.join(layers)}."
+        )
 
 
 def say_unreached(model: nn.Module) -> None:

@@ -103,9 +103,10 @@ def _rows(counts: Mapping[str, int]) -> str:
     if measured := counts.get("val/prompts_measured"):
         read += f", {measured} prompts kept for measuring"
     reasons = ", ".join([f"{count} {_reason(name)}" for name, count in left.items()])
+    text = f"{read}; left out or changed: {reasons or 'nothing'}."
     if unused:
-        reasons += f"{' and' if reasons else 'nothing but'} what only a judge's rule would read: {', '.join(unused)}"
-    return fill(f"{read}; left out or changed: {reasons or 'nothing'}.") if counts else ""
+        text = f"{text} Not read, unless by a judge's rule: {', '.join(unused)}."
+    return fill(text) if counts else ""
 
 
 def _unused(name: str) -> str:
