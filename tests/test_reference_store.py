@@ -155,7 +155,7 @@ def test_any_number_of_writers_and_readers(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         threads = [threading.Thread(target=work, args=(part,)) for part in (0, 1)]
         for thread in threads:
-            thread.start()
+            thread.initial_spec()
         for thread in threads:
             thread.join()
         assert not failed and len(store(tmp_path).read(dict.fromkeys(keys, 1))) == 40
@@ -231,6 +231,6 @@ def test_a_hub_model_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_what_each_reference_starts_as() -> None:
     spec, other = PolicySpec("m", adapter="sft"), PolicySpec("n")
-    assert AdapterOff().start(spec) == PolicySpec("m")
-    assert AdapterCopy().start(spec) == ModelReference().start(spec) == spec
-    assert ModelReference(other).start(spec) == other
+    assert AdapterOff().initial_spec(spec) == PolicySpec("m")
+    assert AdapterCopy().initial_spec(spec) == ModelReference().initial_spec(spec) == spec
+    assert ModelReference(other).initial_spec(spec) == other

@@ -354,7 +354,7 @@ def test_a_source_that_may_change_is_computed_a_round_at_a_time(
 class Moving(AdapterCopy):
     """A form of one's own that does not say what it starts as."""
 
-    def start(self, policy: PolicySpec) -> None:  # type: ignore[override]
+    def initial_spec(self, policy: PolicySpec) -> None:  # type: ignore[override]
         return None
 
 

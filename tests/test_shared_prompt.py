@@ -215,9 +215,9 @@ def test_long_rows_are_attended_to_by_segments(checkpointing: bool, monkeypatch:
     if checkpointing:
         model.train()
         keep_activations(PolicySpec("", gradient_checkpointing=True), model)
-    attention = segments._LongRow.attention
+    attention = segments._LongRow.attend
     long_rows: list[object] = []
-    monkeypatch.setattr(segments._LongRow, "attention", lambda row, *of: long_rows.append(row) or attention(row, *of))
+    monkeypatch.setattr(segments._LongRow, "attend", lambda row, *of: long_rows.append(row) or attention(row, *of))
     with WatchAttention() as watch:
         shared_gradients(model)
     layer = []

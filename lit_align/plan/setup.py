@@ -137,7 +137,7 @@ def _length(what: str, given: int | None, limit: int | None) -> int:
 
 def _reference(module: AlignmentModule, data: AlignmentDataModule) -> dict[str, Any]:
     reference = module.reference
-    second = reference.start(module.spec) if isinstance(reference, ModelReference) else None
+    second = reference.initial_spec(module.spec) if isinstance(reference, ModelReference) else None
     return {
         "reference_adapter": isinstance(reference, AdapterCopy),
         "reference_model": second,

@@ -1,4 +1,4 @@
-"""Saved adapters: loaded whole onto the base that they were made on, or not at all."""
+"""Loads saved adapters: with every weight in its place, or not at all."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 def load_adapter(adapter: str, model: PreTrainedModel, config: PeftConfig) -> PeftModel:
-    """The model under a saved adapter, with every weight of the adapter in its place.
+    """Puts a saved adapter onto its base, with every weight of the adapter in its place.
 
     Args:
         adapter: a folder that peft saved, or a hub id.
         model: the base.
-        config: the adapter's settings, such as :func:`saved_config` gives.
+        config: the adapter's settings, as from :func:`saved_config`.
 
     Raises:
-        FileNotFoundError: the folder holds no adapter, or its settings alone.
-        ValueError: the adapter's weights are not those that the base and the settings ask for.
+        FileNotFoundError: the folder holds no adapter, or only its settings.
+        ValueError: the adapter's weights are not those that the base and the settings need.
     """
     from peft import get_peft_model
 
@@ -51,7 +51,7 @@ def demand_own_base(spec: PolicySpec, located: str) -> None:
 
     Args:
         spec: the policy, with a saved adapter.
-        located: where its base was found.
+        located: the folder or hub id of its base.
 
     Raises:
         ValueError: the base that the adapter names is on this machine, and its weights are others.
@@ -62,18 +62,20 @@ def demand_own_base(spec: PolicySpec, located: str) -> None:
     recorded = PeftConfig.from_pretrained(locate_adapter(spec.adapter)).base_model_name_or_path
     if not recorded or _short(recorded) in (_short(spec.model), _short(located)):
         return
-    says = f"The adapter {spec.adapter!r} was made on {recorded!r}, and here it is loaded onto {spec.model!r}"
+    finding = f"The adapter {spec.adapter!r} was made on {recorded!r}, and here it is loaded onto {spec.model!r}"
     if not Path(recorded).is_dir():
-        rank_zero_warn(f"{says}: on other weights than its own it is noise. Is it the same model under another name?")
+        rank_zero_warn(
+            f"{finding}: on other weights than its own it is noise. Is it the same model under another name?"
+        )
     elif model_identity(PolicySpec(recorded))["model"] != model_identity(replace(spec, adapter=None))["model"]:
         raise ValueError(
-            f"{says}, whose weights are others: on them it is noise. Set `policy.model` to {recorded!r}, or take an "
+            f"{finding}, whose weights are others: on them it is noise. Set `policy.model` to {recorded!r}, or take an "
             "adapter that was made on this model."
         )
 
 
 def saved_config(adapter: str, model: PreTrainedModel) -> PeftConfig:
-    """The settings of a saved adapter that is trained on. Dropout is 0: it was SFT's, and DPO's convention is none.
+    """Reads the settings of a saved adapter for further training. Dropout is set to 0, which is DPO's convention.
 
     Args:
         adapter: a folder that peft saved, or a hub id.
@@ -101,13 +103,13 @@ def saved_config(adapter: str, model: PreTrainedModel) -> PeftConfig:
 
 
 def read_weights(adapter: str) -> dict[str, Tensor]:
-    """A saved adapter's weights, by the names that peft gives them.
+    """Reads a saved adapter's weights, by the names that peft gives them.
 
     Args:
         adapter: a folder that peft saved, or a hub id.
 
     Raises:
-        FileNotFoundError: the folder holds no adapter, or its settings alone.
+        FileNotFoundError: the folder holds no adapter, or only its settings.
         ValueError: the file cannot be read.
     """
     from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, load_peft_weights
@@ -136,7 +138,7 @@ def _fill(adapted: PeftModel, weights: Mapping[str, Tensor], of_base: set[int]) 
         of_base: ids of the base's own parameters.
 
     Returns:
-        What does not fit, or None.
+        The misfit in words, or None if all fits.
     """
     from peft import set_peft_model_state_dict
 
@@ -159,7 +161,7 @@ def _fill(adapted: PeftModel, weights: Mapping[str, Tensor], of_base: set[int]) 
 
 
 def _missing(adapted: nn.Module, unfilled: set[str], of_base: set[int]) -> list[str]:
-    """Names of the adapter's parameters that no file has, under this name or another one."""
+    """Names of the adapter's parameters that the file lacks, also under other names of the same parameter."""
     every = dict(adapted.named_parameters(remove_duplicate=False))
     filled = {id(parameter) for name, parameter in every.items() if name not in unfilled}
     own = {name: p for name, p in every.items() if p.requires_grad or id(p) not in of_base}
@@ -167,7 +169,7 @@ def _missing(adapted: nn.Module, unfilled: set[str], of_base: set[int]) -> list[
 
 
 def _short(name: str) -> str:
-    """The last part of a path or hub id, without what marks a copy in 4 bits."""
+    """The last part of a path or hub id, without the suffixes of 4-bit copies."""
     parts: Any = PurePath(name).parts
     if "snapshots" in parts:  # in the hub's cache
         return str(parts[parts.index("snapshots") - 1]).rpartition("--")[2].lower()

@@ -1,4 +1,4 @@
-"""The identity of a base in a checkpoint: what was trained on one is restored on no other."""
+"""The identity of a base in a checkpoint, so that weights trained on one base are restored on no other."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lit_align.policy.identity import model_identity
 from lit_align.policy.spec import PolicySpec
 
 KEY = "base"
-"""Where a checkpoint has it."""
+"""The key of the identity in a checkpoint."""
 _FILES = ("model", "adapter")
 _SETTINGS = ("quantization", "dtype")
 _say = rank_zero_only(note)
 
 
 def base_record(spec: PolicySpec) -> dict[str, Any] | None:
-    """What a model is loaded from, by content or by commit; None where that cannot be told."""
+    """The source of a model's weights, by content or by commit; None if that cannot be determined."""
     try:
         identity = model_identity(spec)
     except (OSError, ValueError):
@@ -28,33 +28,33 @@ def base_record(spec: PolicySpec) -> dict[str, Any] | None:
 
 
 def demand_same_base(checkpoint: Mapping[str, Any], spec: PolicySpec) -> None:
-    """Refuses a checkpoint of another base, and says where the same one is loaded in another way.
+    """Refuses a checkpoint of another base, and says if the same one is loaded with other settings.
 
     Raises:
-        ValueError: where the files, or the commit, are others than those that the checkpoint was made on.
+        ValueError: the files, or the commit, are others than those that the checkpoint was made on.
     """
     before = checkpoint.get(KEY)
     now = base_record(spec)
     if before is None or now is None:
-        _say(f"The checkpoint's base cannot be told: it is taken to be {_named(spec.model, spec.adapter)}.")
+        _say(f"The checkpoint's base is unknown: it is taken to be {_name(spec.model, spec.adapter)}.")
         return
     if any(before[key] != now[key] for key in _FILES):
         raise ValueError(
-            f"The checkpoint was made on {_described(before)}, and this configuration's base is {_described(now)}: "
-            "what was trained on one does not fit the other. Resume with the files that it was made on, or start a "
-            "fresh run on these."
+            f"The checkpoint was made on {_describe(before)}, and this configuration's base is {_describe(now)}: "
+            "weights trained on one do not fit the other. Resume with the files that it was made on, or start a fresh "
+            "run on these."
         )
     changes = [f"{key} {before[key]} -> {now[key]}" for key in _SETTINGS if before[key] != now[key]]
     if changes:
         _say(f"The checkpoint's base is loaded in another way than before: {', '.join(changes)}.")
 
 
-def _described(record: Mapping[str, Any]) -> str:
+def _describe(record: Mapping[str, Any]) -> str:
     contents = ", ".join(f"{key} {_short(record[key])}" for key in _FILES if record[key] is not None)
-    return f"{_named(record['name'], record['adapter_name'])} ({contents})"
+    return f"{_name(record['name'], record['adapter_name'])} ({contents})"
 
 
-def _named(model: str, adapter: str | None) -> str:
+def _name(model: str, adapter: str | None) -> str:
     return repr(model) if adapter is None else f"{model!r} with the adapter {adapter!r}"
 
 

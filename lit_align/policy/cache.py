@@ -1,4 +1,4 @@
-"""The folder for what is computed once and used by later runs."""
+"""The folder for results that are computed once and used by later runs."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def cache_dir() -> Path:
-    """`$LIT_ALIGN_CACHE`, or `~/.cache/lit-align`."""
+    """The cache folder: `$LIT_ALIGN_CACHE`, or `~/.cache/lit-align`."""
     return Path(os.environ.get("LIT_ALIGN_CACHE") or Path.home() / ".cache" / "lit-align").expanduser()

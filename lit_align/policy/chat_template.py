@@ -1,7 +1,7 @@
-"""Chats as text: what the model reads and says at inference, by the tokenizer's chat template or as plain text.
+"""Writes chats as text, as the model reads and answers them at inference: by the chat template or as plain text.
 
-An answer is what the template writes for the whole chat, from where the prompt ends. The prompt is rendered as at
-inference, with the generation prompt; where the whole chat does not begin with that, :func:`behind` cuts.
+The prompt is rendered as at inference, with the generation prompt. The answer is the rest of the rendered whole chat
+behind that; if the whole chat does not begin with the prompt, :func:`cut_answer` finds the answer.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ _CLOSED = re.compile(r"</\w+>$")
 
 
 class ChatRefused(ValueError):
-    """A chat that the template does not write.
+    """A chat that the template refuses to write, or writes wrongly.
 
     Args:
-        reason: a short name that skips are counted under.
-        why: what was expected and what came.
+        reason: a short name by which skipped rows are counted.
+        why: the message: what was expected and what came.
     """
 
     def __init__(self, reason: str, why: str) -> None:
@@ -42,12 +42,12 @@ class ChatRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WrittenAnswer:
-    """An assistant's turn as it stands behind the prompt.
+    """An assistant's turn as it is written behind the prompt.
 
     Args:
-        text: all that is written there.
-        start: where in it the turn's own content begins.
-        end: where that ends; what follows is the template's.
+        text: the whole text behind the prompt.
+        start: index in `text` at which the turn's own content begins.
+        end: index behind the content; the template itself writes the text from there on.
     """
 
     text: str
@@ -56,7 +56,7 @@ class WrittenAnswer:
 
 
 class PlainText:
-    """What takes the place of a template where a tokenizer has none: the texts as they are."""
+    """Takes the place of a template if a tokenizer has none, and leaves texts as they are."""
 
     source = ""
     head = ""
@@ -65,10 +65,10 @@ class PlainText:
     user_turn = ""
 
     def write_prompt(self, prompt: Prompt) -> str:
-        """The user's turn.
+        """The text of the user's turn.
 
         Raises:
-            ValueError: there is more than that.
+            ValueError: the prompt has other turns.
         """
         if len(prompt) != 1 or prompt[0].role != "user":
             roles = ", ".join(message.role for message in prompt)
@@ -87,14 +87,14 @@ class ChatTemplate:
     """The chat template of a tokenizer.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: a tokenizer with a chat template.
 
     Attributes:
-        source: the template's text.
-        tail: what it writes behind the last answer of a chat.
-        between_turns: what it writes between an answer and the user's next turn.
-        head: what it writes between a prompt and an answer's own text.
-        user_turn: a chat of one user's turn, with the generation prompt.
+        source: the template's own text.
+        tail: the text that it writes behind the last answer of a chat.
+        between_turns: the text that it writes between an answer and the user's next turn.
+        head: the text that it writes between a prompt and an answer's content.
+        user_turn: a chat of a single turn of the user, with the generation prompt.
 
     Raises:
         ValueError: the template does not parse.
@@ -110,12 +110,12 @@ class ChatTemplate:
         self._takes_parts = PROBE in as_parts and not re.search(r"""["']type["']""", as_parts)
         self._takes_text = PROBE in as_text or not self._takes_parts
         self.user_turn = as_text if self._takes_text else as_parts
-        self.tail = self._written_behind_an_answer()
-        self.between_turns = self._written_behind_an_answer(*QUESTION).partition(PROBE)[0]
-        self.head = self._written_before_an_answer()
+        self.tail = self._render_tail()
+        self.between_turns = self._render_tail(*QUESTION).partition(PROBE)[0]
+        self.head = self._render_head()
 
     def write_prompt(self, prompt: Prompt) -> str:
-        """The prompt as at inference, generation prompt included.
+        """Writes the prompt as at inference, generation prompt included.
 
         Raises:
             ChatRefused: the template refuses the prompt, fails, or leaves its last turn out.
@@ -128,7 +128,7 @@ class ChatTemplate:
         return text
 
     def write_whole(self, prompt: Prompt, candidate: Candidate) -> str:
-        """The chat with its answer as the template itself writes it, without a generation prompt.
+        """Writes the chat with its answer as the template does, without a generation prompt.
 
         Raises:
             ChatRefused: the template refuses the chat, or fails.
@@ -136,23 +136,23 @@ class ChatTemplate:
         return self._render([*prompt_turns(prompt), answer_turn(candidate)], template_arguments(prompt))
 
     def write_answer(self, prompt: Prompt, written_prompt: str, candidate: Candidate) -> WrittenAnswer:
-        """What follows the prompt in the whole chat.
+        """Writes the answer as it follows the prompt in the whole chat.
 
         Raises:
             ChatRefused: the template refuses the chat, fails, or does not write the answer.
         """
         turn = answer_turn(candidate)
         whole = self.write_whole(prompt, candidate)
-        text = behind(written_prompt, whole, turn)
+        text = cut_answer(written_prompt, whole, turn)
         if not whole.startswith(written_prompt):
             self._warn_of_difference(written_prompt, whole, text)
         if not text.strip():
             why = f"expected the chat template to write the answer {_short(candidate.text)}, it wrote {_short(whole)}"
             raise ChatRefused("template_drops_turn", why)
-        return self._with_span(text, turn)
+        return self._find_content(text, turn)
 
     def _render(self, turns: Sequence[dict[str, Any]], arguments: Mapping[str, Any], **more: Any) -> str:
-        chat = [self._as_taken(turn) for turn in turns]
+        chat = [self._adapt_content(turn) for turn in turns]
         try:
             try:
                 text = self._apply(with_arguments(chat, as_text=False), arguments, **more)
@@ -163,7 +163,7 @@ class ChatTemplate:
                 f"the chat template does not parse: {error.message} in line {error.lineno}. Set the policy's "
                 "`chat_template` to a Jinja file or a template that does."
             ) from error
-        except Exception as error:  # whatever a template's own code, or what it calls, raises
+        except Exception as error:  # a template's code may raise anything
             kind = "" if isinstance(error, TemplateError) else f"{type(error).__name__}: "
             why = f"expected a chat that the model's chat template takes, it refused: {kind}{error}"
             raise ChatRefused("template_refused", why) from error
@@ -175,8 +175,8 @@ class ChatTemplate:
     def _apply(self, chat: list[dict[str, Any]], arguments: Mapping[str, Any], **more: Any) -> str:
         return str(self.tokenizer.apply_chat_template(chat, **{**arguments, **more, "tokenize": False}))
 
-    def _as_taken(self, turn: dict[str, Any]) -> dict[str, Any]:
-        """The turn with its content in the form that the template takes: text, or a list of parts."""
+    def _adapt_content(self, turn: dict[str, Any]) -> dict[str, Any]:
+        """Brings a turn's content into the form that the template takes: text, or a list of parts."""
         content = turn.get("content")
         if isinstance(content, list) and not self._takes_parts:
             return {**turn, "content": content_text(turn)}
@@ -190,23 +190,23 @@ class ChatTemplate:
         except ChatRefused:
             return ""
 
-    def _written_behind_an_answer(self, *more: Message) -> str:
+    def _render_tail(self, *more: Message) -> str:
         chat = prompt_turns((Message("user", "hello"), Message("assistant", PROBE), *more))
         try:
             return self._render(chat, {}).partition(PROBE)[2]
         except ChatRefused:
             return ""
 
-    def _written_before_an_answer(self) -> str:
+    def _render_head(self) -> str:
         answer = Candidate(PROBE)
         try:
             prompt = self.write_prompt(QUESTION)
             whole = self.write_whole(QUESTION, answer)
-            return behind(prompt, whole, answer_turn(answer)).partition(PROBE)[0]
+            return cut_answer(prompt, whole, answer_turn(answer)).partition(PROBE)[0]
         except ChatRefused:
             return ""
 
-    def _with_span(self, text: str, turn: Mapping[str, Any]) -> WrittenAnswer:
+    def _find_content(self, text: str, turn: Mapping[str, Any]) -> WrittenAnswer:
         body = text.removesuffix(self.tail)
         content = content_text(turn)
         for part in (content, content.strip(), content.rpartition("</think>")[2].strip()):
@@ -221,21 +221,21 @@ class ChatTemplate:
             rank_zero_warn(
                 "the chat template does not write the chat with its answer as it writes the prompt for an answer, so "
                 f"prompt and answer together are not the template's own text. The prompt ends with {prompt[-60:]!r}, "
-                f"the whole chat with {whole[-120:]!r}; what is trained behind the prompt is {_short(text)}"
+                f"the whole chat with {whole[-120:]!r}; the text trained behind the prompt is {_short(text)}"
             )
 
 
-def behind(prompt: str, whole: str, turn: Mapping[str, Any]) -> str:
-    """The answer in a whole chat: what follows the prompt, where the chat begins with it.
+def cut_answer(prompt: str, whole: str, turn: Mapping[str, Any]) -> str:
+    """The answer in a whole chat: the text behind the prompt, if the chat begins with the prompt.
 
-    Where it does not, blanks at the prompt's end are not written twice. A block that the prompt opens, such as
-    `<think>`, is closed: with the thought that the answer holds, or empty. Else the answer begins where its content
-    does; behind a block that the prompt closes, without the thought.
+    If it does not, these cases are tried in turn. Whitespace at the prompt's end is not written twice. A block that
+    the prompt opens, such as `<think>`, is closed: with the thought that the answer holds, or empty. Otherwise the
+    answer begins with its content; behind a block that the prompt closes, the thought is left out.
 
     Args:
-        prompt: with the generation prompt.
-        whole: the chat with the answer.
-        turn: the assistant's.
+        prompt: the written prompt, with the generation prompt.
+        whole: the written chat with the answer.
+        turn: the assistant's turn.
 
     Raises:
         ChatRefused: the whole chat does not hold the answer.
@@ -247,9 +247,9 @@ def behind(prompt: str, whole: str, turn: Mapping[str, Any]) -> str:
         return whole[len(header) :].lstrip()
     opened = _OPENED.search(header)
     if opened is not None and whole.startswith(header[: opened.start()]):
-        return _closed(opened[1], prompt[len(header) :], whole[opened.start() :], turn)
+        return _close_block(opened[1], prompt[len(header) :], whole[opened.start() :], turn)
     content = content_text(turn)
-    if _CLOSED.search(header):  # no thought is asked for
+    if _CLOSED.search(header):  # the prompt allows no thought
         content = content.rpartition("</think>")[2]
     start = whole.rfind(content := content.strip())
     if start < 0:
@@ -258,14 +258,14 @@ def behind(prompt: str, whole: str, turn: Mapping[str, Any]) -> str:
     return whole[start:]
 
 
-def _closed(tag: str, blank: str, written: str, turn: Mapping[str, Any]) -> str:
-    """What follows an opened block.
+def _close_block(tag: str, blank: str, written: str, turn: Mapping[str, Any]) -> str:
+    """The answer behind a block that the prompt opens.
 
     Args:
         tag: the block's name.
-        blank: what stands between its opening and the answer.
-        written: what the whole chat has in place of the opened block and the answer.
-        turn: the assistant's.
+        blank: the whitespace between its opening tag and the answer.
+        written: the text that the whole chat has in place of the opened block and the answer.
+        turn: the assistant's turn.
     """
     close = f"</{tag}>"
     content = content_text(turn)
@@ -279,13 +279,13 @@ def _closed(tag: str, blank: str, written: str, turn: Mapping[str, Any]) -> str:
 
 
 def content_text(turn: Mapping[str, Any]) -> str:
-    """The content of a turn as text; that of parts is put together as templates do."""
+    """The content of a turn as text; a list of parts is joined as templates do."""
     content = turn.get("content") or ""
     return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def holds(text: str, content: str) -> bool:
-    """Whether a rendered chat has this content, blanks aside."""
+    """Whether a rendered chat has this content, regardless of whitespace."""
     return content.strip() in text or "".join(content.split()) in "".join(text.split())
 
 

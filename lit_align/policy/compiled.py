@@ -1,4 +1,4 @@
-"""A model's layers, compiled by `torch.compile` for the passes that are differentiated."""
+"""Compiles a model's layers with `torch.compile` for passes with gradients."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from lit_align.console import note
 def compile_layers(model: nn.Module) -> None:
     """Compiles the repeated layers of `model` at their first pass with gradients, once for all of them.
 
-    Lengths of rows do not compile them anew. Values are rounded wherever the layers themselves would round them, so
-    half precision gives the same noise with and without. Passes without gradients (sampling, the reference,
-    validation) run as before: they come in too many forms to be worth it.
+    Rows of another length do not recompile them. Values are rounded wherever the layers themselves would round them,
+    so half precision gives the same numbers with and without compiling. Passes without gradients (sampling, the
+    reference, validation) run uncompiled: they come in too many forms to be worth it.
 
     Args:
-        model: of transformers, which names the layers that repeat.
+        model: a model of transformers, whose `_no_split_modules` names the repeated layers.
 
     Raises:
-        ValueError: where it names none.
+        ValueError: it names none.
     """
     names = set(getattr(model, "_no_split_modules", None) or ())
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
         raise ValueError(
             f"`compile` compiles a model's repeated layers, but {type(model).__name__} does not say which they are "
-            "(its `_no_split_modules` names none): set it to false."
+            "(its `_no_split_modules` names none): set `compile` to false."
         )
     rank_zero_only(note)(f"compile: {len(layers)} layers are compiled at the first step, which takes about a minute")
     for layer in layers:

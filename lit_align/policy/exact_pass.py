@@ -1,4 +1,4 @@
-"""A forward pass in float32 or float64 of a model whose weights are rounder, without a second copy of it."""
+"""Forward passes in float32 or float64 for a model in a lower precision, without a second copy of it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 COMPUTE_DTYPE = "compute_dtype"
-"""The attribute of a 4-bit layer that says what it multiplies in."""
+"""The attribute of a 4-bit layer that holds the dtype of its products."""
 
 
 @contextmanager
 def computed_in(dtype: torch.dtype, model: nn.Module, head: nn.Module) -> Iterator[None]:
-    """Inside it passes of `model` without gradients are computed in `dtype`.
+    """Computes passes of `model` without gradients in `dtype`, within the block.
 
-    Each layer's weights are of that dtype while it runs and no longer, those of the head until the end.
+    Each layer's weights have that dtype only while it runs, those of the head until the end of the block.
 
     Args:
         dtype: float32 or float64.
-        model: with weights in any dtype.
+        model: a model with weights in any dtype.
         head: the model's output embeddings, whose weights are also read outside of its own forward pass.
     """
     precision = torch.get_float32_matmul_precision()
@@ -44,15 +44,15 @@ def _hooks(module: nn.Module, dtype: torch.dtype) -> Iterator[Any]:
         yield module.register_forward_hook(lambda _, __, rows: rows.to(dtype))
     elif _is_adapted(module) or hasattr(module, COMPUTE_DTYPE) or list(_others(module, dtype)):
         restores: list[Callable[[], None]] = []
-        yield module.register_forward_pre_hook(lambda one, _: restores.append(_swap_weights(one, dtype)))
+        yield module.register_forward_pre_hook(lambda layer, _: restores.append(_swap_weights(layer, dtype)))
         yield module.register_forward_hook(lambda *_: restores.pop()(), always_call=True)
 
 
 def _swap_weights(unit: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
-    """Puts copies of that dtype in the place of a layer's weights, below it too where it is adapted.
+    """Puts copies in `dtype` in the place of a layer's weights, and of those below it if it is adapted.
 
     Returns:
-        What puts back the weights: the very tensors that optimizer and DDP know.
+        A function that puts back the original tensors, which optimizer and DDP refer to.
     """
     restores: list[Callable[[], None]] = []
     for module in unit.modules():
@@ -71,7 +71,7 @@ def _swap_weights(unit: nn.Module, dtype: torch.dtype) -> Callable[[], None]:
 
 
 def _others(module: nn.Module, dtype: torch.dtype) -> Iterator[tuple[str, nn.Parameter]]:
-    """The module's own weights that are numbers of another dtype."""
+    """The module's own floating-point weights in another dtype."""
     for name, parameter in module._parameters.items():
         if parameter is not None and parameter.is_floating_point() and parameter.dtype != dtype:
             yield name, parameter

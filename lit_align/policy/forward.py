@@ -20,9 +20,9 @@ HALF_TOLERANCE = 0.1
 class CompletionForward:
     """Gives the log-probs of several completions of the same prompts.
 
-    Each prompt is computed once for all its completions (`shared_prompt.py`) and the LM head runs on completion
-    tokens alone, in chunks (`head.py`). Whether a model takes that is found out on its first batch, and again where
-    rows get wider (`shared_check.py`); one that does not gets plain rows, with one warning.
+    Each prompt is computed once for all its completions (`shared_prompt.py`), and the LM head runs only on completion
+    tokens, in chunks (`head.py`). The first batch of a model, and any with wider rows, is checked against plain rows
+    (`shared_check.py`). A model that fails the check gets plain rows, with one warning.
     """
 
     def __init__(self) -> None:
@@ -37,10 +37,10 @@ class CompletionForward:
             model: a causal language model of transformers, or one wrapped by peft.
             prompt: [B, P], each with at least one token.
             completions: any number of [B, C_j].
-            with_collisions: also fill `TokenLogps.collisions`.
+            with_collisions: also fills `TokenLogps.collisions`.
 
         Raises:
-            ValueError: where a prompt is empty: nothing would predict the first token of its completion.
+            ValueError: a prompt is empty, so that nothing would predict the first token of its completion.
         """
         if not bool((prompt.lengths > 0).all()):
             raise ValueError("Every prompt needs at least one token, but one of the batch is empty.")
@@ -55,17 +55,17 @@ def batch_logps(
     with_target: bool = False,
     with_collisions: bool = False,
 ) -> list[TokenLogps]:
-    """The chosen, the rejected and, on demand, the target completions of a batch, from one forward pass.
+    """Log-probs of the chosen, the rejected and, on demand, the target completions of a batch, from one forward pass.
 
     Args:
         model: as in :class:`CompletionForward`.
         batch: B pairs.
-        forward: computes them.
-        with_target: also the rows' targets, as a third entry.
-        with_collisions: also fill `TokenLogps.collisions`.
+        forward: computes the log-probs.
+        with_target: also computes the rows' targets, as a third entry.
+        with_collisions: also fills `TokenLogps.collisions`.
 
     Raises:
-        ValueError: where targets are asked for and a row has none.
+        ValueError: `with_target` is set and a row has no target.
     """
     completions = [batch.chosen, batch.rejected]
     if with_target:
@@ -74,14 +74,14 @@ def batch_logps(
 
 
 def rounding(model: nn.Module) -> float:
-    """Mean nats per token that rounding explains between two ways to the same log-probs."""
+    """The mean difference, in nats per token, that rounding explains between two ways to the same log-probs."""
     return HALF_TOLERANCE if dtype_of_products(model) in HALF_PRECISIONS else TOLERANCE
 
 
 def _targets(batch: PairBatch) -> Padded:
     if batch.target is None or not bool((batch.target.lengths > 0).all()):
         raise ValueError(
-            "The loss asks for each row's own `target`, but a pair of this batch has none: add the column "
+            "The loss needs each row's own `target`, but a pair of this batch has none: add the column "
             "`target` to the data, or choose a loss whose target is the chosen completion."
         )
     return batch.target

@@ -28,12 +28,12 @@ def converted_gguf(path: Path) -> Path:
     """The folder with the weights, tokenizer and generation config of a GGUF file, converted on first use.
 
     The folder is named by the file's content. It appears whole or not at all, and a second process waits
-    for the first one's. Weights are kept exactly: in bfloat16 or float16 where that loses nothing, else
+    for the first one's. Weights are kept exactly: in bfloat16 or float16 if that loses nothing, else
     in float32.
 
     Raises:
-        ModuleNotFoundError: where the package `gguf` is missing.
-        ValueError: where transformers cannot read the file as a causal language model.
+        ModuleNotFoundError: the package `gguf` is missing.
+        ValueError: transformers cannot read the file as a causal language model.
     """
     folder = cache_dir() / "gguf" / f"{path.stem}-{_fingerprint(path)}"
     if folder.exists():

@@ -1,4 +1,4 @@
-"""Log-probs from hidden states: the LM head in pieces, in float32, without keeping any logits."""
+"""Log-probs from hidden states: runs the LM head in pieces, in float32, without keeping any logits."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
 CHUNK = 256
-"""Tokens whose logits are in memory at the same time, where the head is trained or its weights are not at hand."""
+"""Tokens whose logits are in memory at the same time, if the head is trained or its weight is not a plain one."""
 BLOCKS = {"cpu": (2048, 2048), "cuda": (1024, 8192)}
-"""Tokens and vocabulary entries of a block of a frozen head: large enough for the threads, small for memory."""
+"""Tokens and vocabulary entries of a block of a frozen head: large enough for the threads, small enough for memory."""
 
 
 def token_logps(
@@ -28,44 +28,48 @@ def token_logps(
     is run in chunks of tokens and recomputed in the backward.
 
     Args:
-        hidden: [N, H], what the head is given.
+        hidden: [N, H], the input of the head.
         targets: [N] token ids.
         head: the model's output embeddings.
-        config: of the model, which may scale or cap the logits.
-        with_collisions: also compute :func:`collisions`.
+        config: the model's configuration, which may scale or cap the logits.
+        with_collisions: also computes :func:`collisions`.
 
     Returns:
         The log-probs, [N] float32 in nats, and on demand the collisions, [N], without gradients.
     """
     if not len(targets):
         return hidden.new_zeros(0, dtype=torch.float32), hidden.new_zeros(0, dtype=torch.float32)
-    finish = _Finish.of(config)
+    transform = LogitTransform.of(config)
     if has_whole_weight(head) and not _trained(head):
-        values, collided = _FrozenHead.apply(hidden, targets, head, finish, with_collisions)
+        values, collided = _FrozenHead.apply(hidden, targets, head, transform, with_collisions)
     else:
         parts = [
-            checkpoint(_logps, head, finish, h, t, with_collisions, use_reentrant=False)
+            checkpoint(_logps, head, transform, h, t, with_collisions, use_reentrant=False)
             for h, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
         ]
-        values, collided = (torch.cat(some) for some in zip(*parts, strict=True))
+        values, collided = (torch.cat(chunks) for chunks in zip(*parts, strict=True))
     return values, collided if with_collisions else None
 
 
 def collisions(logits: Tensor) -> Tensor:
-    """log sum_v p(v)^2 of each row of logits [N, V]: how likely two draws agree, [N] float32, without gradients."""
+    """log sum_v p(v)^2 of each row of logits [N, V], the log-probability that two draws agree.
+
+    Returns:
+        [N] float32, without gradients.
+    """
     logits = logits.detach().float()
     return (2 * logits).logsumexp(-1) - 2 * logits.logsumexp(-1)
 
 
 @dataclass(frozen=True)
-class _Finish:
-    """What models of transformers do to the head's output, by the names that their configurations use."""
+class LogitTransform:
+    """The scaling and capping that models of transformers apply to the head's output."""
 
     factor: float
     cap: float | None
 
     @classmethod
-    def of(cls, config: PretrainedConfig) -> _Finish:
+    def of(cls, config: PretrainedConfig) -> LogitTransform:
         divisor = getattr(config, "logits_scaling", None)  # Granite
         factor = getattr(config, "logit_scale", None)  # Cohere
         cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
@@ -77,25 +81,25 @@ class _Finish:
         return (logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)).float()
 
     def slopes(self, logits: Tensor) -> Tensor | None:
-        """The derivative of the logits by the head's output without the factor; None where that is 1."""
+        """The derivative of the logits by the scaled output of the head; None if it is 1 everywhere."""
         return None if self.cap is None else 1 - (logits / self.cap).square()
 
 
 class _FrozenHead(torch.autograd.Function):
-    """log p of each target and its gradient by the hidden state, in one pass over the vocabulary."""
+    """Computes log p of each target and its gradient by the hidden state, in one pass over the vocabulary."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, head: nn.Linear, finish: _Finish, with_collisions: bool
+        ctx: Any, hidden: Tensor, targets: Tensor, head: nn.Linear, transform: LogitTransform, with_collisions: bool
     ) -> tuple[Tensor, Tensor]:
         rows, width = BLOCKS.get(hidden.device.type, BLOCKS["cuda"])
         parts = []
-        for some, own in zip(hidden.split(rows), targets.split(rows), strict=True):
-            sums = _Sums(some, own[:, None], ctx.needs_input_grad[0], with_collisions)
+        for block, own in zip(hidden.split(rows), targets.split(rows), strict=True):
+            sums = OnlineSoftmax(block, own[:, None], ctx.needs_input_grad[0], with_collisions)
             for start in range(0, head.out_features, width):
-                sums.add(head, finish, start, start + width)
-            parts.append(sums.finished(head, finish))
-        values, gradients, collided = (torch.cat(some) for some in zip(*parts, strict=True))
+                sums.add(head, transform, start, start + width)
+            parts.append(sums.result(head, transform))
+        values, gradients, collided = (torch.cat(block) for block in zip(*parts, strict=True))
         ctx.save_for_backward(gradients)
         ctx.mark_non_differentiable(collided)
         return values, collided
@@ -106,11 +110,18 @@ class _FrozenHead(torch.autograd.Function):
         return (upstream[0][:, None] * gradients).to(gradients.dtype), None, None, None, None
 
 
-class _Sums:
-    """The sums over the vocabulary behind log p(t) and its gradient, built up block by block.
+class OnlineSoftmax:
+    """The sums over the vocabulary behind log p(t) and its gradient, built up block by block (arXiv 1805.02867).
 
-    With logits l_v = f(W_v h) the gradient by h is f'(l_t) W_t - sum_v p(v) f'(l_v) W_v, which is a mean under the
-    softmax. Sums are of exp(l_v - top), rescaled whenever a block brings a larger top (arXiv 1805.02867).
+    With logits l_v = f(W_v h) the gradient of log p(t) by h is f'(l_t) W_t - sum_v p(v) f'(l_v) W_v; the second term
+    is a mean under the softmax. All sums are of exp(l_v - top), where top is the largest logit so far.
+
+    Attributes:
+        top: [N, 1] the largest logit so far.
+        own: [N, 1] the target's logit.
+        total: [N, 1] sum of exp(l_v - top).
+        squares: [N, 1] sum of exp(l_v - top)^2.
+        mean: [N, H] sum of exp(l_v - top) f'(l_v) W_v; :meth:`result` divides it by `total`.
     """
 
     def __init__(self, hidden: Tensor, targets: Tensor, with_gradient: bool, with_collisions: bool) -> None:
@@ -124,50 +135,52 @@ class _Sums:
         self.squares = zeros if with_collisions else None
         self.mean = torch.zeros(hidden.shape, device=hidden.device) if with_gradient else None
 
-    def add(self, head: nn.Linear, finish: _Finish, start: int, stop: int) -> None:
-        """Takes in the vocabulary from `start` to `stop`."""
+    def add(self, head: nn.Linear, transform: LogitTransform, start: int, stop: int) -> None:
+        """Adds the vocabulary from `start` to `stop`."""
         weight = head.weight[start:stop]
-        logits = finish(F.linear(self.hidden, weight, None if head.bias is None else head.bias[start:stop]))
-        at = (self.targets - start).clamp(0, len(weight) - 1)
-        self.own = torch.where(self.targets - start == at, logits.gather(1, at), self.own)
-        slopes = finish.slopes(logits) if self.mean is not None else None
+        logits = transform(F.linear(self.hidden, weight, None if head.bias is None else head.bias[start:stop]))
+        index = (self.targets - start).clamp(0, len(weight) - 1)
+        self.own = torch.where(self.targets - start == index, logits.gather(1, index), self.own)
+        slopes = transform.slopes(logits) if self.mean is not None else None
 
-        top = torch.maximum(self.top, logits.amax(1, keepdim=True))
-        shrink = (self.top - top).exp_()
-        self.top = top
-        mass = logits.sub_(top).exp_()
-        self.total = self.total * shrink + mass.sum(1, keepdim=True)
+        # A larger top makes all earlier terms smaller: those of `total` and `mean` by exp(top - new_top), squared
+        # ones by its square. At the first block `top` is minus infinity, and 0 times nothing is nothing.
+        new_top = torch.maximum(self.top, logits.amax(1, keepdim=True))
+        shrink = (self.top - new_top).exp_()
+        self.top = new_top
+        masses = logits.sub_(new_top).exp_()
+        self.total = self.total * shrink + masses.sum(1, keepdim=True)
         if self.squares is not None:
-            self.squares = self.squares * shrink.square() + mass.square().sum(1, keepdim=True)
+            self.squares = self.squares * shrink.square() + masses.square().sum(1, keepdim=True)
         if self.mean is not None:
-            weighted = mass if slopes is None else mass * slopes
+            weighted = masses if slopes is None else masses * slopes
             self.mean.mul_(shrink).add_(weighted.to(weight.dtype) @ weight)
 
-    def finished(self, head: nn.Linear, finish: _Finish) -> tuple[Tensor, Tensor, Tensor]:
-        """[N] log-probs, [N, H] their gradients, [N] collisions; [0] for what was not asked for."""
+    def result(self, head: nn.Linear, transform: LogitTransform) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs [N], their gradients [N, H] and collisions [N]; the latter two are empty unless they are wanted."""
         log_total = self.total.log()
         values = self.own - self.top - log_total
         gradient = collided = values[:0, 0]
         if self.mean is not None:
-            slopes = finish.slopes(self.own)
+            slopes = transform.slopes(self.own)
             target_weight = head.weight[self.targets[:, 0]].float()
             own = target_weight if slopes is None else slopes * target_weight
-            gradient = (finish.factor * (own - self.mean / self.total)).to(self.hidden.dtype)
+            gradient = (transform.factor * (own - self.mean / self.total)).to(self.hidden.dtype)
         if self.squares is not None:
             collided = (self.squares.log() - 2 * log_total)[:, 0]
         return values[:, 0], gradient, collided
 
 
 def _logps(
-    head: nn.Module, finish: _Finish, hidden: Tensor, targets: Tensor, with_collisions: bool
+    head: nn.Module, transform: LogitTransform, hidden: Tensor, targets: Tensor, with_collisions: bool
 ) -> tuple[Tensor, Tensor]:
-    """[N] log-probs and [N] collisions, or none of them: [0]."""
-    logits = finish(head(hidden))
+    """Log-probs [N], and collisions [N] or, without `with_collisions`, [0]."""
+    logits = transform(head(hidden))
     return -F.cross_entropy(logits, targets, reduction="none"), collisions(logits if with_collisions else logits[:0])
 
 
 def has_whole_weight(layer: nn.Module) -> bool:
-    """Whether a layer is a matrix product with a weight that is all here: not quantised, sharded or wrapped."""
+    """Whether a layer is a matrix product with a plain, complete weight: not quantised, sharded or wrapped."""
     if type(layer) is not nn.Linear or type(layer.weight) is not nn.Parameter:
         return False
     return tuple(layer.weight.shape) == (layer.out_features, layer.in_features)

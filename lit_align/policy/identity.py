@@ -1,4 +1,4 @@
-"""What a model's log-probs depend on, so that stored ones are found again and never taken for another model's."""
+"""The identity of a model: all that its log-probs depend on, so that stored ones are never used for another model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _BLOCK = 1 << 24
 def model_identity(spec: PolicySpec, precision: str = "32-true") -> dict[str, Any]:
     """The weights, quantisation, dtype and saved adapter of a model, as plain JSON values.
 
-    Weights in a folder are known by the content of their files, those of the hub by the commit. Fresh
-    adapters (`lora`) are left out: they start as the identity. So are the paths: a moved folder is the same.
+    Weights in a folder are identified by the content of their files, those of the hub by the commit. Fresh adapters
+    (`lora`) are left out, since they change nothing at the start. So are paths: a moved folder is the same.
 
     Args:
         spec: how the model is loaded.
-        precision: the Trainer's, which decides what the weights are computed in.
+        precision: the Trainer's precision, which decides the dtype of the computation.
 
     Raises:
-        ValueError: where the commit of a hub id cannot be told.
-        FileNotFoundError: where a file is missing.
+        ValueError: the commit of a hub id cannot be determined.
+        FileNotFoundError: a file is missing.
     """
     name = locate_model(spec.model)
     return {
@@ -68,10 +68,10 @@ def _file(name: str, file: str, revision: str | None) -> Path:
 
 def _weight_files(folder: Path) -> list[Path]:
     """The weights and the model's own code, if it brings any."""
-    found = next((files for pattern in _WEIGHTS if (files := sorted(folder.glob(pattern)))), None)
-    if found is None:
+    weights = next((files for pattern in _WEIGHTS if (files := sorted(folder.glob(pattern)))), None)
+    if weights is None:
         raise FileNotFoundError(f"expected weights ({' or '.join(_WEIGHTS)}) in {folder}, found none")
-    return [*found, *sorted(folder.glob("*.py"))]
+    return [*weights, *sorted(folder.glob("*.py"))]
 
 
 def _content(paths: Iterable[Path]) -> str:
@@ -88,7 +88,7 @@ def _digest_now(path: Path) -> bytes:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, changed: int, size: int) -> bytes:
-    """Of a file as it was when it was last changed: gigabytes are read once in a process."""
+    """The digest of a file, cached until it changes: gigabytes are read once in a process."""
     digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -97,6 +97,6 @@ def _digest(path: Path, changed: int, size: int) -> bytes:
 
 
 def _stored_dtype(config: Path) -> str:
-    """What dtype "auto" means: the config's, or that of the weights, which are part of the identity themselves."""
+    """The dtype that "auto" stands for: the config's; without one, that of the weights, which are hashed anyway."""
     values = json.loads(config.read_text(encoding="utf-8"))
     return str(values.get("dtype") or values.get("torch_dtype") or "auto")

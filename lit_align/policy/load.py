@@ -1,4 +1,4 @@
-"""From a :class:`PolicySpec` to a tokenizer and a model that is ready to train."""
+"""Loads the tokenizer and the model that a :class:`PolicySpec` describes, ready to train."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import (
 
 from lit_align.policy.adapter import demand_own_base, load_adapter, saved_config
 from lit_align.policy.compiled import compile_layers
-from lit_align.policy.cpu.attention import when_run_again
+from lit_align.policy.cpu.attention import checkpoint_contexts
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.reach import demand_targets, layer_names, say_unreached
@@ -33,10 +33,10 @@ from lit_align.policy.template_values import set_defaults
 
 
 def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer. One without a padding token pads with its end-of-sequence token.
+    """Loads the tokenizer. If it has no padding token, it pads with its end-of-sequence token.
 
     Raises:
-        FileNotFoundError: if the model or the template's file does not exist.
+        FileNotFoundError: the model or the template's file does not exist.
     """
     name = locate_model(spec.model)
     try:
@@ -64,7 +64,7 @@ def load_stop_ids(spec: PolicySpec) -> tuple[int, ...]:
 
 
 def load_vocabulary_size(spec: PolicySpec) -> int | None:
-    """How many tokens the model's embedding has rows for; None if its config does not say."""
+    """The number of rows of the model's embedding; None if its config does not say."""
     return getattr(read_config(spec).get_text_config(), "vocab_size", None)
 
 
@@ -72,8 +72,8 @@ def load_model(spec: PolicySpec) -> nn.Module:
     """Loads the model, ready for training: adapters attached, the rest frozen, base dropout off.
 
     Raises:
-        FileNotFoundError: if the model or the adapter does not exist.
-        ValueError: if the model is no causal language model, or the settings contradict each other.
+        FileNotFoundError: the model or the adapter does not exist.
+        ValueError: the model is no causal language model, or the settings contradict each other.
     """
     check_spec(spec)
     name = locate_model(spec.model)
@@ -92,11 +92,11 @@ def check_spec(spec: PolicySpec) -> None:
     """Refuses settings that contradict each other.
 
     Raises:
-        ValueError: where they do.
+        ValueError: two settings contradict each other.
     """
     if spec.lora is not None and spec.adapter is not None:
         raise ValueError(
-            "`lora` asks for fresh adapters and `adapter` for a saved one, which brings its own settings: "
+            "`lora` makes fresh adapters and `adapter` loads a saved one, which brings its own settings: "
             "set one of the two."
         )
     if spec.quantization is not None and spec.lora is None and spec.adapter is None:
@@ -126,10 +126,10 @@ def _template(template: str) -> str:
 
 
 def read_config(spec: PolicySpec, **changes: Any) -> PretrainedConfig:
-    """The model's config as it is, but for `changes`.
+    """Reads the model's config as it is, except for `changes`.
 
     Raises:
-        FileNotFoundError: where there is none.
+        FileNotFoundError: the model has no config.
     """
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(locate_model(spec.model), **changes, **_hub_options(spec))
@@ -142,11 +142,11 @@ def read_config(spec: PolicySpec, **changes: Any) -> PretrainedConfig:
 
 
 def load_config(spec: PolicySpec) -> PretrainedConfig:
-    """The model's config with all dropout set to 0. Of a hub id no weights are fetched; a GGUF file is converted, once.
+    """Loads the model's config with all dropout set to 0. No weights are downloaded; a GGUF file is converted, once.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: where the model is no causal language model.
+        FileNotFoundError: the model has no config.
+        ValueError: the model is no causal language model.
     """
     config = read_config(spec)
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or hasattr(config, "auto_map")
@@ -161,7 +161,7 @@ def load_config(spec: PolicySpec) -> PretrainedConfig:
 
 
 def switch_off_dropout(config: PretrainedConfig) -> None:
-    """Sets all that is random in a forward pass to 0, in the config and in those inside of it."""
+    """Sets everything random in a forward pass to 0, in the config and in nested ones."""
     for key, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
             switch_off_dropout(value)
@@ -170,7 +170,7 @@ def switch_off_dropout(config: PretrainedConfig) -> None:
 
 
 def base_options(spec: PolicySpec, config: PretrainedConfig) -> dict[str, Any]:
-    """The arguments of `from_pretrained` that say how `spec` wants the base loaded: dtype, attention, 4 bits."""
+    """The arguments of `from_pretrained` for the base: dtype, attention, quantisation."""
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
     options: dict[str, Any] = {"dtype": dtype, "config": config, **_hub_options(spec)}
     if spec.attn_implementation is not None:
@@ -195,33 +195,33 @@ def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrai
 
 
 def prepare_layers(spec: PolicySpec, model: PreTrainedModel) -> None:
-    """Lets the layers of the base keep what `spec` says for their backward, and be compiled where it says so."""
+    """Sets gradient checkpointing for the layers of the base, and compiles them, as `spec` says."""
     keep_activations(spec, model)
     if spec.compile:
         compile_layers(model)
 
 
 def keep_activations(spec: PolicySpec, model: PreTrainedModel) -> None:
-    """Lets a forward pass keep for its backward what `spec.gradient_checkpointing` says."""
+    """Sets what a forward pass keeps for its backward, by `spec.gradient_checkpointing`."""
     if not spec.gradient_checkpointing:
         return
     settings: dict[str, Any] = {"use_reentrant": False}
     if not spec.compile:  # torch.compile takes no such context
-        settings["context_fn"] = when_run_again
+        settings["context_fn"] = checkpoint_contexts
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(settings)
     else:  # an older transformers
         model.gradient_checkpointing_enable(settings)
     if spec.gradient_checkpointing == "offload":
         for module in model.modules():
-            if hasattr(module, "_gradient_checkpointing_func"):  # runs a layer, which saves its inputs alone
+            if hasattr(module, "_gradient_checkpointing_func"):  # runs a layer and saves only its inputs
                 layer: Any = module
                 run = layer._gradient_checkpointing_func
                 layer._gradient_checkpointing_func = partial(_offloaded, run)
 
 
 def _offloaded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Keeps what a layer saves in the host's memory."""
+    """Runs a layer and keeps the tensors that it saves in the host's memory."""
     with torch.autograd.graph.save_on_cpu(pin_memory=torch.cuda.is_available()):
         return run(*args, **kwargs)
 
@@ -236,15 +236,15 @@ def _with_adapter(spec: PolicySpec, model: PreTrainedModel) -> nn.Module:
 
 
 def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUSAL_LM") -> nn.Module:
-    """The model, frozen, with new adapters to train.
+    """Freezes the model and gives it new adapters to train.
 
     Args:
         lora: the adapters' settings.
         model: the base.
-        task_type: peft's name for what the model does. With "SEQ_CLS" the output layer is trained too, as a whole.
+        task_type: peft's name for the model's task. With "SEQ_CLS" the whole output layer is trained, too.
 
     Raises:
-        ValueError: one of `lora.target_modules` is the name of no layer.
+        ValueError: one of `lora.target_modules` is not the name of a layer.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -252,7 +252,7 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUS
 
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated int; a ratio is all that it enters
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # annotated as int; only the ratio alpha / r is used
         lora_dropout=lora.dropout,
         target_modules=copy.copy(lora.target_modules),
         target_parameters=copy.copy(lora.target_parameters),

@@ -1,7 +1,7 @@
 """Log-probabilities of completions under a causal language model, by its plain forward pass.
 
-One row per completion, its prompt in front, padding on the right: the form that every model takes, and the one
-that `forward.py`, which computes each prompt once, is held against.
+One row per completion, its prompt in front, padding on the right: the form that every model takes. `forward.py`, which
+computes each prompt once, is checked against it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lit_align.policy.head import collisions
 from lit_align.policy.outputs import logits_alone
 
 NEGLIGIBLE = 1e-30
-"""Gradients by a log-prob below this one are 0: float32 has eight digits more below it before it gets denormal."""
+"""Smaller gradients of a log-prob count as 0. float32 has eight more decimal places before numbers get denormal."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class TokenLogps:
     Args:
         logps: [B, C] float32 in nats, 0 at padding.
         mask: [B, C] bool, True where a token is real.
-        collisions: [B, C] log sum_v pi(v)^2 where each token was predicted, detached and 0 at padding; on demand.
+        collisions: [B, C] log sum_v pi(v)^2 of the distribution that each token is drawn from, detached and 0 at
+            padding; None unless it was computed.
     """
 
     logps: Tensor
@@ -63,9 +64,9 @@ class TokenLogps:
 
 
 def _without_traces(gradient: Tensor) -> Tensor:
-    """0 for what is too small to move any weight, such as that of a pair far out on a sigmoid.
+    """Sets gradients to 0 that are too small to move any weight, such as those of a pair far out on a sigmoid.
 
-    On a CPU a backward pass of denormal numbers would take up to a hundred times as long.
+    On a CPU a backward pass with denormal numbers takes up to a hundred times as long.
     """
     return gradient.masked_fill(gradient.abs() < NEGLIGIBLE, 0)
 
@@ -73,17 +74,17 @@ def _without_traces(gradient: Tensor) -> Tensor:
 def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded, with_collisions: bool = False) -> TokenLogps:
     """log pi(token | prompt, earlier tokens) of every completion token, in float32.
 
-    The LM head runs only on positions that predict a completion token; what a model does to its logits
-    after the head (scaling, soft-capping) applies as in its plain forward pass.
+    The LM head runs only on positions that predict a completion token. Scaling and soft-capping of logits after the
+    head apply as in the model's plain forward pass.
 
     Args:
         model: a causal language model of transformers, or one wrapped by peft.
         prompt: [B, P], each with at least one token.
         completion: [B, C], the completions of the B prompts.
-        with_collisions: also fill `TokenLogps.collisions`.
+        with_collisions: also fills `TokenLogps.collisions`.
 
     Raises:
-        ValueError: where a prompt is empty: nothing would predict the first token of its completion.
+        ValueError: a prompt is empty, so that nothing would predict the first token of its completion.
     """
     prompt_lengths = prompt.lengths
     if not bool((prompt_lengths > 0).all()):
@@ -100,7 +101,7 @@ def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded, with_co
 def plain_logps(
     model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False
 ) -> list[TokenLogps]:
-    """Each of several completions of B prompts, in rows of their own, from one forward pass.
+    """Log-probs of several completions of B prompts, each in a row of its own, from one forward pass.
 
     Args:
         model: as in :func:`sequence_logps`.
@@ -146,10 +147,10 @@ def _logits_at(model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, column
 
 @contextmanager
 def _gather_before(head: nn.Module | None, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
-    """Lets the LM head see only the hidden states at (row, column), as one row [1, N, H].
+    """Gives the LM head only the hidden states at (row, column), as one row [1, N, H].
 
-    Yields a list that is empty until the head has run so: a model that does not call its head as a
-    module gives logits for every position instead.
+    Yields a list that stays empty if the head did not run like this: a model that does not call its head as a
+    module gives logits for every position.
     """
     gathered: list[bool] = []
 

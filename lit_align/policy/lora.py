@@ -18,7 +18,7 @@ from lit_align.policy.precision import autocast_dtype
 
 
 def add_in_place(config: LoraConfig, model: PreTrainedModel) -> LoraConfig:
-    """Makes the adapters of `config` on the plain and the NF4 layers of `model` those of :class:`InPlaceLora`."""
+    """Makes `config` use :class:`InPlaceLora` for the plain and the NF4 layers of `model`."""
     if getattr(model, "is_loaded_in_4bit", False):
         config._register_custom_module({**_four_bit_layers(), nn.Linear: InPlaceLoraLinear})
     elif not getattr(model, "is_quantized", False):
@@ -29,9 +29,9 @@ def add_in_place(config: LoraConfig, model: PreTrainedModel) -> LoraConfig:
 class InPlaceLora(LoraLayer):
     """W x + s B A x as in peft's layers, with the adapter's part added to the base's by one matrix product.
 
-    peft computes B A x, scales it and adds it: three outputs of the layer's size, of which this one needs none. Where
+    peft computes B A x, scales it and adds it: three outputs of the layer's size, none of which is needed here. If
     the adapter is in float32 on a base in half precision, peft keeps a float32 copy of x for the backward of each
-    layer; this one keeps x as it is, once for all layers that it is given to.
+    layer; this one keeps x as it is, once for all layers with the same input.
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -48,7 +48,7 @@ class InPlaceLora(LoraLayer):
         return together.view(*x.shape[:-1], together.shape[-1])
 
     def _only_adapter(self) -> str | None:
-        """The one active adapter, where it is a plain one; None where peft has more to do than W x + s B A x."""
+        """The single active adapter if it is a plain one; None if peft computes more than W x + s B A x."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
         (name,) = self.active_adapters
@@ -58,12 +58,12 @@ class InPlaceLora(LoraLayer):
 
 
 class InPlaceLoraLinear(InPlaceLora, LoraLinear):
-    """On a plain linear layer."""
+    """An :class:`InPlaceLora` on a plain linear layer."""
 
 
 @cache
 def _four_bit_layers() -> dict[type[nn.Module], type[nn.Module]]:
-    """The layers of bitsandbytes, whose import takes seconds, and what adapts them."""
+    """The layers of bitsandbytes and their adapters; a function, because the import takes seconds."""
     from bitsandbytes.nn import Linear4bit
     from peft.tuners.lora.bnb import Linear4bit as LoraLinear4bit
 
@@ -79,23 +79,24 @@ def _add_low_rank(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: floa
         down: A, [r, in].
         up: B, [out, r].
         scale: s.
-        dtype: of the products.
+        dtype: the dtype of the products.
     """
-    if base.dtype == x.dtype == dtype:  # no copies to spare, and nothing that torch.compile must stop for
+    if base.dtype == x.dtype == dtype:  # no casts needed
         return base.addmm_(x @ down.to(dtype).t(), up.to(dtype).t(), alpha=scale)
-    if torch.compiler.is_compiling():  # which casts without copies by itself, for any number of rows
+    if torch.compiler.is_compiling():  # compiled code casts without copies, and a loop would fix the number of rows
         low = x.to(dtype) @ down.to(dtype).t()
         return base.to(dtype).addmm(low, up.to(dtype).t(), alpha=scale).to(base.dtype)
     return cast(Tensor, _CastAndAddLowRank.apply(base, x, down, up, scale, dtype))
 
 
-_ROWS = 1024  # that are cast together
+_ROWS = 1024
+"""Rows that are cast together."""
 
 
 class _CastAndAddLowRank(torch.autograd.Function):
-    """:func:`_add_low_rank` in the memory of `base`, which casts a part of the rows at a time.
+    """Computes :func:`_add_low_rank` in the memory of `base`, casting some rows at a time.
 
-    x is cast again in the backward, and no copy of it is kept until then.
+    The backward casts x again, so that no copy of it is kept.
     """
 
     @staticmethod
@@ -133,6 +134,6 @@ class _CastAndAddLowRank(torch.autograd.Function):
 
 
 def _parts(x: Tensor) -> list[slice]:
-    """The rows, cast part by part; in a plan of memory one part, which takes as much as each."""
+    """Slices of rows that are cast together. In a plan of memory there is one, since each takes as much."""
     rows = min(len(x), _ROWS) if getattr(x, "is_planned", x.is_meta) else len(x)
     return [slice(start, start + _ROWS) for start in range(0, rows, _ROWS)]

@@ -1,4 +1,4 @@
-"""Modes of modules, saved and restored."""
+"""Saves and restores the train and eval modes of modules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Puts `model` into eval mode and gives each submodule its own mode back afterwards.
 
-    `model.train()` would not do: a frozen part that was in eval mode would wake up in train mode.
+    `model.train()` afterwards would be wrong: it would put a frozen part into train mode, too.
     """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -1,4 +1,4 @@
-"""Weights in the 4 bits of NF4, by bitsandbytes."""
+"""Weights in 4 bits (NF4), by bitsandbytes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def nf4_settings(compute_dtype: Any) -> BitsAndBytesConfig:
     """NF4 with quantised scales (arXiv:2305.14314), as `quantization_config` of `from_pretrained`.
 
     Args:
-        compute_dtype: of the products with the unpacked weights; None is float32.
+        compute_dtype: dtype of the products with the unpacked weights; None is float32.
 
     Raises:
-        ModuleNotFoundError: where bitsandbytes is not installed.
+        ModuleNotFoundError: bitsandbytes is not installed.
     """
     try:
         import bitsandbytes  # noqa: F401
@@ -41,8 +41,8 @@ def nf4_settings(compute_dtype: Any) -> BitsAndBytesConfig:
 def keep_trainable_on_cpu(model: nn.Module) -> None:
     """Keeps bitsandbytes from repacking 4-bit weights in place at the first forward in eval mode.
 
-    On CPUs with avx512_bf16 that repacked form has no autograd: after one generation no adapter would
-    get a gradient any more. Nor can it hold narrow layers.
+    On CPUs with avx512_bf16 the repacked form has no autograd: after one generation no adapter would get a gradient
+    any more. It also cannot hold narrow layers.
     """
     for module in model.modules():
         if hasattr(module, _REPACKING):

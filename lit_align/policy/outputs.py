@@ -1,4 +1,4 @@
-"""What a model is asked for beside its logits: nothing."""
+"""Arguments that make a forward pass compute only logits."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def logits_alone(config: Any) -> dict[str, bool]:
-    """The arguments of a forward pass that leave out what a config may ask for by itself.
+    """The arguments of a forward pass that switch off further outputs which a model's config may switch on.
 
-    With `output_router_logits: true` a mixture of experts computes its balancing loss in every pass, for which it
-    would need a padding mask in place of one that says who sees whom. A preference loss does not have it as a term.
+    With `output_router_logits: true` a mixture of experts computes its balancing loss in every pass. For that it would
+    need a padding mask, not an attention mask, and a preference loss does not use it.
     """
     return {"output_router_logits": False} if getattr(config, "output_router_logits", False) else {}

@@ -1,4 +1,4 @@
-"""Keeps libraries from talking while they are imported and while they load a model."""
+"""Keeps libraries from printing while they are imported and while they load a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOISY = ("transformers", "bitsandbytes", "bitsandbytes.backends.cpu.ops", "peft"
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Lets only errors through inside the block; levels and filters are as before after it."""
+    """Lets only errors through within the block; levels and filters are restored after it."""
     loggers = [logging.getLogger(name) for name in NOISY]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The frozen reference of a preference loss, in its forms."""
+"""The forms of the frozen reference of a preference loss."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ REFERENCE_ADAPTER = "reference"
 
 
 class Reference(nn.Module, ABC):
-    """What the policy is compared with: a model that is never trained.
+    """The model that the policy is compared with, which is never trained.
 
     Attributes:
         can_refresh: whether :meth:`refresh` works.
-        refreshes: how often it was refreshed.
+        refreshes: number of refreshes so far.
     """
 
     can_refresh: bool = False
@@ -42,18 +42,18 @@ class Reference(nn.Module, ABC):
         """Prepares the reference from the freshly loaded policy; called once.
 
         Raises:
-            ValueError: where the policy cannot have this form of reference.
+            ValueError: the policy cannot have this form of reference.
         """
 
     @abstractmethod
     def active(self, policy: nn.Module) -> AbstractContextManager[nn.Module]:
-        """Gives the model to run as the reference; the policy is itself again after the block."""
+        """Gives the model to run as the reference, within the block; afterwards the policy is as before."""
 
     def refresh(self, policy: nn.Module) -> None:
         """Makes the policy's current weights the reference.
 
         Raises:
-            RuntimeError: where this form of reference stays as it is.
+            RuntimeError: this form of reference cannot be refreshed.
         """
         if not self.can_refresh:
             raise RuntimeError(
@@ -64,36 +64,36 @@ class Reference(nn.Module, ABC):
         self.refreshes += 1
 
     def _copy_from(self, policy: nn.Module) -> None:
-        raise NotImplementedError(f"{type(self).__name__} says can_refresh, so it must define `_copy_from`.")
+        raise NotImplementedError(f"{type(self).__name__} has can_refresh = True, so it must define `_copy_from`.")
 
     def saved_parameters(self, policy: nn.Module) -> list[nn.Parameter]:
-        """The parameters a checkpoint must hold after so many `refreshes`; others are loaded anew at each start."""
+        """The parameters that a checkpoint must hold after `refreshes` refreshes; others are loaded at each start."""
         return []
 
-    def start(self, policy: PolicySpec) -> PolicySpec | None:
-        """The model that it equals until it is refreshed, so that its log-probs can be computed once and kept.
+    def initial_spec(self, policy: PolicySpec) -> PolicySpec | None:
+        """The model that the reference equals until it is refreshed, so that its log-probs can be computed ahead.
 
-        None: there is none, and the reference runs at each step. So it is for a form of one's own, unless it
-        overrides this.
+        None means that there is no such model, and the reference runs at each step. A subclass in a user's file
+        returns None unless it overrides this.
         """
         return None
 
     def release(self) -> None:
-        """Gives back the memory that it takes, until it is active again."""
+        """Frees the memory of the reference until it is active again."""
 
 
 class AdapterOff(Reference):
-    """The policy's own base with the adapter switched off: costs no memory."""
+    """The policy's own base with the adapter switched off. It costs no memory."""
 
     def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
-        _adapted(policy, self)
+        _require_adapter(policy, self)
 
     @contextmanager
     def active(self, policy: nn.Module) -> Iterator[nn.Module]:
-        with _adapted(policy, self).disable_adapter():
+        with _require_adapter(policy, self).disable_adapter():
             yield policy
 
-    def start(self, policy: PolicySpec) -> PolicySpec:
+    def initial_spec(self, policy: PolicySpec) -> PolicySpec:
         return replace(policy, adapter=None)
 
 
@@ -106,7 +106,7 @@ class AdapterCopy(Reference):
     can_refresh = True
 
     def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
-        adapted = _adapted(policy, self)
+        adapted = _require_adapter(policy, self)
         config = copy.deepcopy(adapted.peft_config[POLICY_ADAPTER])
         _refuse_biases(config, spec)
         if hasattr(config, "lora_dropout"):
@@ -118,14 +118,14 @@ class AdapterCopy(Reference):
 
     @contextmanager
     def active(self, policy: nn.Module) -> Iterator[nn.Module]:
-        adapted = _adapted(policy, self)
+        adapted = _require_adapter(policy, self)
         adapted.set_adapter(REFERENCE_ADAPTER, inference_mode=True)
         try:
             yield policy
         finally:
             adapted.set_adapter(POLICY_ADAPTER)
 
-    def start(self, policy: PolicySpec) -> PolicySpec:
+    def initial_spec(self, policy: PolicySpec) -> PolicySpec:
         return policy
 
     def saved_parameters(self, policy: nn.Module) -> list[nn.Parameter]:
@@ -144,14 +144,14 @@ class AdapterCopy(Reference):
 
 
 class ModelReference(Reference):
-    """A second model in memory, loaded when it is first active and not before.
+    """A second model in memory, loaded when it is first active.
 
     Args:
         model: the reference model, with the policy's tokenizer; None takes the policy's own starting weights,
             and can be refreshed.
 
     Raises:
-        ValueError: from `attach`, where the two models' vocabularies differ.
+        ValueError: from `attach`, if the two models' vocabularies differ.
     """
 
     def __init__(self, model: PolicySpec | None = None) -> None:
@@ -159,13 +159,13 @@ class ModelReference(Reference):
         self.spec = model
         self.can_refresh = model is None
         self.model: nn.Module | None = None
-        self._loads: PolicySpec | None = None
+        self._initial_spec: PolicySpec | None = None
         self._dtype: torch.dtype | None = None  # the policy's as it was loaded: the Trainer's precision may change it
 
     def attach(self, policy: nn.Module, spec: PolicySpec) -> None:
         if self.spec is not None:
-            _demand_same_vocabulary(spec, self.spec)
-        self._loads = self.start(spec)
+            _require_same_vocabulary(spec, self.spec)
+        self._initial_spec = self.initial_spec(spec)
         self._dtype = _dtype(policy)
 
     @contextmanager
@@ -177,11 +177,11 @@ class ModelReference(Reference):
         super().train(False)
         return self
 
-    def start(self, policy: PolicySpec) -> PolicySpec:
+    def initial_spec(self, policy: PolicySpec) -> PolicySpec:
         return self.spec or policy
 
     def release(self) -> None:
-        """Forgets the model where it can be loaded anew."""
+        """Frees the model if it can be loaded again, that is, if it was never refreshed."""
         if not self.refreshes:
             self.model = None
 
@@ -199,13 +199,13 @@ class ModelReference(Reference):
         return [(own, copies[name]) for name, own in policy.named_parameters() if own.requires_grad]
 
     def _loaded(self, policy: nn.Module) -> nn.Module:
-        """The model, where the policy is and in the precision that the Trainer has put the policy in."""
+        """The model, on the policy's device and in the precision that the Trainer has put the policy in."""
         if self.model is None:
-            if self._loads is None:
+            if self._initial_spec is None:
                 raise RuntimeError("ModelReference does not know its model yet: `attach` must run first.")
-            # Also in the middle of a validation, and leaving no trace in the random state.
+            # It may be loaded in the middle of a validation, and must not change the random state.
             with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                model = load_model(self._loads).requires_grad_(False).eval()
+                model = load_model(self._initial_spec).requires_grad_(False).eval()
                 nn.Module.to(model, next(policy.parameters()).device)
                 if _dtype(policy) != self._dtype:
                     nn.Module.to(model, _dtype(policy))
@@ -214,18 +214,18 @@ class ModelReference(Reference):
 
 
 def _refuse_biases(config: PeftConfig, spec: PolicySpec) -> None:
-    """Biases are the base's own: both adapters would have the same ones, and the reference would be trained along."""
+    """Refuses trained biases: they are the base's own, so that the reference would be trained along."""
     bias = getattr(config, "bias", "none")
     if bias != "none":
         raise ValueError(
-            f"The adapter {spec.adapter!r} trains biases of its base (`bias: {bias}` in its adapter_config.json), of "
-            "which there can be no frozen copy beside it. Set the module's `reference` to ModelReference, a second "
+            f"The adapter {spec.adapter!r} trains biases of its base (`bias: {bias}` in its adapter_config.json), and "
+            "AdapterCopy cannot keep a frozen copy of those. Set the module's `reference` to ModelReference, a second "
             "model in memory, or merge the adapter into its base and take fresh adapters (`lora`)."
         )
 
 
 def default_reference(spec: PolicySpec) -> Reference:
-    """The reference that equals the policy at its start: the loaded adapter's copy, the bare base, or a copy."""
+    """The reference that equals the policy at the start: a copy of its adapter, its bare base, or a second model."""
     if spec.adapter is not None:
         return AdapterCopy()
     return AdapterOff() if spec.lora is not None else ModelReference()
@@ -236,7 +236,7 @@ def _policy_name(name: str) -> str:
     return ".".join(parts)
 
 
-def _adapted(policy: nn.Module, reference: Reference) -> PeftModel:
+def _require_adapter(policy: nn.Module, reference: Reference) -> PeftModel:
     with quiet_libraries():
         from peft import PeftModel
     if not isinstance(policy, PeftModel):
@@ -247,7 +247,7 @@ def _adapted(policy: nn.Module, reference: Reference) -> PeftModel:
     return policy
 
 
-def _demand_same_vocabulary(policy: PolicySpec, reference: PolicySpec) -> None:
+def _require_same_vocabulary(policy: PolicySpec, reference: PolicySpec) -> None:
     if load_tokenizer(policy).get_vocab() != load_tokenizer(reference).get_vocab():
         raise ValueError(
             f"The reference {reference.model!r} and the policy {policy.model!r} have different vocabularies, so the "
@@ -256,5 +256,5 @@ def _demand_same_vocabulary(policy: PolicySpec, reference: PolicySpec) -> None:
 
 
 def _dtype(model: nn.Module) -> torch.dtype:
-    """Of the weights that are not quantised."""
+    """The dtype of the weights that are not quantised."""
     return next(p.dtype for p in model.parameters() if p.dtype.is_floating_point)

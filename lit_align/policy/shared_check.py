@@ -1,9 +1,9 @@
-"""Whether a model takes a prompt shared by its completions, found out by trying it against its plain forward pass.
+"""Checks whether a model can share a prompt among its completions, by comparison with its plain forward pass.
 
-A model may take short rows and fail on long ones, as one does whose attention has a window that its mask does not
-show. So a verdict holds up to a width of rows, and a wider row is checked before it is computed. The row that is
-checked is lengthened to the end of its class of widths: no row is ever wider than one that was checked, and so many
-classes as there are, so many checks there are.
+A model may be right on short rows and wrong on long ones, for example if its attention has a window that its mask does
+not show. So a result holds up to a width of rows, and a wider row is checked before it is computed. Widths fall into
+classes, and the checked row is lengthened to the widest of its class: no row is wider than a checked one, and there is
+at most one check for each class.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from lit_align.policy.shared_logps import shared_logps
 from lit_align.policy.shared_prompt import unfit_attention
 
 TOLERANCE = 1e-3
-"""Nats by which, in float32, any token's log-prob may differ between two ways to it."""
+"""The largest difference of a token's log-prob, in nats, that two computations in float32 may have."""
 NARROWEST = 64
-"""Tokens of the rows of the first class of widths."""
+"""The widest row of the first class, in tokens."""
 GROWTH = 1.5
-"""How much wider the rows of each class may be than those of the one before: 12 classes up to 5,500 tokens."""
+"""The ratio of the widest rows of two successive classes: 12 classes up to 5,500 tokens."""
 
 _ERRORS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, AssertionError)
 
 
 @dataclass
 class SharedRowsCheck:
-    """What is known of one model.
+    """The results of the checks of one model.
 
-    The verdict on a row depends on its width alone, not on the rows before: a resumed run, another rank and a part
+    The result for a row depends only on its width, not on the rows before: a resumed run, another rank and a part
     of a batch compute a row in the same way.
 
     Args:
         accepted: the widest rows that were right.
-        refused: the narrowest class of rows that were not, 0 for all rows; None where all were right.
-        warned: whether it was said.
+        refused: the narrowest class of rows that were wrong, 0 for all rows; None if all were right.
+        warned: whether the warning was given.
     """
 
     accepted: int = 0
@@ -54,7 +54,7 @@ class SharedRowsCheck:
 
     @torch.no_grad()
     def takes(self, model: nn.Module, prompt: Padded, completions: Sequence[Padded]) -> bool:
-        """Whether the model computes these prompts and completions rightly in shared rows."""
+        """Whether the model computes these prompts and completions correctly in shared rows."""
         widths = torch.stack([prompt.lengths, *(completion.lengths for completion in completions)]).sum(0)
         width = class_of(int(widths.max()))
         if width > self.accepted and not self._refuses(width):
@@ -90,12 +90,12 @@ class SharedRowsCheck:
             where = f" in rows of more than {class_before(width)} tokens" if width > NARROWEST else ""
             rank_zero_warn(
                 f"{type(base).__name__} does not take a prompt shared by its completions{where}: {why}. There each "
-                "completion gets a row of its own, which gives the same numbers and costs the prompt once for each."
+                "completion gets a row of its own: the same numbers, but the prompt is computed once for each."
             )
 
 
 def class_of(width: int) -> int:
-    """The widest row of the class of rows that are so wide."""
+    """The widest row of the class that a row of `width` tokens is in."""
     widest = NARROWEST
     while widest < width:
         widest = int(widest * GROWTH)
@@ -115,8 +115,8 @@ def lengthened(parts: Sequence[Tensor], width: int, positions: int | None) -> li
 
     Args:
         parts: token ids of the prompt and of each completion.
-        width: tokens of all, at least as many as there are.
-        positions: that the model has: no prompt with one of its completions gets longer than that.
+        width: tokens of all parts together, at least as many as there are.
+        positions: the model's number of positions, which no prompt with one of its completions may exceed.
     """
     lengths = [len(part) for part in parts]
     factor = width / sum(lengths)
@@ -131,9 +131,9 @@ def _repeated(ids: Tensor, length: int) -> Tensor:
 
 
 def _difference(model: nn.Module, parts: Sequence[Tensor]) -> float:
-    """The largest difference between the two ways to a token's log-prob, rounding aside."""
+    """The largest difference between shared and plain rows in a token's log-prob, except for rounding."""
     difference = _difference_in(torch.float32, model, parts)
-    if difference > TOLERANCE and _has_experts(model.config):  # a token may go to another expert by rounding alone
+    if difference > TOLERANCE and _has_experts(model.config):  # rounding may send a token to another expert
         with suppress(*_ERRORS), _experts_one_by_one(model.config):
             difference = min(difference, _difference_in(torch.float64, model, parts))
     return difference
@@ -143,9 +143,10 @@ def _difference_in(dtype: torch.dtype, model: nn.Module, parts: Sequence[Tensor]
     prompt, *completions = (Padded(part[None], torch.ones_like(part[None], dtype=torch.bool)) for part in parts)
     head = model.get_output_embeddings()  # type: ignore[operator]
     with in_eval_mode(model), computed_in(dtype, model, head):  # an adapter's dropout would make any two passes differ
-        shared = torch.cat([one.logps[0] for one in shared_logps(model, prompt, completions)])
-        plain = torch.cat([plain_logps(model, prompt, [one])[0].logps[0] for one in completions])
-    return (shared - plain).abs().max().item()
+        shared = shared_logps(model, prompt, completions)
+        plain = [plain_logps(model, prompt, [completion])[0] for completion in completions]
+    differences = [(a.logps - b.logps).abs().max() for a, b in zip(shared, plain, strict=True)]
+    return torch.stack(differences).max().item()
 
 
 def _has_experts(config: Any) -> bool:
@@ -154,7 +155,7 @@ def _has_experts(config: Any) -> bool:
 
 @contextmanager
 def _experts_one_by_one(config: Any) -> Iterator[None]:
-    """Inside it experts are computed in the way that takes any dtype."""
+    """Computes experts one by one within the block, which works in any dtype."""
     text = config.get_text_config()
     usual = getattr(text, "_experts_implementation", None)
     text._experts_implementation = "eager"

@@ -21,7 +21,7 @@ from lit_align.policy.shared_prompt import FLEX, attention_mask, shared_rows
 def shared_logps(
     model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False
 ) -> list[TokenLogps]:
-    """Several completions of B prompts in one row each, from one forward pass; see `shared_prompt.py`."""
+    """Log-probs of several completions of B prompts, one row for each prompt; see `shared_prompt.py`."""
     config: Any = model.config
     rows = shared_rows(prompt, completions)
     if config._attn_implementation == FLEX:
@@ -37,21 +37,25 @@ def shared_logps(
             use_cache=False,
             **logits_alone(config),
         )
-    pairs = list(zip(completions, rows.predicting, strict=True))
-    gathered = torch.cat([hidden[0][index.expand_as(at)[one.mask], at[one.mask]] for one, at in pairs])
-    targets = torch.cat([one.ids[one.mask] for one in completions])
+    gathered = torch.cat(
+        [
+            hidden[0][index.expand_as(columns)[completion.mask], columns[completion.mask]]
+            for completion, columns in zip(completions, rows.predicting, strict=True)
+        ]
+    )
+    targets = torch.cat([completion.ids[completion.mask] for completion in completions])
     values, collisions = token_logps(gathered, targets, head, config, with_collisions)
-    sizes = [int(one.mask.sum()) for one in completions]
+    sizes = [int(completion.mask.sum()) for completion in completions]
     collided = [None] * len(sizes) if collisions is None else collisions.split(sizes)
     return [
-        TokenLogps.from_flat(one.mask, part, collision)
-        for one, part, collision in zip(completions, values.split(sizes), collided, strict=True)
+        TokenLogps.from_flat(completion.mask, part, collision)
+        for completion, part, collision in zip(completions, values.split(sizes), collided, strict=True)
     ]
 
 
 @contextmanager
 def stopped_before(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Keeps what the LM head is given, [B, T, H], and gives it nothing to do."""
+    """Keeps the input of the LM head, [B, T, H], and gives the head an empty one instead."""
     kept: list[Tensor] = []
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:

@@ -38,8 +38,8 @@ class SharedRows:
         positions: [B, T] position of each token in its own sequence.
         segments: [B, T] 0 in a prompt, j in completion j (from 1), `PADDING` behind them.
         predicting: for each completion [B, C_j] the column whose hidden state predicts each of its tokens.
-        owners: [1, T] which of the B prompts a token belongs to, where all are packed into one row; `predicting`
-            keeps its shape.
+        owners: [1, T] index of the prompt that a token belongs to, if all are packed into one row; `predicting`
+            keeps its shape. None for rows that are not packed.
     """
 
     ids: Tensor
@@ -49,21 +49,21 @@ class SharedRows:
     owners: Tensor | None = None
 
     def packed(self) -> SharedRows:
-        """The same tokens in one row, without padding. Only for attention that skips what its mask leaves out."""
+        """The same tokens in one row, without padding. Only for attention that skips masked blocks."""
         kept = self.segments != PADDING
         columns = kept.flatten().cumsum(0).view_as(kept) - 1
         owners = torch.arange(len(kept), device=kept.device)[:, None].expand_as(kept)
         ids, positions, segments, owners = (
-            one[kept][None] for one in (self.ids, self.positions, self.segments, owners)
+            tensor[kept][None] for tensor in (self.ids, self.positions, self.segments, owners)
         )
-        predicting = [columns.gather(1, at.clamp(max=columns.shape[1] - 1)) for at in self.predicting]
+        predicting = [columns.gather(1, predictor.clamp(max=columns.shape[1] - 1)) for predictor in self.predicting]
         return SharedRows(ids, positions, segments, predicting, owners)
 
     def sees(self, window: int | None = None) -> Callable[..., Tensor]:
-        """Whether, in row b, the token of column q sees that of column k: (b, head, q, k) -> bool.
+        """A function (b, head, q, k) -> bool: whether, in row b, the token in column q sees that in column k.
 
         Args:
-            window: of a layer with a sliding window, which counts positions, not columns.
+            window: the size of a layer's sliding window, which counts positions, not columns; None without one.
         """
         segments = self.segments
         positions = self.positions
@@ -113,14 +113,14 @@ def shared_rows(prompt: Padded, completions: Sequence[Padded]) -> SharedRows:
 
 
 def attention_mask(rows: SharedRows, config: PretrainedConfig, dtype: torch.dtype) -> Mask | dict[str, Mask]:
-    """The mask a model of transformers takes in place of a padding mask, [B, 1, T, T] or a block mask.
+    """The mask that a model of transformers takes in place of a padding mask: [B, 1, T, T], or a block mask.
 
     Models that mix layers with and without a sliding window get one mask for each kind.
 
     Args:
         rows: the layout.
-        config: the model's configuration; :func:`takes_mask` says whether it is one that works.
-        dtype: of the model's hidden states, for masks that are added to scores.
+        config: the model's configuration; :func:`takes_mask` tells whether its attention takes such a mask.
+        dtype: dtype of the model's hidden states, for masks that are added to scores.
     """
     kinds = layer_kinds(config)
     masks = {kind: _mask(rows, _window(config) if kind == SLIDING else None, config, dtype) for kind in kinds}
@@ -128,12 +128,12 @@ def attention_mask(rows: SharedRows, config: PretrainedConfig, dtype: torch.dtyp
 
 
 def takes_mask(config: PretrainedConfig) -> bool:
-    """Whether the model's attention can be told by a mask who sees whom."""
+    """Whether the model's attention takes a mask of its own for each pair of tokens."""
     return unfit_attention(config) is None
 
 
 def unfit_attention(config: PretrainedConfig) -> str | None:
-    """Why a mask cannot tell the model's attention who sees whom; None where it can."""
+    """The reason why the model's attention takes no mask for each pair of tokens; None if it does."""
     if config._attn_implementation not in (*DENSE_MASKS, FLEX):
         return (
             f"its attention {config._attn_implementation!r} takes no such mask "

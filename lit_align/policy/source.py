@@ -1,4 +1,4 @@
-"""Where a model's files are: hub, folder, GGUF file, or inside an installed package."""
+"""Locates a model's files: on the hub, in a folder, in a GGUF file, or inside an installed package."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ PACKAGE_SCHEME = "package://"
 
 
 def locate_model(model: str) -> str:
-    """The folder that holds a model's files, or the hub id as it came.
+    """The folder that holds a model's files, or the hub id unchanged.
 
     Args:
         model: as in :class:`lit_align.policy.PolicySpec`. A GGUF file is converted, once.
 
     Raises:
-        FileNotFoundError: where a path does not exist, or holds no model.
-        ModuleNotFoundError: where the package of a `package://` address is not installed.
+        FileNotFoundError: a path does not exist, or holds no model.
+        ModuleNotFoundError: the package of a `package://` address is not installed.
     """
     if model.startswith(PACKAGE_SCHEME):
         path = _package_file(model)
@@ -43,10 +43,10 @@ def locate_model(model: str) -> str:
 
 
 def locate_adapter(adapter: str) -> str:
-    """The folder that holds a saved adapter, or the hub id as it came.
+    """The folder that holds a saved adapter, or the hub id unchanged.
 
     Raises:
-        FileNotFoundError: where a path holds no adapter.
+        FileNotFoundError: a path holds no adapter.
     """
     if not is_local(adapter):
         return adapter

@@ -1,4 +1,4 @@
-"""What the policy is: the part of a configuration that names a model."""
+"""The part of a configuration that names a model and says how to load it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class LoraSpec:
         alpha: the adapters' output is scaled by alpha / r.
         dropout: dropout on the adapters' input, in [0, 1). DPO's convention is 0.
         target_modules: names of the layers that get an adapter; "all-linear" means all but the output layer.
-        target_parameters: names of weights that are no layers of their own and get an adapter too, such as
-            [mlp.experts.gate_up_proj, mlp.experts.down_proj]: r for each expert, without dropout.
+        target_parameters: names of further weights that get an adapter but are not layers themselves, such as
+            [mlp.experts.gate_up_proj, mlp.experts.down_proj]: rank r for each expert, without dropout.
     """
 
     r: int = 16
@@ -37,11 +37,11 @@ class PolicySpec:
         model: a hub id, a local folder, the path of a GGUF file, or `package://PACKAGE/FILE` for a file
             inside an installed Python package. A GGUF file is converted to safetensors once, in the cache.
         revision: branch, tag or commit of a hub id.
-        dtype: the base's weights; "auto" takes the dtype they are stored in. Weights that are trained in half
+        dtype: dtype of the base's weights; "auto" takes the dtype they are stored in. Weights that are trained in half
             precision have float32 copies in the optimizer, so that small steps count.
         quantization: "nf4" loads the frozen base in 4 bits with double quantisation (QLoRA, arXiv 2305.14314).
         lora: fresh adapters to train.
-        adapter: folder or hub id of a saved adapter to go on training, in place of `lora`.
+        adapter: folder or hub id of a saved adapter to train further, in place of `lora`.
         gradient_checkpointing: true recomputes activations in the backward pass: less memory, about a third slower.
             "offload" also keeps each layer's input in the host's memory meanwhile: for long rows on a small GPU.
         compile: compile the layers with `torch.compile`: about a minute at the first step, then less time and memory
@@ -50,7 +50,7 @@ class PolicySpec:
         trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
         chat_template: a Jinja file or the template's text, in place of the tokenizer's own.
         chat_template_kwargs: values for variables of the chat template, such as `enable_thinking: false`, in training,
-            sampling and measuring alike. A row's own go before these. A tokenizer that is saved keeps them.
+            sampling and measuring. A row's own values take precedence. A saved tokenizer keeps them.
     """
 
     model: str

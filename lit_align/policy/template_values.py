@@ -1,4 +1,4 @@
-"""A chat template with values fixed in its own text, so that all who use the tokenizer write the same."""
+"""Writes values of variables into a chat template's text, so that every user of the tokenizer has them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _DIRECTIVES = "aAbBcCdDeFfgGhHIjmMnprRStTuUVwWxXyYzZ"
 
 
 def set_defaults(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) -> None:
-    """Gives variables of the chat template a value that holds where a chat sets none.
+    """Gives variables of the chat template default values, for chats that set none.
 
     Args:
-        tokenizer: whose template it is.
+        tokenizer: the tokenizer with the template.
         values: plain JSON values by name.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or a name cannot be one of a variable.
+        ValueError: the tokenizer has no chat template, or a name cannot be a variable's.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
@@ -40,12 +40,12 @@ def set_defaults(tokenizer: PreTrainedTokenizerBase, values: Mapping[str, Any]) 
 
 
 def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template writes the date of the day."""
+    """Whether the chat template writes today's date."""
     return "strftime_now" in str(tokenizer.chat_template)
 
 
 def fix_date(tokenizer: PreTrainedTokenizerBase, now: datetime) -> PreTrainedTokenizerBase:
-    """A tokenizer whose chat template takes `now` for the time of day; the same one where it writes no date."""
+    """A copy of the tokenizer whose chat template takes `now` as the current time; itself if it writes no date."""
     if not writes_date(tokenizer):
         return tokenizer
     dated = copy.copy(tokenizer)
@@ -59,6 +59,6 @@ def fix_date(tokenizer: PreTrainedTokenizerBase, now: datetime) -> PreTrainedTok
 def _prepend(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     template: Any = tokenizer.chat_template
     if isinstance(template, dict):  # several by name, such as "default" and "tool_use"
-        tokenizer.chat_template = {name: text + one for name, one in template.items()}
+        tokenizer.chat_template = {name: text + named for name, named in template.items()}
     else:
         tokenizer.chat_template = text + template

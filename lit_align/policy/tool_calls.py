@@ -7,7 +7,7 @@ from typing import Any
 
 
 def with_arguments(chat: list[dict[str, Any]], as_text: bool) -> list[dict[str, Any]]:
-    """The chat with the arguments of its tool calls as objects, or all as JSON text.
+    """Converts the arguments of a chat's tool calls to objects, or to JSON text.
 
     Args:
         chat: turns, some with `tool_calls`.
@@ -15,26 +15,28 @@ def with_arguments(chat: list[dict[str, Any]], as_text: bool) -> list[dict[str, 
     """
     if not any("tool_calls" in turn for turn in chat):
         return chat
-    return [
-        {**turn, "tool_calls": [_call(call, as_text) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
-        for turn in chat
-    ]
+    return [_convert_turn(turn, as_text) if "tool_calls" in turn else turn for turn in chat]
 
 
-def _call(call: Any, as_text: bool) -> Any:
+def _convert_turn(turn: dict[str, Any], as_text: bool) -> dict[str, Any]:
+    return {**turn, "tool_calls": [_convert_call(call, as_text) for call in turn["tool_calls"]]}
+
+
+def _convert_call(call: Any, as_text: bool) -> Any:
     if not isinstance(call, dict):
         return call
     if "function" in call:
-        return {**call, "function": _call(call["function"], as_text)}
+        return {**call, "function": _convert_call(call["function"], as_text)}
     arguments = call.get("arguments")
     if as_text and isinstance(arguments, dict):
         return {**call, "arguments": json.dumps(arguments, ensure_ascii=False)}
     if not as_text and isinstance(arguments, str):
-        return {**call, "arguments": _object_or_text(arguments)}
+        return {**call, "arguments": _parse_object(arguments)}
     return call
 
 
-def _object_or_text(text: str) -> Any:
+def _parse_object(text: str) -> Any:
+    """The JSON object in a text, or the text itself if it is none."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:

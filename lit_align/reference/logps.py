@@ -196,7 +196,7 @@ def open_reference(
 
 
 def _identity(module: Any, precision: str) -> dict[str, Any] | str:
-    start = module.reference.start(module.spec)
+    start = module.reference.initial_spec(module.spec)
     if start is None:
         return f"{type(module.reference).__name__} does not say which model it starts as (see `Reference.start`)"
     try:

@@ -1,1 +1,1 @@
-"""What only a CPU needs: its attention, and the memory that its steps keep."""
+"""Code that only a CPU needs: attention by rows, and memory that is kept between steps."""

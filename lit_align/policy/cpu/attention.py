@@ -1,4 +1,4 @@
-"""How the rows of a training step are attended to where torch's own way is slow: on a CPU."""
+"""Attention for training steps on a CPU, where torch's own is slow."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype, dtype_of
 from lit_align.policy.shared_prompt import FULL, Mask, SharedRows, layer_kinds
 
 LONG_ROW = 512
-"""Tokens from which a row is long enough on a CPU to be attended to by segments."""
+"""Rows of at least this many tokens are attended to by segments."""
 
 
 _MODES: ContextVar[tuple[TorchFunctionMode, ...]] = ContextVar("modes", default=())
@@ -26,54 +26,57 @@ _MODES: ContextVar[tuple[TorchFunctionMode, ...]] = ContextVar("modes", default=
 
 @contextmanager
 def cheaper_attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> Iterator[None]:
-    """For one forward pass of `model` on a CPU; changes nothing on other devices.
+    """Makes attention cheaper for one forward pass of `model` on a CPU; changes nothing on other devices.
 
-    Long rows are attended to by segments. Half precision is attended to in float32, and each row for itself: what is
-    rounded then depends neither on the rows beside it nor on whether the pass is differentiated, and a policy that
-    equals its reference gives its very log-probs.
+    Long rows are attended to by segments. In half precision, attention is computed in float32 and for each row alone:
+    the rounding then depends neither on the rows beside it nor on whether gradients are computed, and a policy that
+    equals its reference gives exactly its log-probs.
 
-    Not where checkpointed layers run again outside of :func:`when_run_again`, as compiled ones do: they must do the
-    same again.
+    It does nothing if checkpointed layers are recomputed outside of :func:`checkpoint_contexts`, as compiled ones are:
+    the recomputation must do the same as the forward.
     """
-    takes_place = rows.ids.device.type == "cpu" and not _layers_run_again_outside(model)
-    modes = (Float32Attention(), *_by_rows(model, rows, mask)) if takes_place else ()
+    is_used = rows.ids.device.type == "cpu" and not _recomputes_outside(model)
+    modes = (Float32Attention(), *_row_modes(model, rows, mask)) if is_used else ()
     token = _MODES.set(modes)
     try:
-        with _inside(modes):
+        with _enter_all(modes):
             yield
     finally:
         _MODES.reset(token)
 
 
-def when_run_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """What a checkpointed layer runs in: now, where it is in the right context, and again in the backward."""
-    return nullcontext(), _inside(_MODES.get())
+def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """The contexts of a checkpointed layer's forward, which is inside the modes already, and of its recomputation."""
+    return nullcontext(), _enter_all(_MODES.get())
 
 
 @contextmanager
-def _inside(modes: tuple[TorchFunctionMode, ...]) -> Iterator[None]:
+def _enter_all(modes: tuple[TorchFunctionMode, ...]) -> Iterator[None]:
     with ExitStack() as stack:
         for mode in modes:
             stack.enter_context(mode)
         yield
 
 
-def _by_rows(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> list[RowAttention]:
-    """Short rows in float32 stay together: they want few, large kernels, which round 2^16 times finer."""
+def _row_modes(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> list[RowAttention]:
+    """The mode that attends row by row, for the masks that need it.
+
+    Short rows in float32 stay together: few large kernels are faster, and float32 rounds 2^16 times finer.
+    """
     config: Any = model.config
     masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(config)}
-    dense = {kind: one for kind, one in masks.items() if isinstance(one, Tensor) and one.dtype == torch.bool}
+    dense = {kind: m for kind, m in masks.items() if isinstance(m, Tensor) and m.dtype == torch.bool}
     if dtype_of_products(model) not in HALF_PRECISIONS:
-        dense = {kind: one for kind, one in dense.items() if kind == FULL and one.shape[-1] >= LONG_ROW}
+        dense = {kind: m for kind, m in dense.items() if kind == FULL and m.shape[-1] >= LONG_ROW}
     return [RowAttention(rows, dense, LONG_ROW)] if dense else []
 
 
 class Float32Attention(TorchFunctionMode):
-    """Inside it, attention in half precision is computed in float32 on a CPU.
+    """A mode in which attention in half precision is computed in float32, on a CPU.
 
-    The backward of torch's fused attention takes three times as long in bfloat16 as in float32 there; passes without
-    one are a tenth slower and give the same digits. The result is rounded once, to the dtype that it has otherwise:
-    autocast's, or that of the inputs.
+    There the backward of torch's fused attention takes three times as long in bfloat16 as in float32. Passes without a
+    backward get a tenth slower; they use it too, so that they give the same digits. The result is rounded once, to
+    its usual dtype: autocast's, or that of the inputs.
     """
 
     def __torch_function__(
@@ -92,13 +95,13 @@ class Float32Attention(TorchFunctionMode):
             return func(*(tensor.float() for tensor in args), **kwargs).to(dtype)
 
 
-def _layers_run_again_outside(model: nn.Module) -> bool:
+def _recomputes_outside(model: nn.Module) -> bool:
     checkpointed = (module for module in model.modules() if getattr(module, "gradient_checkpointing", False))
-    return not all(_runs_again_inside(getattr(layer, "_gradient_checkpointing_func", None)) for layer in checkpointed)
+    return not all(_recomputes_inside(getattr(layer, "_gradient_checkpointing_func", None)) for layer in checkpointed)
 
 
-def _runs_again_inside(run: Any) -> bool:
-    """Whether what checkpoints a layer, or what that calls, was given :func:`when_run_again`."""
+def _recomputes_inside(run: Any) -> bool:
+    """Whether a layer's checkpoint function, or one that it calls, has :func:`checkpoint_contexts`."""
     if not isinstance(run, partial):
         return False
-    return run.keywords.get("context_fn") is when_run_again or any(map(_runs_again_inside, run.args))
+    return run.keywords.get("context_fn") is checkpoint_contexts or any(map(_recomputes_inside, run.args))

@@ -1,4 +1,4 @@
-"""On a CPU: the memory that a training step has freed is kept for the next one."""
+"""Keeps the memory that a training step on a CPU has freed for the next step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def keep_freed_memory() -> bool:
     virtual machine, the more the wider the model. The most that the process holds stays the same, to 2 %.
 
     Returns:
-        Whether it was done: not under another C library, nor where `MALLOC_...` variables of glibc are set.
+        Whether it was done: not under another C library, nor if `MALLOC_...` variables of glibc are set.
     """
     if any(name.startswith("MALLOC_") for name in os.environ):
         return False
