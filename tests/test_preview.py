@@ -195,7 +195,7 @@ def test_the_template_s_own_text_is_held_against_the_tokens() -> None:
         ids = tokenizer(prompt + "Yes.<|im_end|>", add_special_tokens=False)["input_ids"]
         comparison = compare(Encoder(tokenizer), CHAT, Candidate("Yes."), ids)
         assert comparison.differs is differs
-        assert comparison.rest == ("<think>\n\n</think>\nYes.<|im_end|>\n" if differs else "\n")
+        assert comparison.template_rest == ("<think>\n\n</think>\nYes.<|im_end|>\n" if differs else "\n")
         assert comparison.ours == ("Yes.<|im_end|>" if differs else "")
     alone = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}{{ messages[0].content }}"
     assert "one turn" in compare(Encoder(tiny_tokenizer(alone)), CHAT, Candidate("Yes."), [1]).refused

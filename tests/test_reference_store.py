@@ -155,7 +155,7 @@ def test_any_number_of_writers_and_readers(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         threads = [threading.Thread(target=work, args=(part,)) for part in (0, 1)]
         for thread in threads:
-            thread.initial_spec()
+            thread.start()
         for thread in threads:
             thread.join()
         assert not failed and len(store(tmp_path).read(dict.fromkeys(keys, 1))) == 40

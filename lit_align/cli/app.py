@@ -21,8 +21,8 @@ import lit_align.sampling  # noqa: F401
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.cli.errors import UsageError
-from lit_align.cli.keys import Wanted, refuse_unknown_keys
-from lit_align.cli.parser import Parser, shortened
+from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
+from lit_align.cli.parser import Parser, shorten
 from lit_align.console import note
 from lit_align.data import AlignmentDataModule
 from lit_align.data.trainer_view import LIMITS
@@ -108,28 +108,28 @@ class AlignmentCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
         if args and args[0] in self._subcommand_parsers:
-            wanted = Wanted.of(self._subcommand_parsers[args[0]])
-            wanted.defaults["data"].get("init_args", {}).pop("seed", None)
-            given = refuse_unknown_keys(wanted, args[1:])
-            if "seed" in given["data"].get("init_args", {}):
+            accepted = AcceptedKeys.of(self._subcommand_parsers[args[0]])
+            accepted.defaults["data"].get("init_args", {}).pop("seed", None)
+            settings = refuse_unknown_keys(accepted, args[1:])
+            if "seed" in settings["data"].get("init_args", {}):
                 raise UsageError("`data.seed` follows `seed_everything`: set that one")
         self.config = parser.parse_args(args)
 
     def instantiate_classes(self) -> None:
-        """Builds the objects; the parser wraps what a class says of its arguments in a page about unions."""
+        """Builds the objects, and shortens the parser's long message about unions if a class refuses its arguments."""
         try:
             super().instantiate_classes()
         except ValueError as error:
             if "Does not validate" not in str(error):
                 raise
-            raise ValueError(shortened(str(error))) from error
+            raise ValueError(shorten(str(error))) from error
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """As Lightning's; a command for policies gets no other module, and each has something to do."""
+        """As Lightning's, but refuses a module that the command cannot use, and a run without any pair."""
         if subcommand in OF_POLICIES and not isinstance(self.model, AlignmentModule):
             raise UsageError(
-                f"`{subcommand}` is for policies, and the config's model is a {type(self.model).__name__}: give one "
-                "whose model is an AlignmentModule"
+                f"`{subcommand}` is for policies, and the config's model is a {type(self.model).__name__}: give a "
+                "config whose model is an AlignmentModule"
             )
         if subcommand in LIMITS and not getattr(self.trainer, LIMITS[subcommand]):
             raise UsageError(
@@ -142,11 +142,11 @@ class AlignmentCLI(LightningCLI):
                 note(line)
 
     def predict(self, **kwargs: Any) -> None:
-        """Runs the prediction and keeps it: a line with row and rewards for each held-out pair, in the data's order."""
+        """Runs the prediction and writes a line with row and rewards for each held-out pair, in the data's order."""
         batches: list[Any] = self.trainer.predict(**kwargs) or []
-        rows = [
-            dict(zip(batch, values, strict=True)) for batch in batches for values in zip(*batch.values(), strict=True)
-        ]
+        rows: list[dict[str, Any]] = []
+        for batch in batches:
+            rows += [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         rows = gather_in_turn(rows)
         if self.trainer.is_global_zero:
             self._keep_predictions(rows, Path(self.trainer.default_root_dir))
@@ -161,7 +161,7 @@ class AlignmentCLI(LightningCLI):
             print(f"{len(trace.dropped)} held-out rows without them are in {folder / run_folder.DROPPED}, with reasons")
 
     def _parse_ckpt_path(self) -> None:
-        """Nothing: what the configuration and the command line say goes, not what a checkpoint remembers."""
+        """Does nothing: the configuration and the command line count, not the settings in a checkpoint."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}

@@ -1,4 +1,4 @@
-"""What `lit-align` runs."""
+"""The entry point of the command `lit-align`."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ def main(args: Sequence[str] | None = None) -> int:
     """Runs `lit-align` with the given words, or with those of the command line.
 
     Returns:
-        0; 1 after an error, 2 after wrong usage, each of which has been printed; 130 after Ctrl-C, 143 after SIGTERM.
+        The exit code: 0; 1 after an error and 2 after wrong usage, which have been printed; 130 after Ctrl-C, 143
+        after SIGTERM.
     """
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words or os.environ.get("LIT_ALIGN_DEBUG", "") not in ("", "0")
     words = [word for word in words if word != "--debug"]
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that a user's own classes are found by `class_path`
-    # OpenMP's threads spin while they wait for each other. Where another process wants the same cores, each of the
-    # many small operations of a step then takes a time slice: runs were 3 to 10 times slower. Threads that never spin
-    # are a quarter slower on a machine of their own; those that spin for some microseconds are neither. Read when
-    # torch is loaded. GNU's OpenMP, which torch brings for Linux, takes the count before the policy.
+    # OpenMP's threads spin while they wait for each other. If another process wants the same cores, each of the many
+    # small operations of a step then takes a time slice: runs were 3 to 10 times slower. Threads that never spin are a
+    # quarter slower on an idle machine; with some microseconds of spinning neither happens. torch reads this when it
+    # is loaded. GNU's OpenMP, which torch brings for Linux, prefers the count to the policy.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -43,7 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends an interrupted fit with exit(1)
             return INTERRUPTED
-        if type(end).__name__ == "SIGTERMException":  # Lightning's, which says 0
+        if type(end).__name__ == "SIGTERMException":  # Lightning's, whose own code is 0
             return TERMINATED
         raise
     except UsageError as error:
@@ -52,9 +53,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug or not _is_message(error):
             raise
-        from lit_align.cli.messages import in_short
+        from lit_align.cli.messages import explain
 
-        message = "\n".join([in_short(str(error)), *getattr(error, "__notes__", ())])
+        message = "\n".join([explain(str(error)), *getattr(error, "__notes__", ())])
         print(f"\nerror: {message}\n(--debug shows where)", file=sys.stderr)
         return 1
     return 0

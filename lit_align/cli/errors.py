@@ -1,4 +1,4 @@
-"""What the command line says of its own use."""
+"""The error for wrong use of the command line."""
 
 
 class UsageError(Exception):

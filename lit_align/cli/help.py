@@ -1,4 +1,4 @@
-"""`lit-align --help`: what there is to do, without loading anything."""
+"""The text of `lit-align --help`, printed without loading anything."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ Of a key that is given twice, the later one counts. Add
 
 
 def text() -> str:
-    """What `lit-align --help` prints."""
+    """The text that `lit-align --help` prints."""
     width = max(map(len, COMMANDS))
     return _TEXT.format(commands="\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()))
 
 
 def unknown(word: str) -> str:
-    """What to say of a command that does not exist."""
+    """The error message for a command that does not exist."""
     nearest = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
     hint = f"did you mean `{nearest[0]}`?" if nearest else f"known: {', '.join(COMMANDS)}"
     return f"unknown command `{word}`: {hint}"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 FOLDERS = ("configs", "callbacks")
 
 
 def run(args: Sequence[str]) -> None:
-    """Parses the words after `init` and copies."""
+    """Parses the arguments of `init` and copies the files."""
     parser = argparse.ArgumentParser(prog="lit-align init", description="Copies configs and schedules into a folder.")
-    parser.add_argument("folder", type=Path, help="folder to copy them into; it is made where it is missing")
+    parser.add_argument("folder", type=Path, help="folder to copy them into; it is made if it is missing")
     parser.add_argument("--force", action="store_true", help="overwrite files that are there already")
     parsed = parser.parse_args(list(args))
     copied = copy_user_files(parsed.folder, force=parsed.force)
@@ -25,15 +26,11 @@ def copy_user_files(folder: Path, force: bool = False) -> list[Path]:
     """Copies `configs/` and `callbacks/` into `folder`.
 
     Raises:
-        FileExistsError: where a file of that name exists and `force` is off; nothing is copied then.
+        FileExistsError: a file of that name exists and `force` is off; nothing is copied then.
     """
     source = user_files()
-    names = [
-        path.relative_to(source)
-        for part in FOLDERS
-        for path in sorted((source / part).rglob("*"))
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
+    paths = chain.from_iterable(sorted((source / name).rglob("*")) for name in FOLDERS)
+    names = [path.relative_to(source) for path in paths if path.is_file() and "__pycache__" not in path.parts]
     taken = [name for name in names if (folder / name).exists()]
     if taken and not force:
         raise FileExistsError(
@@ -47,7 +44,7 @@ def copy_user_files(folder: Path, force: bool = False) -> list[Path]:
 
 
 def user_files() -> Path:
-    """Where `configs/` and `callbacks/` lie: inside an installed wheel, or beside the package in a clone."""
+    """The folder of `configs/` and `callbacks/`: inside an installed wheel, or beside the package in a clone."""
     package = Path(__file__).parents[1]
     shipped = package / "_user"
     return shipped if shipped.is_dir() else package.parent

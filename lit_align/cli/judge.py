@@ -15,8 +15,8 @@ from tqdm import tqdm
 import lit_align.reward  # noqa: F401  # jsonargparse finds by its short name any class that is imported
 from lit_align import run_folder
 from lit_align.cli.errors import UsageError
-from lit_align.cli.keys import Wanted, refuse_unknown_keys
-from lit_align.cli.parser import Parser, shortened
+from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
+from lit_align.cli.parser import Parser, shorten
 from lit_align.data import AlignmentDataModule
 from lit_align.data.static import pairs_of
 from lit_align.records import PreferencePair
@@ -34,14 +34,14 @@ _OTHERS = ("model", "trainer", "boundary", "ckpt_path")
 
 
 def run(args: Sequence[str]) -> None:
-    """Parses the words after `judge`, measures, prints and writes the result."""
+    """Parses the arguments of `judge`, measures the judge, prints and writes the result."""
     parser = _parser()
-    refuse_unknown_keys(Wanted.of(parser), args)
+    refuse_unknown_keys(AcceptedKeys.of(parser), args)
     config = parser.parse_args(list(args))
     try:
         data: AlignmentDataModule = parser.instantiate_classes(config).data
     except ValueError as error:
-        raise ValueError(shortened(str(error)) if "Does not validate" in str(error) else str(error)) from error
+        raise ValueError(shorten(str(error)) if "Does not validate" in str(error) else str(error)) from error
     if data.judge is None:
         raise UsageError("there is no judge to measure: set `data.judge`")
     counts: Counter[str] = Counter()
@@ -59,13 +59,13 @@ def labelled_pairs(data: AlignmentDataModule, held_out: bool, seed: int, counts:
     """The pairs of `data.train` with their labels.
 
     Args:
-        data: where the rows are; it is not set up.
-        held_out: only those that a fit with this data and seed holds out.
+        data: the data module with the rows, before `setup`.
+        held_out: takes only the pairs that a fit with this data and seed holds out.
         seed: the run's seed, which splits and selects.
-        counts: rows, and what was left out, are counted here.
+        counts: counts rows, and pairs that are left out by reason.
 
     Raises:
-        ValueError: where no pair is left.
+        ValueError: there is no labelled pair.
     """
     train, val = (
         None if rows is None else Source(rows, split, data.name, data.on_bad_row)
@@ -74,15 +74,13 @@ def labelled_pairs(data: AlignmentDataModule, held_out: bool, seed: int, counts:
     assert train is not None
     val_counts: Counter[str] = Counter()
     fraction = data.val_fraction if held_out else 0.0
-    kept, apart = load_parts(train, val if held_out else None, fraction, seed, counts, val_counts, True)
-    if held_out and not apart:
+    parts = load_parts(train, val if held_out else None, fraction, seed, counts, val_counts, True)
+    if held_out and not parts[1]:
         raise UsageError("--held_out needs held-out pairs: set `data.val` or `data.val_fraction`")
     counts.update(val_counts)
-    pairs = [
-        pair
-        for index, record in enumerate(apart if held_out else kept)
-        for pair in pairs_of(record, data.selector, derive_seed(seed, "select", index), counts)
-    ]
+    pairs: list[PreferencePair] = []
+    for index, record in enumerate(parts[1] if held_out else parts[0]):
+        pairs += pairs_of(record, data.selector, derive_seed(seed, "select", index), counts)
     if not pairs:
         counted = ", ".join(f"{key}: {count}" for key, count in counts.items() if count)
         raise ValueError(

@@ -23,15 +23,16 @@ from lit_align.seeding import derive_seed
 
 
 def run(args: Sequence[str]) -> None:
-    """Parses the words after `measure`, measures and writes the result."""
+    """Parses the arguments of `measure`, measures, prints and writes the result."""
     parsed = _parser().parse_args(list(args))
     # Sets as they are: two candidates of the same text are two votes.
-    on, off = ([as_set(one) for one in load_records(source)] for source in (parsed.on_policy, parsed.off_policy))
+    on = [as_set(row) for row in load_records(parsed.on_policy)]
+    off = [as_set(row) for row in load_records(parsed.off_policy)]
     result = measure_recorded(on, off, parsed.alpha, parsed.sequential, parsed.max_prompts, parsed.seed, parsed.graded)
-    found = result_record(result, "measured on recorded scores")
+    record = result_record(result, "measured on recorded scores")
     if parsed.output is not None:
-        run_folder.write_json(parsed.output, found)
-    print(readable(found))
+        run_folder.write_json(parsed.output, record)
+    print(readable(record))
 
 
 def measure_recorded(
@@ -49,10 +50,10 @@ def measure_recorded(
         on: the model's answers.
         off: static answers; sets are matched by prompt, and one of each group of prompts that are alike is taken.
         alpha: the chance of error, in (0, 1).
-        sequential: stop once it is decided.
-        max_prompts: prompts at most; None means all.
-        seed: of the order of the prompts.
-        graded: go by how much better an answer is, not by votes.
+        sequential: stops as soon as the stage is decided.
+        max_prompts: the most prompts to measure on; None means all.
+        seed: decides the order of the prompts.
+        graded: counts how much better an answer is, not votes.
 
     Raises:
         ValueError: no prompt has answers on both sides, or an answer has no score.
@@ -60,17 +61,17 @@ def measure_recorded(
     if max_prompts is not None and max_prompts < 1:
         raise ValueError(f"max_prompts must be at least 1, got {max_prompts}")
     measurement = Measurement(RecordedScores(), alpha, sequential, graded)
-    pairs = {mine.prompt: (mine, theirs) for mine, theirs in require_matched(on, off)}
+    pairs = {own.prompt: (own, static) for own, static in require_matched(on, off)}
     groups = group_alike(pairs)
     unlike = len(set(groups.values()))
     if unlike < len(pairs):
         note(f"{len(pairs)} prompts are {unlike} groups of prompts that are alike: one of each is measured on")
     count = unlike if max_prompts is None else min(max_prompts, unlike)
-    drawn = draw_unlike(
-        [mine for mine, _ in pairs.values()], groups.__getitem__, count, random.Random(derive_seed(seed, "measure"))
+    sample = draw_unlike(
+        [own for own, _ in pairs.values()], groups.__getitem__, count, random.Random(derive_seed(seed, "measure"))
     )
-    for mine in tqdm(drawn, desc="measuring", unit="prompt", leave=False, delay=0.5):
-        measurement.add([mine], [pairs[mine.prompt][1]])
+    for own in tqdm(sample, desc="measuring", unit="prompt", leave=False, delay=0.5):
+        measurement.add([own], [pairs[own.prompt][1]])
         if measurement.done:
             break
     return measurement.result("pool" if count == unlike else "budget")

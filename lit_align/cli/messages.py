@@ -1,4 +1,4 @@
-"""Pages of other libraries, said in a sentence."""
+"""Replaces long error messages of other libraries by a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -8,53 +8,53 @@ from collections.abc import Callable
 from transformers import __version__ as transformers_version
 
 
-def _unknown_type(found: re.Match[str]) -> str:
+def _unknown_type(match: re.Match[str]) -> str:
     return (
-        f"transformers {transformers_version} does not know models of the type `{found[1]}` (`model_type` in its "
+        f"transformers {transformers_version} does not know models of the type `{match[1]}` (`model_type` in its "
         "config.json). Is it the folder or hub id that you mean? A model newer than your transformers needs: "
         "pip install --upgrade transformers"
     )
 
 
-def _no_tokenizer(found: re.Match[str]) -> str:
+def _no_tokenizer(match: re.Match[str]) -> str:
     return (
         "the model's folder has no tokenizer that can be read: expected a tokenizer.json in it, or a tokenizer.model "
         "and the package that reads it (pip install sentencepiece tiktoken)"
     )
 
 
-def _no_gpu(found: re.Match[str]) -> str:
+def _no_gpu(match: re.Match[str]) -> str:
     return (
-        "there is no GPU here that torch can use: --trainer.accelerator cpu runs on the CPU, and auto on a GPU where "
+        "there is no GPU here that torch can use: --trainer.accelerator cpu runs on the CPU, and auto on a GPU if "
         "there is one. With a GPU in the machine, install the torch build for it (https://pytorch.org/get-started)"
     )
 
 
-def _broken_weights(found: re.Match[str]) -> str:
+def _broken_weights(match: re.Match[str]) -> str:
     return (
-        f"a file of weights (.safetensors) is broken or cut short ({found[1]}): copy or download the model again, or "
+        f"a file of weights (.safetensors) is broken or cut short ({match[1]}): copy or download the model again, or "
         "take an earlier checkpoint"
     )
 
 
-def _metric_of_callback(found: re.Match[str]) -> str:
+def _metric_of_callback(match: re.Match[str]) -> str:
     return (
-        f"EarlyStopping looks at `{found[1]}`, which was not logged by then; logged were {found[2]}. The held-out "
+        f"EarlyStopping looks at `{match[1]}`, which was not logged by then; logged were {match[2]}. The held-out "
         "pairs' metrics come with each validation: at the end of an epoch, or by --trainer.val_check_interval (in "
-        "micro-batches) and --trainer.check_val_every_n_epoch null where fewer steps make the run"
+        "micro-batches) and --trainer.check_val_every_n_epoch null if the run is shorter"
     )
 
 
-def _schedulers_in_a_row(found: re.Match[str]) -> str:
+def _schedulers_in_a_row(match: re.Match[str]) -> str:
     return (
-        "torch's SequentialLR takes schedulers that exist already, which no config can hold: class_path "
+        "torch's SequentialLR takes schedulers that exist already, which a config cannot hold: class_path "
         "lit_align.ScheduleSequence is the same, with each scheduler as class_path and init_args"
     )
 
 
-def _schedule_of_transformers(found: re.Match[str]) -> str:
+def _schedule_of_transformers(match: re.Match[str]) -> str:
     return (
-        f"{found[1]} is a function without types, which no config can call: class_path "
+        f"{match[1]} is a function without types, which a config cannot call: class_path "
         "lit_align.WarmupSchedule has the same schedules, by `name` (cosine, linear, "
         "constant_with_warmup, ...), with `num_warmup_steps` or `warmup_ratio`"
     )
@@ -74,9 +74,9 @@ _PAGES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
 )
 
 
-def in_short(message: str) -> str:
-    """The message, or a sentence with what to do in place of a page that is known."""
+def explain(message: str) -> str:
+    """Returns the sentence for a known message, or the message itself."""
     for pattern, sentence in _PAGES:
-        if found := pattern.search(message):
-            return sentence(found)
+        if match := pattern.search(message):
+            return sentence(match)
     return message

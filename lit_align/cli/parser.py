@@ -19,24 +19,24 @@ KEY = re.compile(r"^-? ?Parser key \"([^\"]+)\":\s*(.*)$")
 
 
 class Parser(LightningArgumentParser):
-    """Raises :class:`UsageError` where Lightning's parser prints all options and exits."""
+    """Lightning's parser, but it raises :class:`UsageError` instead of printing all options and exiting."""
 
-    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
-        """As Lightning's. To a parser inside the parser, jsonargparse hands a null on as Python writes it."""
+    def parse_args(self, args: Any = None, *positional: Any, **options: Any) -> Any:
+        """As Lightning's, except that a parser inside the parser gets null, for which jsonargparse passes "None" on."""
         if not self.exit_on_error and args is not None:
-            args = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", one) for one in args]
-        return super().parse_args(args, *rest, **options)
+            args = [re.sub(r"^(--[\w.]+)=None$", r"\1=null", word) for word in args]
+        return super().parse_args(args, *positional, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # a parser inside the parser: the outer one tells the whole path
+        if not self.exit_on_error:  # a parser inside the parser: the outer one knows the whole path
             super().error(message, ex)
-        from lit_align.cli.messages import in_short
+        from lit_align.cli.messages import explain
 
-        raise UsageError(in_short(shortened(message))) from ex
+        raise UsageError(explain(shorten(message))) from ex
 
 
-def shortened(message: str) -> str:
-    """The key and the reasons out of an error of jsonargparse.
+def shorten(message: str) -> str:
+    """Shortens an error of jsonargparse to the key and the reasons.
 
     Example:
         >>> shortened('Parser key "a":\\n  Errors:\\n  - Parser key "b":\\n    Expected a <class \\'int\\'>. Got: x')
@@ -46,21 +46,21 @@ def shortened(message: str) -> str:
     reasons: list[str] = []
     for line in message.splitlines():
         text = line.strip()
-        found = KEY.match(text)
-        if found:
-            keys.append(found[1])
-            text = found[2].strip()
+        match = KEY.match(text)
+        if match:
+            keys.append(match[1])
+            text = match[2].strip()
         if text and not NOISE.match(text):
-            reasons.append(_reworded(text.lstrip("- ")))
+            reasons.append(_reword(text.lstrip("- ")))
     where = f"`{'.'.join(dict.fromkeys(keys))}`: " if keys else ""
-    return where + "; ".join(dict.fromkeys(_telling(reasons)))
+    return where + "; ".join(dict.fromkeys(_drop_other_types(reasons)))
 
 
-def _reworded(reason: str) -> str:
+def _reword(reason: str) -> str:
     reason = re.sub(r"Expected an? <class '([\w.]+)'>", r"expected \1", reason)
     return re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"expected one of \1", reason)
 
 
-def _telling(reasons: list[str]) -> list[str]:
-    """The reasons without those of types that were not meant, where another one says what is wrong."""
+def _drop_other_types(reasons: list[str]) -> list[str]:
+    """Drops the reasons of types that were not meant, unless there is no other reason."""
     return [reason for reason in reasons if not OTHER_TYPE.match(reason)] or reasons

@@ -1,4 +1,4 @@
-"""Silences what libraries say that means nothing to whoever runs an alignment. Everything else passes."""
+"""Silences messages of libraries that mean nothing to the user of an alignment run. All others pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MESSAGES = (
     "`Trainer.fit` stopped:",
     "Seed set to",
     "Restoring states from the checkpoint",  # "Restored all states" follows
-    "Detected KeyboardInterrupt",  # the run says itself where it stopped
+    "Detected KeyboardInterrupt",  # the run itself tells where it stopped
     "Using default `ModelCheckpoint`",
     "The following generation flags are not valid",
     "Failed to load CPU gemm_4bit_forward",  # bitsandbytes has a slower way of its own
@@ -47,19 +47,19 @@ LOGGERS = (
 
 
 def quiet() -> None:
-    """Installs the filters, for a process that a run has to itself."""
+    """Installs the filters, for a process that belongs to one run."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.formatwarning = _one_line
     for message in WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        if not any(isinstance(one, _Silence) for one in logger.filters):
+        if not any(isinstance(filter_, _Silence) for filter_ in logger.filters):
             logger.addFilter(_Silence())
 
 
 def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None) -> str:
-    """A warning as users read it: without the line of code that raised it."""
+    """Formats a warning for users, without the line of code that raised it."""
     kind = "" if issubclass(category, UserWarning) else f" ({category.__name__}, {filename}:{lineno})"
     return f"warning: {message}{kind}\n"
 

@@ -1,4 +1,4 @@
-"""What to change if a run does not fit its card."""
+"""Finds changes that make a run fit its card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_align.plan.simulate import PREFILL, REFERENCE_PASS, SAMPLING, Memory, s
 from lit_align.policy.spec import LoraSpec
 
 CUDA_CONTEXT = 1 << 29
-"""Bytes that CUDA takes for itself on a card, about."""
+"""About as many bytes as CUDA itself takes on a card."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Change:
     """One change of a configuration, on top of those before it.
 
     Args:
-        setting: what to set.
+        setting: the setting, as on the command line.
         peak: bytes at the peak of the run with it.
     """
 
@@ -31,27 +31,27 @@ class Change:
 
 
 def fits(peak: int, card: int) -> bool:
-    """Whether a run with this peak runs on a card of that many bytes."""
+    """Whether a run with a peak of `peak` bytes fits a card of `card` bytes."""
     return peak + CUDA_CONTEXT <= card
 
 
 def changes_to_fit(
-    setup: Setup, memory: Memory, card: int, simulated: Callable[[Setup], Memory] = simulate
+    setup: Setup, memory: Memory, card: int, simulate_setup: Callable[[Setup], Memory] = simulate
 ) -> list[Change]:
-    """What to change, one after the other, until the run fits; what costs least comes first.
+    """Changes to make, one on top of the other, until the run fits. The cheapest comes first.
 
-    A change that does not lower the peak is left out. If the run does not fit after the last one, nothing known
+    A change that does not lower the peak is left out. If the run does not fit after the last one, no change known
     here makes it fit.
 
     Args:
         setup: the run.
-        memory: what it holds.
+        memory: the memory that it takes.
         card: bytes of the card.
-        simulated: tells the memory of a changed setup.
+        simulate_setup: computes the memory of a changed setup.
     """
     changes: list[Change] = []
     while not fits(memory.peak, card):
-        change = _first_that_helps(setup, memory, simulated)
+        change = _find_change(setup, memory, simulate_setup)
         if change is None:
             break
         setting, setup, memory = change
@@ -59,18 +59,18 @@ def changes_to_fit(
     return changes
 
 
-def _first_that_helps(
-    setup: Setup, memory: Memory, simulated: Callable[[Setup], Memory]
+def _find_change(
+    setup: Setup, memory: Memory, simulate_setup: Callable[[Setup], Memory]
 ) -> tuple[str, Setup, Memory] | None:
     for setting, changed in _proposals(setup, memory.largest_part):
-        smaller = simulated(changed)
+        smaller = simulate_setup(changed)
         if smaller.peak < memory.peak:
             return setting, changed, smaller
     return None
 
 
 def _proposals(setup: Setup, part: str) -> Iterator[tuple[str, Setup]]:
-    """In the order of what they cost, for the part of the run that holds most."""
+    """Changes for the largest part of the run, the cheapest first."""
     policy = setup.policy
     if part in (PREFILL, SAMPLING):
         if setup.sequences > 1:
@@ -79,14 +79,14 @@ def _proposals(setup: Setup, part: str) -> Iterator[tuple[str, Setup]]:
         yield from _smaller_states(setup)
         return
     if part != REFERENCE_PASS and not policy.gradient_checkpointing:
-        yield _of_policy(setup, gradient_checkpointing=True)
+        yield _change_policy(setup, gradient_checkpointing=True)
     if setup.batch_size > 1:
         half = setup.batch_size // 2
         more = setup.accumulate * 2
         setting = f"data.batch_size: {half}, trainer.accumulate_grad_batches: {more}"
         yield setting, replace(setup, batch_size=half, accumulate=more)
     if part != REFERENCE_PASS and policy.may_offload and setup.on_gpu:
-        yield _of_policy(setup, gradient_checkpointing="offload")
+        yield _change_policy(setup, gradient_checkpointing="offload")
     yield from _smaller_states(setup)
     if setup.completion_tokens > 128:
         half = setup.completion_tokens // 2
@@ -94,7 +94,7 @@ def _proposals(setup: Setup, part: str) -> Iterator[tuple[str, Setup]]:
 
 
 def _smaller_states(setup: Setup) -> Iterator[tuple[str, Setup]]:
-    """8-bit optimizer state, then adapters, then a base in half the bits and in 4."""
+    """Changes that shrink states: 8-bit optimizer state, then adapters, then a base in bfloat16 and in 4 bits."""
     policy = setup.policy
     if not _is_8bit(setup):
         yield "model.optimizer: bitsandbytes.optim.PagedAdamW8bit", replace(setup, optimizer=_adamw_8bit)
@@ -104,12 +104,12 @@ def _smaller_states(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "model.policy.lora.r: 16", replace(adapted, policy=replace(policy, lora=LoraSpec()))
         return
     if policy.dtype not in ("bfloat16", "float16"):
-        yield _of_policy(setup, dtype="bfloat16")
+        yield _change_policy(setup, dtype="bfloat16")
     if policy.quantization is None:
-        yield _of_policy(setup, quantization="nf4")
+        yield _change_policy(setup, quantization="nf4")
 
 
-def _of_policy(setup: Setup, **change: Any) -> tuple[str, Setup]:
+def _change_policy(setup: Setup, **change: Any) -> tuple[str, Setup]:
     ((key, value),) = change.items()
     return f"model.policy.{key}: {str(value).replace('True', 'true')}", replace(
         setup, policy=replace(setup.policy, **change)

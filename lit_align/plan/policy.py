@@ -1,4 +1,4 @@
-"""The policy on the meta device, from its config alone."""
+"""Builds the policy on the meta device, from its config."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _PRECISIONS = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true":
 
 
 def empty_policy(spec: PolicySpec, precision: str) -> nn.Module:
-    """What `load_model(spec)` gives, on the meta device. Of a hub id no weights are fetched.
+    """Builds the model of `load_model(spec)` on the meta device. No weights are downloaded.
 
     Args:
         spec: the policy; a GGUF file is converted, once.
-        precision: the Trainer's: "true" half precision casts the weights.
+        precision: the Trainer's precision; "true" half precision casts the weights.
 
     Raises:
         ValueError: the settings contradict each other.
@@ -38,28 +38,28 @@ def empty_policy(spec: PolicySpec, precision: str) -> nn.Module:
         model: Any = AutoModelForCausalLM.from_config(
             config,
             dtype=dtype if isinstance(dtype, torch.dtype) else torch.float32,
-            attn_implementation=attention if attention in (None, "eager") else "sdpa",  # what keeps the same bytes
+            attn_implementation=attention if attention in (None, "eager") else "sdpa",  # keeps as many bytes as flash
             trust_remote_code=spec.trust_remote_code,
         )
         if spec.quantization == "nf4":
             _quantize(model)
         keep_activations(spec, model)
-        adapted = _adapted(spec, model).train()
+        adapted = _add_adapter(spec, model).train()
     return adapted.to(_PRECISIONS[precision]) if precision in _PRECISIONS else adapted
 
 
 def count_frozen(model: nn.Module) -> int:
-    """Parameters that are not trained, of quantised ones as many as they are unpacked."""
+    """The number of parameters that are not trained; quantised ones count as many as they unpack to."""
     return sum(getattr(p, "unpacked_size", p.numel()) for p in model.parameters() if not p.requires_grad)
 
 
 def nf4_bytes(weights: int) -> int:
-    """Bytes of that many weights in NF4 with double quantisation: 4 bits each, 8 of 64, 32 of 64 x 256."""
+    """Bytes of weights in NF4 with double quantisation: 4 bits a weight, 8 for each 64, 32 for each 64 x 256."""
     scales = -(-weights // _BLOCK)
     return -(-weights // 2) + scales + 4 * -(-scales // _NESTED)
 
 
-def _adapted(spec: PolicySpec, model: Any) -> nn.Module:
+def _add_adapter(spec: PolicySpec, model: Any) -> nn.Module:
     if spec.adapter is not None:
         from peft import get_peft_model
 

@@ -1,4 +1,4 @@
-"""A plan as a table and as a record."""
+"""Formats a plan as a table and as a record."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from lit_align.plan.tracker import ITEMS
 def as_record(
     setup: Setup, memory: Memory, card: int | None, changes: Sequence[Change], not_counted: Sequence[str]
 ) -> dict[str, Any]:
-    """All of a plan in plain types, sizes in bytes.
+    """Converts a plan to plain types, with sizes in bytes.
 
     Args:
         setup: the run.
-        memory: what it holds.
+        memory: the memory that it takes.
         card: bytes of the card; None if none is known.
-        changes: what makes it fit.
-        not_counted: what is left out.
+        changes: changes that make it fit.
+        not_counted: parts that the plan leaves out, in words.
     """
     return {
         "model": setup.policy.model,
@@ -47,8 +47,8 @@ def as_record(
     }
 
 
-def readable(plan: dict[str, Any]) -> str:
-    """The table and the verdict, to print."""
+def format_plan(plan: dict[str, Any]) -> str:
+    """Formats a plan's record as a table with the verdict, to print."""
     trained = plan["parameters"]["trained"]
     frozen = plan["parameters"]["frozen"]
     sampled = f"; {plan['sequences_sampled']} sequences sampled at once" if plan["sequences_sampled"] else ""
@@ -66,9 +66,11 @@ def readable(plan: dict[str, Any]) -> str:
 
 
 def _table(plan: dict[str, Any]) -> str:
-    """Items down, parts of the run across, each at its own peak."""
+    """A row for each item, a column for each part of the run, at the part's own peak."""
     moments: dict[str, dict[str, int]] = plan["moments"]
-    rows = {item: [items.get(item, 0) for items in moments.values()] for item in ITEMS}
+    rows: dict[str, list[int]] = {}
+    for item in ITEMS:
+        rows[item] = [items.get(item, 0) for items in moments.values()]
     rows["together"] = list(plan["totals"].values())
     cells = [[item, *map(_gib, sizes)] for item, sizes in rows.items() if any(sizes)]
     return markdown_table([["GiB", *moments], *cells], aligned=True)

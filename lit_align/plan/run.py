@@ -1,4 +1,4 @@
-"""A plan of a configured run."""
+"""Plans a configured run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from lit_align.data import AlignmentDataModule
 from lit_align.plan.fit import changes_to_fit
-from lit_align.plan.report import as_record, readable
+from lit_align.plan.report import as_record, format_plan
 from lit_align.plan.setup import Setup, not_counted, setup_of
 from lit_align.plan.simulate import Memory, simulate
 from lit_align.training.module import AlignmentModule
@@ -33,13 +33,13 @@ def plan_run(
     prompt_tokens: int | None = None,
     completion_tokens: int | None = None,
 ) -> Plan:
-    """Counts what a run holds and looks for changes if that does not fit the card.
+    """Computes the memory of a run, and finds changes if it does not fit the card.
 
     Args:
-        trainer: of the run.
-        module: of the run, before `configure_model`.
-        data: of the run, before `setup`.
-        card_gib: memory of the card, above 0; None takes the GPU's that is here, if any.
+        trainer: the run's Trainer.
+        module: the run's module, before `configure_model`.
+        data: the run's data module, before `setup`.
+        card_gib: memory of the card in GiB, above 0; None takes that of this machine's GPU, if it has one.
         prompt_tokens: see :func:`setup_of`.
         completion_tokens: see :func:`setup_of`.
 
@@ -52,14 +52,14 @@ def plan_run(
     setup = setup_of(trainer, module, data, prompt_tokens, completion_tokens, on_gpu=card is not None)
     with tqdm(total=0, desc="planning", unit="part", leave=False) as bar:
 
-        def simulated(changed: Setup) -> Memory:
+        def simulate_with_bar(changed: Setup) -> Memory:
             bar.total = (bar.total or 0) + changed.parts
             return simulate(changed, bar.update)
 
-        memory = simulated(setup)
-        changes = [] if card is None else changes_to_fit(setup, memory, card, simulated)
+        memory = simulate_with_bar(setup)
+        changes = [] if card is None else changes_to_fit(setup, memory, card, simulate_with_bar)
     record = as_record(setup, memory, card, changes, not_counted(trainer, data, setup))
-    return Plan(readable(record), record)
+    return Plan(format_plan(record), record)
 
 
 def _card() -> int | None:

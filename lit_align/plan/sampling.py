@@ -1,4 +1,4 @@
-"""Samples as the sampler does, without computing, and counts what that holds."""
+"""Samples with the real sampler, without computing, and counts the memory that it holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from lit_align.sampling.generate import undisturbed
 def sample(
     setup: Setup, tracker: MemoryTracker, model: nn.Module, progress: Callable[[], object]
 ) -> tuple[Counter[str], Counter[str]]:
-    """Bytes by item at the peak of drawing the last token of each row, and of computing the next prompts."""
+    """Returns bytes by item at the peak of drawing the last token of each row, and of computing the next prompts."""
     with undisturbed(model) as generator, tracker.watching(generator):
         hook = generator.register_forward_pre_hook(
             lambda _, args, kwargs: _mark_cache(tracker, kwargs.get("past_key_values")), with_kwargs=True
@@ -36,14 +36,14 @@ def sample(
 
 
 def _sample_shared(setup: Setup, tracker: MemoryTracker, generator: Any) -> Iterator[Counter[str]]:
-    """A batch of rows up to the last token, and the prompts of the next one: its rows come where these were."""
+    """Runs a batch up to the last token of its rows, then the prompts of the next one, which take the same places."""
     prompts = max(1, setup.sequences // setup.candidates)
     rows = min(setup.sequences, prompts * setup.candidates)
     batch = Batch(generator, setup.sequences, _limits(setup, setup.new_tokens))
     list(batch.admit(_requests(rows, setup.candidates, 1)))
     _mark_cache(tracker, batch.cache)
     if batch.rows:
-        batch.skip_to_last_token(setup.prompt_tokens + setup.new_tokens - 2)  # the cache lacks the last one drawn
+        batch.skip_to_last_token(setup.prompt_tokens + setup.new_tokens - 2)  # the cache lacks the token drawn last
     tracker.restart()
     if batch.rows:
         list(batch.step())
@@ -54,7 +54,7 @@ def _sample_shared(setup: Setup, tracker: MemoryTracker, generator: Any) -> Iter
 
 
 def _sample_plain(setup: Setup, tracker: MemoryTracker, generator: Any) -> Iterator[Counter[str]]:
-    """Rows that lack their last two tokens, of which the last one is counted; then the prompts, one for each row."""
+    """Runs rows that lack their last two tokens, and counts the last one; then the prompts, one for each row."""
     hook = generator.register_forward_pre_hook(lambda *_: tracker.restart())
     for num_tokens in (min(2, setup.new_tokens), 1):
         requests = _requests(setup.sequences, 1, setup.prompt_tokens + (setup.new_tokens - 2 if num_tokens == 2 else 0))
@@ -72,7 +72,7 @@ def _limits(setup: Setup, new_tokens: int) -> Limits:
 
 
 def _mark_cache(tracker: MemoryTracker, cache: Any) -> None:
-    """Counts what a cache makes as such. It holds itself by a weak reference: in a cycle it would outlive its use."""
+    """Counts tensors that a cache makes as `KV_CACHE`. The weak reference avoids a cycle, so it is freed after use."""
     for name in {"update", "admit", "before_token", "widen"} & set(dir(cache)):
         setattr(cache, name, tracker.counting_as(KV_CACHE)(partial(_call, weakref.ref(cache), name)))
 

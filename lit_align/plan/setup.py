@@ -1,4 +1,4 @@
-"""From a configured run to what its memory depends on."""
+"""Reads from a configured run all that its memory depends on."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from lit_align.training.module import AlignmentModule
 
 @dataclass(frozen=True)
 class Setup:
-    """What memory depends on.
+    """All that the memory of a run depends on.
 
     Args:
         policy: the model and how it is trained.
         optimizer: makes the optimizer of the trained parameters.
         batch_size: pairs a micro-batch.
         accumulate: micro-batches a step.
-        prompt_tokens: of each row.
-        completion_tokens: of each completion.
-        completions: of each row: chosen, rejected and, for some losses, a target.
-        precision: the Trainer's.
-        reference_model: a second model that the policy is compared with; None for none.
+        prompt_tokens: tokens of each prompt.
+        completion_tokens: tokens of each completion.
+        completions: completions of each row: chosen, rejected and, for some losses, a target.
+        precision: the Trainer's precision.
+        reference_model: a second model that the policy is compared with; None without one.
         reference_adapter: whether a frozen copy of the adapter is kept.
         reference_stays: whether the second model is in memory while training.
-        sequences: sampled at once; 0 without a sampler.
-        candidates: the fewest that are sampled for a prompt: the fewer, the more prompts are computed together.
-        new_tokens: drawn for each sequence at most.
-        draw: draws them; None for greedy sampling.
-        on_gpu: whether it runs on a GPU, where torch's optimizers work on all parameters at once, the host's memory is
-            another, and attention and the LM head are computed in other ways than on a CPU.
+        sequences: sequences sampled at once; 0 without a sampler.
+        candidates: the fewest candidates sampled for a prompt: the fewer, the more prompts are computed together.
+        new_tokens: the most tokens drawn for a sequence.
+        draw: draws the tokens; None for greedy sampling.
+        on_gpu: whether it runs on a GPU. There torch's optimizers work on all parameters at once, the host's memory
+            does not count, and attention and the LM head are computed in other ways than on a CPU.
     """
 
     policy: PolicySpec
@@ -63,7 +63,7 @@ class Setup:
 
     @property
     def parts(self) -> int:
-        """Parts of the run that are planned, each for itself."""
+        """The number of parts of the run that are planned one by one."""
         return 3 + (self.reference_model is not None) + 2 * (self.sequences > 0)
 
 
@@ -75,18 +75,18 @@ def setup_of(
     completion_tokens: int | None = None,
     on_gpu: bool = True,
 ) -> Setup:
-    """What the memory of a run depends on; nothing is loaded.
+    """Reads the setup of a run; nothing is loaded.
 
     Args:
-        trainer: says the precision and how many micro-batches make a step.
+        trainer: the run's Trainer, with the precision and the number of micro-batches a step.
         module: the alignment module, before `configure_model`.
         data: the data module, before `setup`.
-        prompt_tokens: of each prompt; None takes the data's limit.
-        completion_tokens: of each completion; None takes the data's limit.
+        prompt_tokens: tokens of each prompt; None takes the data's limit.
+        completion_tokens: tokens of each completion; None takes the data's limit.
         on_gpu: whether to plan for a GPU.
 
     Raises:
-        ValueError: where a length is given neither here nor as a limit in the data.
+        ValueError: a length is set neither here nor as a limit in the data.
     """
     return Setup(
         policy=module.spec,
@@ -104,7 +104,7 @@ def setup_of(
 
 
 def not_counted(trainer: Trainer, data: AlignmentDataModule, setup: Setup) -> list[str]:
-    """What a run holds beside what is counted, in words."""
+    """Names the parts of a run's memory that the plan does not count."""
     notes = []
     if setup.precision.endswith("-mixed"):
         notes.append(f"{setup.precision}: activations are counted in the dtype of the weights, autocast's copies not")
@@ -113,20 +113,20 @@ def not_counted(trainer: Trainer, data: AlignmentDataModule, setup: Setup) -> li
     if data.sampler is not None and not setup.sequences:
         notes.append(f"sampling with {type(data.sampler).__name__}")
     if trainer.world_size > 1:
-        notes.append("what devices exchange; nothing is counted as spread over devices")
+        notes.append("buffers for the exchange between devices; nothing is counted as spread over devices")
     return notes
 
 
 def _with_parts(judge: Judge | None) -> Iterator[Judge]:
-    """A judge and the judges that it asks."""
+    """Yields a judge and the judges that it is made of."""
     if judge is not None:
         yield judge
         for part in judge.parts:
             yield from _with_parts(part)
 
 
-def _length(what: str, given: int | None, limit: int | None) -> int:
-    length = given or limit
+def _length(what: str, length: int | None, limit: int | None) -> int:
+    length = length or limit
     if length is None:
         raise ValueError(
             f"how long is a {what}? The data's `max_{what}_tokens` is null: give --{what}_tokens, "
@@ -159,10 +159,13 @@ def _sampling(trainer: Trainer, data: AlignmentDataModule) -> dict[str, Any]:
 
 
 def _fewest_candidates(trainer: Trainer, sampler: TransformersSampler) -> int:
-    """That are sampled for a prompt: rounds, the boundary and the win rate each have a number of their own."""
+    """The fewest candidates of a prompt: rounds, the boundary and the win rate each have a number of their own."""
     if sampler.temperature == 0:
-        return 1  # one is drawn and stands for all
-    callbacks: list[Any] = getattr(trainer, "callbacks", [])
-    boundary = [one.num_candidates for one in callbacks if isinstance(one, BoundaryCallback) and one.num_candidates]
-    win_rate = [1 for one in callbacks if isinstance(one, WinRateCallback)]
-    return min([sampler.num_candidates, *boundary, *win_rate])
+        return 1  # a single one is drawn and stands for all
+    counts = [sampler.num_candidates]
+    for callback in getattr(trainer, "callbacks", []):
+        if isinstance(callback, BoundaryCallback) and callback.num_candidates:
+            counts.append(callback.num_candidates)
+        elif isinstance(callback, WinRateCallback):
+            counts.append(1)
+    return min(counts)

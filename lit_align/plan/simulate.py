@@ -1,4 +1,4 @@
-"""Runs training and sampling without computing and counts what they hold."""
+"""Runs training and sampling without computing, and counts the memory that they hold."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ REFERENCE_PASS = "reference pass"
 
 @dataclass(frozen=True)
 class Memory:
-    """What a setup holds.
+    """The memory that a run with some setup holds.
 
     Args:
-        trained: parameters that the optimizer changes.
-        frozen: all others, a quantised weight counted as one.
-        moments: for each part of a run, bytes by item at its peak.
+        trained: number of parameters that the optimizer changes.
+        frozen: number of all others; a quantised weight counts as one.
+        moments: bytes by item at the peak of each part of the run.
     """
 
     trained: int
@@ -51,7 +51,7 @@ class Memory:
 
     @property
     def largest_part(self) -> str:
-        """The part of the run that holds most."""
+        """The part of the run with the highest peak."""
         return max(self.totals, key=lambda name: self.totals[name])
 
     @property
@@ -61,11 +61,11 @@ class Memory:
 
 
 def simulate(setup: Setup, progress: Callable[[], object] = lambda: None) -> Memory:
-    """The memory of a run, from the model's config alone.
+    """Computes the memory of a run from the model's config.
 
     Args:
         setup: the run.
-        progress: called when a part of it is done.
+        progress: called after each part of the run.
     """
     model = empty_policy(setup.policy, setup.precision)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -86,12 +86,12 @@ def simulate(setup: Setup, progress: Callable[[], object] = lambda: None) -> Mem
             run.sample(model)
         if isinstance(reference, nn.Module):
             run.pass_reference(reference)
-    moments = {name: {item: size for item, size in items.items() if size} for name, items in run.moments.items()}
+    moments = {name: dict(+items) for name, items in run.moments.items()}  # `+` leaves out items of 0 bytes
     return Memory(sum(parameter.numel() for parameter in trained), count_frozen(model), moments)
 
 
 class _Run:
-    """The parts of a run, each of which notes its peak in `moments`."""
+    """The parts of a run; each method records the peak of its part in `moments`."""
 
     def __init__(self, setup: Setup, tracker: MemoryTracker, progress: Callable[[], object]) -> None:
         self.moments: dict[str, Counter[str]] = {}
@@ -101,7 +101,7 @@ class _Run:
         self._forward = CompletionForward()
 
     def make_reference(self, model: nn.Module) -> nn.Module | list[Tensor]:
-        """A second model, or the copies of the adapter's weights, if any."""
+        """Makes the second model, or the copies of the adapter's weights, if there are any."""
         if self._setup.reference_model is None:
             copied = [p for name, p in model.named_parameters() if self._setup.reference_adapter and is_adapter(name)]
             with self._tracker.counting_as(REFERENCE):
@@ -116,11 +116,11 @@ class _Run:
             self._logps(reference, self._setup.batch_size)
 
     def train(self, model: nn.Module, optimizer: Any) -> None:
-        """A step of one pair, which leaves gradients and the optimizer's state, and a full one.
+        """Runs a step of one pair, which leaves gradients and the optimizer's state, and a full one.
 
         Lightning frees the gradients of a step after the forward of the next; other micro-batches add to them.
         """
-        with self._part(FORWARD):  # which begins with the check of whether the model takes shared rows
+        with self._part(FORWARD):  # begins with the check whether the model takes shared rows
             total = self._logps(model, pairs=1)
         self._add_gradients(total, optimizer)
         self._step(optimizer)
@@ -135,7 +135,7 @@ class _Run:
             self._step(optimizer)
 
     def sample(self, model: nn.Module) -> None:
-        """The last token of each row of a batch, and the prompts of the next one."""
+        """Samples the last token of each row of a batch, and computes the prompts of the next batch."""
         sampling, prefill = sample(self._setup, self._tracker, model, self._progress)
         self.moments |= {PREFILL: prefill, SAMPLING: sampling}
 
@@ -163,7 +163,7 @@ class _Run:
             _take_gradients(optimizer)
 
     def _step(self, optimizer: Any) -> None:
-        """Of bitsandbytes' optimizers only the state is made: the step itself takes nothing more."""
+        """Steps the optimizer. For bitsandbytes' it only makes the state: their step takes no more memory."""
         with self._tracker.counting_as(OPTIMIZER):
             if not _is_of_bitsandbytes(optimizer):
                 optimizer.step()
@@ -175,14 +175,14 @@ class _Run:
 
 
 def _make_optimizer(setup: Setup, trained: list[nn.Parameter]) -> Any:
-    """The optimizer, told to do on the meta device what it does on a device."""
+    """Makes the optimizer, set to behave on the meta device as on a real one."""
     optimizer: Any = over_float32(setup.optimizer, trained)
     if _is_of_bitsandbytes(optimizer):
-        optimizer.is_paged = False  # the state is counted whole
+        optimizer.is_paged = False  # all of the state counts
         optimizer.name2qmap = {name: qmap.to("meta") for name, qmap in optimizer.name2qmap.items()}
     for group in optimizer.param_groups:
         if setup.on_gpu and "foreach" in group and group["foreach"] is None and not group.get("fused"):
-            group["foreach"] = True  # what torch takes on a GPU: faster, with a temporary copy of a whole state
+            group["foreach"] = True  # torch's choice on a GPU: faster, with a temporary copy of a whole state
     return optimizer
 
 
@@ -191,9 +191,9 @@ def _is_of_bitsandbytes(optimizer: Any) -> bool:
 
 
 def _take_gradients(optimizer: Any) -> None:
-    """What `training.float32_copies.take_gradients` does.
+    """Does the same as `training.float32_copies.take_gradients`.
 
-    torch takes no planned tensor of a CPU as the gradient of a weight on the meta device.
+    torch refuses a planned tensor on a CPU as the gradient of a weight on the meta device.
     """
     for parameter, copy in copies_of(optimizer).items():
         if parameter.grad is not None:
@@ -204,13 +204,13 @@ def _take_gradients(optimizer: Any) -> None:
 
 
 def _backward(total: Tensor) -> None:
-    """What `total.backward()` does, which switches function modes off for all that is recomputed."""
+    """Does the same as `total.backward()`, which would switch off function modes in recomputed layers."""
     options = {"allow_unreachable": True, "accumulate_grad": True}
     _engine_run_backward((total,), (torch.ones_like(total),), False, False, (), **options)
 
 
 class _GpuAttention(TorchFunctionMode):
-    """Attention by the kernel that GPUs take for rows under a mask; the meta device would take the unfused one."""
+    """Makes attention use the fused kernel, as on GPUs; the meta device would take the unfused one."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         attention = _attention if func is F.scaled_dot_product_attention else func
@@ -230,7 +230,7 @@ def _attention(
     if enable_gqa:
         groups = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, 1) for states in (key, value))
-    if attn_mask is not None and attn_mask.dtype == torch.bool:  # as torch does, in each layer anew
+    if attn_mask is not None and attn_mask.dtype == torch.bool:  # torch, too, makes it again in each layer
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(attn_mask.logical_not(), -torch.inf)
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output: Tensor = attention(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]

@@ -1,4 +1,4 @@
-"""Runs torch without computing: counts the bytes that tensors would hold, and remembers the most held at once."""
+"""Runs torch without computing: counts the bytes that tensors would hold, and remembers the peak."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,14 @@ ITEMS = (WEIGHTS, ADAPTERS, REFERENCE, OPTIMIZER, GRADIENTS, ACTIVATIONS, HEAD, 
 
 _META = torch.device("meta")
 _MOST_VALUES = 1 << 22
-"""Larger tensors than this have shapes only."""
+"""Tensors with more elements than this have only shapes, no values."""
 
 
 class PlannedTensor(Tensor):
-    """A tensor that says it is on a device and takes no memory there.
+    """A tensor that claims to be on a device and takes no memory there.
 
-    `content` is a tensor on the meta device or, where few numbers depend on no weights (lengths, positions, masks),
-    one on the CPU that holds them.
+    `content` is a tensor on the meta device; for few numbers that do not depend on weights (lengths, positions, masks)
+    it is one on the CPU with their values.
     """
 
     content: Tensor
@@ -42,7 +43,7 @@ class PlannedTensor(Tensor):
 
     @staticmethod
     def __new__(cls, content: Tensor, device: torch.device) -> PlannedTensor:
-        made: PlannedTensor = Tensor._make_wrapper_subclass(
+        planned: PlannedTensor = Tensor._make_wrapper_subclass(
             cls,
             content.shape,
             strides=content.stride(),
@@ -50,8 +51,8 @@ class PlannedTensor(Tensor):
             dtype=content.dtype,
             device=device,
         )
-        made.content = content
-        return made
+        planned.content = content
+        return planned
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -64,20 +65,20 @@ class PlannedTensor(Tensor):
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Inside its block nothing is computed but small integers, and every storage is followed until it is freed.
+    """A mode in which only small integers are computed, and every storage is counted until it is freed.
 
-    Tensors on the meta device stand for those on the planned device. A number that depends on weights is taken to
-    be 0 where it is read, and a choice of places that depends on them to be of all places or, as an index, of none.
-    What an operation takes and gives back inside itself is not seen.
+    Tensors on the meta device stand for those on the planned device. A number that depends on weights is read as 0. A
+    selection of places that depends on weights is read as all places or, in an index, as none. Memory that an
+    operation allocates and frees within itself is not seen.
 
     Args:
-        device: the planned one, as the code inside the block sees it: "cpu", or "meta" for any other.
+        device: the planned device, as code within the block sees it: "cpu", or "meta" for any other.
         vocabulary: tensors whose last dimension has this size count as `HEAD`, wherever they are made.
 
     Attributes:
         live: bytes held now, by item.
         peak: bytes by item at the moment of the largest sum since :meth:`restart`.
-        item: what tensors that are made now count as.
+        item: the item that new tensors count as.
     """
 
     def __init__(self, device: str, vocabulary: int) -> None:
@@ -91,7 +92,7 @@ class MemoryTracker(TorchDispatchMode):
         self._sum = self._largest = 0
 
     def hold(self, tensor: Tensor, item: str) -> None:
-        """Counts a tensor, made inside the block or before, as `item` from now on."""
+        """Counts a tensor, made within the block or before, as `item` from now on."""
         storage = _content(tensor).untyped_storage()
         before, size = self._storages.get(storage._cdata, (None, storage.nbytes()))
         self._storages[storage._cdata] = (item, size)
@@ -105,7 +106,7 @@ class MemoryTracker(TorchDispatchMode):
             self.restart()
 
     def hold_model(self, model: nn.Module, item: str | None = None) -> None:
-        """Counts parameters, buffers and gradients to come; without `item`, as `ADAPTERS` or `WEIGHTS`, by names."""
+        """Counts parameters, buffers and later gradients; without `item`, as `ADAPTERS` or `WEIGHTS` by their names."""
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             self.hold(tensor, item or (ADAPTERS if is_adapter(name) else WEIGHTS))
             if tensor.requires_grad:
@@ -118,7 +119,7 @@ class MemoryTracker(TorchDispatchMode):
 
     @contextmanager
     def counting_as(self, item: str) -> Iterator[None]:
-        """Counts what is made inside the block as `item`."""
+        """Counts tensors that are made within the block as `item`."""
         before = self.item
         self.item = item
         try:
@@ -128,7 +129,7 @@ class MemoryTracker(TorchDispatchMode):
 
     @contextmanager
     def watching(self, model: Any) -> Iterator[None]:
-        """Counts what each pass of `model` makes as `ACTIVATIONS`, and all from its output layer on as `HEAD`."""
+        """Counts tensors of each pass of `model` as `ACTIVATIONS`, and those from its output layer on as `HEAD`."""
 
         def begin(item: str, *_: Any) -> None:
             self.item = item
@@ -149,13 +150,13 @@ class MemoryTracker(TorchDispatchMode):
         if operation.writes and isinstance(args[0], Tensor) and _content(args[0]).is_meta:
             return args[0]
         call = _Call(args, kwargs or {})
-        made = None if operation.writes and not call.has_values else operation.run(call)
-        if operation.writes:  # into what is there
+        result = None if operation.writes and not call.has_values else operation.run(call)
+        if operation.writes:  # into its first argument
             return args[0] if func._schema.returns else None
         device = torch.device(call.kwargs.get("device") or call.device)
-        return _mapped(lambda tensor: self._planned(tensor, device), made)
+        return _map_tensors(lambda tensor: self._plan(tensor, device), result)
 
-    def _planned(self, content: Tensor, device: torch.device) -> Tensor:
+    def _plan(self, content: Tensor, device: torch.device) -> Tensor:
         device = self._device if device == _META else device
         if device == self._device and content.untyped_storage()._cdata not in self._storages:
             is_logits = content.dim() > 1 and content.shape[-1] == self._vocabulary
@@ -169,7 +170,7 @@ class MemoryTracker(TorchDispatchMode):
 
 
 def is_adapter(name: str) -> bool:
-    """Whether peft gave a parameter of this name to a model."""
+    """Whether a parameter of this name belongs to an adapter of peft."""
     return "lora_" in name
 
 
@@ -179,15 +180,17 @@ class _Call:
     def __init__(self, args: Any, kwargs: dict[str, Any]) -> None:
         self.device = "cpu"
         self.has_values = True
-        self.args = [_mapped(self._content, value) for value in args]
-        self.kwargs = {name: _mapped(self._content, value) for name, value in kwargs.items() if name != "pin_memory"}
+        self.args = [_map_tensors(self._content, value) for value in args]
+        self.kwargs = {
+            name: _map_tensors(self._content, value) for name, value in kwargs.items() if name != "pin_memory"
+        }
 
     def run(self, func: Any, device: str, change: Callable[[Tensor], Tensor]) -> Any:
-        """What `func` makes of changed tensors, on this device."""
-        kwargs = {name: _mapped(change, value) for name, value in self.kwargs.items()}
+        """Runs `func` on this device, with the tensors changed."""
+        kwargs = {name: _map_tensors(change, value) for name, value in self.kwargs.items()}
         if "device" in kwargs:
             kwargs["device"] = device
-        return func(*[_mapped(change, value) for value in self.args], **kwargs)
+        return func(*[_map_tensors(change, value) for value in self.args], **kwargs)
 
     def _content(self, tensor: Tensor) -> Tensor:
         content = _content(tensor)
@@ -199,7 +202,7 @@ class _Call:
 
 
 class _Operation:
-    """What must be known of an operation to run it without computing."""
+    """An operation of torch, and how to run it without computing."""
 
     def __init__(self, func: Any) -> None:
         self.func = func
@@ -211,9 +214,9 @@ class _Operation:
         )
 
     def run(self, call: _Call) -> Any:
-        """What it makes: with values where it can, with shapes only where it cannot."""
+        """Runs it with values if they are known, otherwise only with shapes."""
         if self.func is _INDEX:
-            call.args = [call.args[0], [place for index in call.args[1] for place in _places(index)]]
+            call.args = [call.args[0], list(chain.from_iterable(map(_places, call.args[1])))]
         if self._reads_values:
             unknown = int(self.func is torch.ops.aten.nonzero.default)
             return call.run(self.func, "cpu", lambda tensor: _with_values(tensor, unknown))
@@ -234,16 +237,18 @@ _operation = cache(_Operation)
 
 
 def _view(tensor: Tensor, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """A view of a tensor without values; a weight's is on the meta device as the weight is."""
-    made = func(_content(tensor), *args, **kwargs)
-    return _mapped(partial(PlannedTensor, device=tensor.device), made) if isinstance(tensor, PlannedTensor) else made
+    """Makes a view of a tensor without values; that of a weight is on the meta device like the weight."""
+    view = func(_content(tensor), *args, **kwargs)
+    if not isinstance(tensor, PlannedTensor):
+        return view
+    return _map_tensors(partial(PlannedTensor, device=tensor.device), view)
 
 
-def _may_have_values(made: Any) -> bool:
-    """Whether few whole numbers were made."""
-    if isinstance(made, Tensor):
-        return made.numel() <= _MOST_VALUES and not made.is_floating_point()
-    return all(map(_may_have_values, made)) if isinstance(made, list | tuple) else True
+def _may_have_values(result: Any) -> bool:
+    """Whether a result is few whole numbers."""
+    if isinstance(result, Tensor):
+        return result.numel() <= _MOST_VALUES and not result.is_floating_point()
+    return all(map(_may_have_values, result)) if isinstance(result, list | tuple) else True
 
 
 def _shape(content: Tensor) -> Tensor:
@@ -259,7 +264,7 @@ def _with_values(content: Tensor, unknown: int) -> Tensor:
 
 
 def _places(index: Tensor | None) -> list[Any]:
-    """A mask as the places where it is true, since the meta device takes no masks."""
+    """Converts a mask to the indices of its true places, since the meta device takes no masks."""
     if index is None or index.dtype != torch.bool:
         return [index]
     return list(_with_values(index, 0).nonzero().unbind(1))
@@ -269,10 +274,10 @@ def _content(tensor: Tensor) -> Tensor:
     return tensor.content if isinstance(tensor, PlannedTensor) else tensor
 
 
-def _mapped(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """`value` with every tensor in its lists and tuples changed."""
+def _map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """Changes every tensor in a value, also in its lists and tuples."""
     if isinstance(value, Tensor):
         return change(value)
     if not isinstance(value, list | tuple) or (value and isinstance(value[0], int)):  # sizes are many
         return value
-    return type(value)([_mapped(change, part) for part in value])
+    return type(value)([_map_tensors(change, part) for part in value])

@@ -36,7 +36,7 @@ def demand_same_base(checkpoint: Mapping[str, Any], spec: PolicySpec) -> None:
     before = checkpoint.get(KEY)
     now = base_record(spec)
     if before is None or now is None:
-        _say(f"The checkpoint's base is unknown: it is taken to be {_name(spec.model, spec.adapter)}.")
+        _say(f"The checkpoint's base cannot be told: it is taken to be {_name(spec.model, spec.adapter)}.")
         return
     if any(before[key] != now[key] for key in _FILES):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a run trains on, to read before it runs: rows as the model gets them."""
+"""Shows the rows of a run as the model gets them, before it runs."""
 
 from lit_align.preview.run import preview_run
 

@@ -1,8 +1,9 @@
-"""Token ids as text with special tokens told apart, and the template's own text of the same chat."""
+"""Converts token ids to text with marked special tokens, and compares it with the template's own text."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -23,21 +24,21 @@ class Piece:
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], before: Sequence[int] = ()) -> list[Piece]:
-    """The text of token ids.
+    """Converts token ids to pieces of text.
 
     Args:
-        tokenizer: that made them.
-        ids: to be shown.
-        before: the ids in front of them; some tokenizers write a blank or none accordingly.
+        tokenizer: the tokenizer that made the ids.
+        ids: the ids to show.
+        before: the ids in front of them, on which some tokenizers make a first blank depend.
     """
     special = special_ids(tokenizer)
     sequence = [int(id_) for id_ in before]
-    start = _decoded(tokenizer, before)
+    start = _decode(tokenizer, before)
     shown: list[Piece] = []
     for of_kind, run in groupby(map(int, ids), key=special.__contains__):
         for part in ([id_] for id_ in run) if of_kind else [list(run)]:
             sequence += part
-            text = _decoded(tokenizer, sequence)
+            text = _decode(tokenizer, sequence)
             shown.append(Piece(text[len(start) :], of_kind))
             start = text
     return [piece for piece in shown if piece.text]
@@ -51,13 +52,13 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The text of a prompt and an answer beside what the template writes for the whole chat.
+    """The text of a prompt and an answer beside the template's text of the whole chat.
 
     Args:
-        template: the template's text; None where there is no template.
-        same: how many of its characters are also those of the tokens.
+        template: the template's text; None without a template.
+        same: number of leading characters that it shares with the tokens' text.
         ours: the tokens' text behind these.
-        refused: what the template or its Jinja says where it does not write the chat.
+        refused: the error of the template if it does not write the chat; empty if it does.
     """
 
     template: str | None
@@ -67,24 +68,24 @@ class Comparison:
 
     @property
     def differs(self) -> bool:
-        """Whether a token is not what the template writes at its place."""
-        return bool(self.refused or (self.ours and self.rest.strip()))
+        """Whether the tokens' text differs from the template's, other than by its end."""
+        return bool(self.refused or (self.ours and self.template_rest.strip()))
 
     @property
-    def rest(self) -> str:
-        """What the template writes where the two part."""
+    def template_rest(self) -> str:
+        """The template's text from the place on at which the two differ."""
         return (self.template or "")[self.same :]
 
 
 def compare(encoder: Encoder, prompt: Prompt, answer: Candidate, ids: Sequence[int], cut: int = 0) -> Comparison:
-    """Holds token ids against the template's own rendering of prompt and answer.
+    """Compares token ids with the template's own rendering of prompt and answer.
 
     Args:
-        encoder: that made the ids.
+        encoder: the encoder that made the ids.
         prompt: the chat so far.
         answer: the assistant's turn.
-        ids: of both.
-        cut: tokens cut off the left end, which are left out of the comparison.
+        ids: the token ids of both.
+        cut: number of tokens cut off the left end, which are left out of the comparison.
     """
     if not isinstance(encoder.template, ChatTemplate):
         return Comparison(None)
@@ -92,10 +93,10 @@ def compare(encoder: Encoder, prompt: Prompt, answer: Candidate, ids: Sequence[i
         template = encoder.template.write_whole(prompt, answer)
     except ChatRefused as error:
         return Comparison(None, refused=str(error))
-    text = _decoded(encoder.tokenizer, ids)
+    text = _decode(encoder.tokenizer, ids)
     if cut:
         return _compare_ends(template, text)
-    same = _common(template, text)
+    same = _common_length(template, text)
     return Comparison(template, same, text[same:])
 
 
@@ -103,10 +104,10 @@ def unwritten(encoder: Encoder, prompt: Prompt, answer: Candidate, name: str) ->
     """Names of those parts of a chat without which the template writes the same prompt and the same whole chat.
 
     Args:
-        encoder: whose template it is.
+        encoder: the encoder with the template.
         prompt: the chat so far.
         answer: the assistant's turn.
-        name: what the answer is called.
+        name: a name for the answer.
     """
     texts = _prompt_and_whole(encoder, prompt, answer)
     if texts is None:
@@ -116,22 +117,22 @@ def unwritten(encoder: Encoder, prompt: Prompt, answer: Candidate, name: str) ->
 
 
 def changes(encoder: Encoder, prompt: Prompt, answer: Candidate) -> bool:
-    """Whether the template writes an answer's text otherwise, blanks aside."""
-    whole = _written(encoder, prompt, answer)
+    """Whether the template changes an answer's text, regardless of whitespace."""
+    whole = _write_whole(encoder, prompt, answer)
     return whole is not None and not answer.turn and not holds(whole, answer.text)
 
 
 def _prompt_and_whole(encoder: Encoder, prompt: Prompt, answer: Candidate) -> tuple[str, str] | None:
     """The prompt with its generation prompt, and the whole chat; None where :func:`_written` is."""
-    whole = _written(encoder, prompt, answer)
+    whole = _write_whole(encoder, prompt, answer)
     try:
         return None if whole is None else (encoder.template.write_prompt(prompt), whole)
     except ChatRefused:
         return None
 
 
-def _written(encoder: Encoder, prompt: Prompt, answer: Candidate) -> str | None:
-    """The whole chat; None where there is no template, or it does not write the chat."""
+def _write_whole(encoder: Encoder, prompt: Prompt, answer: Candidate) -> str | None:
+    """Writes the whole chat; None if there is no template, or it refuses the chat."""
     if not isinstance(encoder.template, ChatTemplate):
         return None
     try:
@@ -141,23 +142,23 @@ def _written(encoder: Encoder, prompt: Prompt, answer: Candidate) -> str | None:
 
 
 def _without_each(prompt: Prompt, answer: Candidate, name: str) -> Iterator[tuple[str, Prompt, Candidate]]:
-    """Each part of a chat by its name, with the chat that lacks it."""
+    """Yields the name of each part of a chat, with the chat that lacks it."""
     tools, kwargs = (prompt.tools, prompt.template_kwargs) if isinstance(prompt, Chat) else ("", "")
     if tools:
         yield "`tools`", Chat(prompt, "", kwargs), answer
     for key in json.loads(kwargs or "{}"):
         others = {k: v for k, v in json.loads(kwargs).items() if k != key}
         yield f"`{key}`", Chat(prompt, tools, json.dumps(others)), answer
-    for at, message in enumerate(prompt):
+    for position, message in enumerate(prompt):
         for key, content, turn in _parts(message.content, message.turn):
-            turns = [*prompt[:at], Message(message.role, content, turn), *prompt[at + 1 :]]
-            yield f"`{key}` of turn {at + 1}", Chat(turns, tools, kwargs), answer
+            turns = [*prompt[:position], Message(message.role, content, turn), *prompt[position + 1 :]]
+            yield f"`{key}` of turn {position + 1}", Chat(turns, tools, kwargs), answer
     for key, text, turn in _parts(answer.text, answer.turn):
         yield f"`{key}` of {name}", prompt, replace(answer, text=text, turn=turn)
 
 
 def _parts(content: str, turn: str) -> Iterator[tuple[str, str, str]]:
-    """The keys of a turn, each with the content and the JSON of the turn without it."""
+    """Yields the keys of a turn, each with the content and the JSON of the turn without it."""
     if content and not turn:
         yield "content", "", ""
     whole = json.loads(turn or "{}")
@@ -167,26 +168,24 @@ def _parts(content: str, turn: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _compare_ends(template: str, text: str) -> Comparison:
-    """Of a cut prompt: the tokens' text behind a BOS that stays should be somewhere in the template's."""
+    """Compares a cut prompt: the tokens' text, behind a BOS that stays, should be a part of the template's."""
     for skipped in range(min(len(text), 32)):
-        at = template.find(text[skipped:])
-        if at >= 0:
-            return Comparison(template, at + len(text) - skipped)
+        start = template.find(text[skipped:])
+        if start >= 0:
+            return Comparison(template, start + len(text) - skipped)
     return Comparison(template, 0, text)
 
 
-def _common(first: str, second: str) -> int:
-    return next(
-        (at for at, (one, other) in enumerate(zip(first, second, strict=False)) if one != other),
-        min(len(first), len(second)),
-    )
+def _common_length(first: str, second: str) -> int:
+    """The number of characters that two texts begin with alike."""
+    return len(os.path.commonprefix([first, second]))
 
 
-def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return str(tokenizer.decode([int(id_) for id_ in ids], clean_up_tokenization_spaces=False))
 
 
 def named_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> Iterator[str]:
-    """Tokens with their ids."""
+    """Yields tokens with their ids, for a message."""
     for id_ in ids:
         yield f"{tokenizer.convert_ids_to_tokens(int(id_))} ({int(id_)})"

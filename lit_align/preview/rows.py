@@ -1,10 +1,10 @@
-"""Rows of the data as a run gets them, with what becomes of each; no model is loaded."""
+"""Reads rows of the data as a run does, and tells how each is used; no model is loaded."""
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -20,18 +20,16 @@ from lit_align.rows.parse import parse_row
 from lit_align.rows.reading import BadRow, read_rows
 from lit_align.seeding import derive_seed
 
-"""Judges that load no model and ask no server."""
-
 
 @dataclass(frozen=True)
 class PreviewPair:
-    """Two answers of a row and what becomes of them.
+    """Two answers of a row, and how they are used.
 
     Args:
-        pair: the answers; of candidates that were not scored, the order means nothing.
-        tokens: what is trained on, or would be but for its length; None where there is nothing to show.
-        cut: tokens cut off the prompt's left end.
-        dropped: the name of the reason for which the pair is not trained on; empty where it is.
+        pair: the answers; the order of candidates that were not scored means nothing.
+        tokens: the tokens that are trained on, also of a pair that is dropped for its length; None if there are none.
+        cut: number of tokens cut off the prompt's left end.
+        dropped: the name of the reason if the pair is not trained on; empty if it is.
     """
 
     pair: PreferencePair
@@ -42,15 +40,15 @@ class PreviewPair:
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """A row and what becomes of it.
+    """A row, and how it is used.
 
     Args:
-        where: file and row.
-        record: the row as it was understood; None where it was not.
-        left_out: why the row gives no pair, in words; empty where it does.
+        where: file and number of the row.
+        record: the parsed row; None if it cannot be parsed.
+        left_out: the reason why the row gives no pair, in words; empty if it gives some.
         pairs: its pairs.
-        scored: whether the pairs are those of the selector, chosen before rejected.
-        counts: what was counted on the way, such as ties and columns that nothing reads.
+        scored: whether the pairs are the selector's, chosen before rejected.
+        counts: counts by name, such as of ties and of unused columns.
     """
 
     where: str
@@ -62,13 +60,13 @@ class PreviewRow:
 
 
 class RowReader:
-    """Reads rows of the training or the held-out data and does with them what a run does.
+    """Reads rows of the training or the held-out data and treats them as a run does.
 
     Args:
-        data: of the run, before `setup`.
-        encoder: the run's.
-        needs_target: whether the loss asks for each row's own target.
-        ask_judge: whether the data's judge scores candidates; None: where it loads no model and asks no server.
+        data: the run's data module, before `setup`.
+        encoder: the run's encoder.
+        needs_target: whether the loss needs each row's own target.
+        ask_judge: whether the data's judge scores candidates; None: if it loads no model and asks no server.
     """
 
     def __init__(
@@ -83,15 +81,15 @@ class RowReader:
         self._unlimited.max_prompt_tokens = self._unlimited.max_completion_tokens = None
 
     def rows(self, held_out: bool, first: int, count: int) -> Iterator[PreviewRow]:
-        """Rows in the order of the data.
+        """Yields rows in the order of the data.
 
         Args:
-            held_out: those of the held-out data.
-            first: the first row, from 1.
-            count: rows at most.
+            held_out: takes the held-out data instead of the training data.
+            first: number of the first row, from 1.
+            count: the most rows.
 
         Raises:
-            BadRow: where a fit would stop at a row.
+            BadRow: a fit would stop at a row.
         """
         train, val = self.data.sources()
         seed = self.data.seed
@@ -99,12 +97,12 @@ class RowReader:
         parts = load_parts(train, val, fraction, seed, Counter(), Counter(), self.data.run.shows_bars)
         if held_out and self.data.sampler is not None:
             self._measured, _ = boundary_prompts(parts[1], self.data.boundary_fraction)
-        own, other = ({record.where: (i, record) for i, record in enumerate(part)} for part in parts)
-        source = train
-        if held_out:
-            own, other, source = other, own, val or train
-        split_off = held_out and val is None  # of the file's rows, the held-out ones alone
-        rows = (one for one in read_rows(source.rows, source.split, source.name) if not split_off or one[1] in own)
+        own = _index_by_place(parts[1] if held_out else parts[0])
+        other = _index_by_place(parts[0] if held_out else parts[1])
+        source = (val or train) if held_out else train
+        rows = read_rows(source.rows, source.split, source.name)
+        if held_out and val is None:  # only the held-out rows of the training file
+            rows = (row for row in rows if row[1] in own)
         for row, where in islice(rows, first - 1, first - 1 + count):
             if where in own:
                 index, record = own[where]
@@ -124,7 +122,7 @@ class RowReader:
 
     def _row(self, record: Record, index: int, source: Source) -> PreviewRow:
         counts: Counter[str] = Counter()
-        parse_row(record.row, record.where, source.prompts_alone, counts)  # for what it counts
+        parse_row(record.row, record.where, source.prompts_alone, counts)  # only for its counts
         if record.prompt in self._measured:
             return PreviewRow(record.where, record, "its prompt is kept to measure the stage on, and gives no pair")
         if not as_set(record).candidates:
@@ -147,15 +145,20 @@ class RowReader:
         return PreviewPair(pair, None if isinstance(whole, str) else whole, dropped=next(iter(counts)))
 
 
+def _index_by_place(records: Sequence[Record]) -> dict[str, tuple[int, Record]]:
+    """Records with their index, by file and row."""
+    return {record.where: (index, record) for index, record in enumerate(records)}
+
+
 def is_free(judge: Judge | None) -> bool:
-    """Whether a judge can be asked without loading a model or asking a server."""
+    """Whether a judge can score without loading a model or asking a server."""
     if judge is None or not judge.parts:
         return judge is not None and judge.free
     return all(map(is_free, judge.parts))
 
 
 def _neighbours(record: Record) -> list[PreferencePair]:
-    """The candidates two by two, to tokenise them; of an odd number the last one is beside the first."""
+    """Makes pairs of neighbouring candidates, to tokenise them; an odd last one is paired with the first."""
     answers: list[Candidate] = list(as_set(record).candidates)
     seconds = [*answers[1::2], *answers[:1]] if len(answers) % 2 else answers[1::2]
     return [

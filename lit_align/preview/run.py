@@ -1,4 +1,4 @@
-"""The preview of a configured run."""
+"""Previews the rows of a configured run."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def preview_run(
     ask_judge: bool | None = None,
     terminal: Terminal | None = None,
 ) -> Iterator[str]:
-    """Lines that show rows as the model of a run gets them. Its tokenizer is loaded, its weights are not.
+    """Yields lines that show rows as the model of a run gets them. Only its tokenizer is loaded, not its weights.
 
     Args:
-        module: of the run, before `configure_model`.
-        data: of the run, connected to its Trainer, before `setup`.
-        rows: how many, from the front.
-        row: this one alone, from 1; None means `rows`.
-        held_out: of the held-out data.
+        module: the run's module, before `configure_model`.
+        data: the run's data module, connected to its Trainer, before `setup`.
+        rows: number of rows, from the first on.
+        row: the number of a single row, from 1; None shows `rows` rows.
+        held_out: shows the held-out data instead of the training data.
         ask_judge: see :class:`~lit_align.preview.rows.RowReader`.
-        terminal: where they are printed; None means standard output.
+        terminal: the terminal that the lines are for; None means standard output.
 
     Raises:
-        ValueError: where a number is below 1, or there is no such row.
+        ValueError: a number is below 1, or there is no such row.
     """
     for name, number in (("rows", rows), ("row", row)):
         if number is not None and number < 1:
@@ -52,9 +52,9 @@ def preview_run(
     for line in _header(module.spec.model, encoder, samples):
         yield fill(line, text.terminal.width)
     yield from text.legend()
-    for one in shown:
+    for preview in shown:
         yield ""
-        yield from text.lines(one)
+        yield from text.lines(preview)
 
 
 def _names(data: AlignmentDataModule) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""A previewed row as lines for a terminal."""
+"""Formats previewed rows as lines for a terminal."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT = ("  │ ", CYAN)
 CHOSEN = ("  + ", GREEN)
 REJECTED = ("  - ", RED)
 OTHER = ("  * ", YELLOW)
-"""How the parts of a row are marked: by a sign at the left and, where there are colours, by one."""
+"""The marks of a row's parts: a sign at the left and, on a terminal with colours, a colour."""
 _CONTEXT = 60  # characters in front of a difference, at most
 _LONGEST = 400  # characters of a difference, at most
 _PROMPT_TOO_LONG = "prompt_too_long"
@@ -27,11 +27,11 @@ _PROMPT_TOO_LONG = "prompt_too_long"
 
 @dataclass
 class Shown:
-    """What of a row stands above already, and is not shown again.
+    """The parts of a row that were shown already, and are not shown again.
 
     Args:
-        prompt: the last prompt's ids.
-        answers: which candidates, by their `id`.
+        prompt: the token ids of the last prompt.
+        answers: the candidates, by their `id`.
     """
 
     prompt: list[int] = field(default_factory=list)
@@ -39,15 +39,15 @@ class Shown:
 
 
 class RowText:
-    """Lays rows out.
+    """Formats rows.
 
     Args:
-        terminal: where they are printed.
-        encoder: that tokenised them.
-        selector: the name of what makes pairs of candidates.
-        judge: the name of what scores candidates; None where there is no judge.
+        terminal: the terminal that they are printed on.
+        encoder: the encoder that tokenised them.
+        selector: the name of the selector, which makes pairs of candidates.
+        judge: the name of the judge, which scores candidates; None without one.
         samples: whether answers are sampled from the model.
-        use: what is done with the answers' tokens, such as "trained on".
+        use: the use of the answers' tokens, such as "trained on".
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class RowText:
         yield "  ".join([special, "↵ new line", "· blank at an end", "\\x1b a character that is not shown"])
 
     def lines(self, row: PreviewRow) -> Iterator[str]:
-        """All that there is to say of a row."""
+        """Yields all lines about a row."""
         yield self.terminal.styled(plain(row.where), BOLD)
         if row.record is None or row.left_out:
             yield from self._note(f"Left out: {row.left_out}.")
@@ -93,8 +93,8 @@ class RowText:
             yield from self._note(f"{count} candidates. Their scores come from {scores}.")
             return
         lost = ", ".join(f"{name.replace('_', ' ')}: {n}" for name, n in row.counts.items() if n and "/" not in name)
-        made = f"{self.selector} makes {len(row.pairs)} pair{'s' * (len(row.pairs) != 1)}"
-        yield from self._note(f"Of {count} candidates {made}{f' ({lost})' if lost else ''}:")
+        pairs_made = f"{self.selector} makes {len(row.pairs)} pair{'s' * (len(row.pairs) != 1)}"
+        yield from self._note(f"Of {count} candidates {pairs_made}{f' ({lost})' if lost else ''}:")
         for candidate in sorted(row.record.candidates, key=_by_score):
             yield self._candidate_line(candidate, row.pairs)
 
@@ -162,14 +162,16 @@ class RowText:
                 yield from self._note(f"The chat template does not write the whole chat: {plain(comparison.refused)}")
             elif comparison.differs:
                 yield from self._difference(name, comparison)
-        alike = [(name, _goes_on(one)) for name, one in compared if one.template is not None and not one.differs]
-        for goes_on in dict.fromkeys(goes_on for _, goes_on in alike):
-            names = [name for name, other in alike if other == goes_on]
+        names_by_end: dict[str, list[str]] = {}  # of the answers whose text is the template's
+        for name, comparison in compared:
+            if comparison.template is not None and not comparison.differs:
+                names_by_end.setdefault(_describe_end(comparison), []).append(name)
+        for end, names in names_by_end.items():
             of_which = "" if len(names) == len(compared) else f" for prompt and {' and '.join(names)}"
-            yield from self._note(f"The template writes the same text{of_which}{goes_on}.")
+            yield from self._note(f"The template writes the same text{of_which}{end}.")
 
     def _unwritten(self, pair: PreviewPair) -> Iterator[str]:
-        """What of the chat the template leaves out, and answers that it does not write as they are."""
+        """Yields lines about parts of the chat that the template leaves out, and about answers that it changes."""
         prompt = pair.pair.prompt
         parts = list[str]()
         for name, answer in (("the chosen answer", pair.pair.chosen), ("the rejected answer", pair.pair.rejected)):
@@ -180,12 +182,12 @@ class RowText:
             yield from self._note(f"The template writes nothing of: {', '.join(dict.fromkeys(parts))}.")
 
     def _difference(self, name: str, comparison: Comparison) -> Iterator[str]:
-        """Both texts from a little before the place where they part."""
+        """Yields both texts from a little before the place at which they differ."""
         assert comparison.template is not None
         yield from self._note(f"The template writes other text for prompt and {name}, from here on:")
         before = comparison.template[: comparison.same]
         before = before[max(before.rfind("\n", 0, -1) + 1, len(before) - _CONTEXT) :]
-        for title, text in (("tokens", comparison.ours), ("template", comparison.rest)):
+        for title, text in (("tokens", comparison.ours), ("template", comparison.template_rest)):
             shown = [*cells(before, DIM), *cells(text[:_LONGEST], f"{BOLD};{YELLOW}")]
             shown += cells("..." if len(text) > _LONGEST else "", DIM)
             yield from self.terminal.lines(shown, f"  {title:>8} ")
@@ -204,7 +206,7 @@ class RowText:
         yield from self.terminal.lines(self._cells(shown, style), sign, style)
 
     def _cells(self, shown: Sequence[Piece], style: str) -> list[Cell]:
-        """Special tokens reversed, or in brackets where there are no styles."""
+        """Lays out pieces, with special tokens reversed or, on a terminal without styles, in brackets."""
         laid_out: list[Cell] = []
         for piece in shown:
             if not piece.special:
@@ -225,7 +227,7 @@ class RowText:
 def _answers(
     pair: PreferencePair, tokens: TokenizedPair, scored: bool
 ) -> Iterator[tuple[str, Candidate, list[int], tuple[str, str]]]:
-    """Name, answer, token ids and mark of each answer of a pair."""
+    """Yields name, answer, token ids and mark of each answer of a pair."""
     sides = (("chosen", pair.chosen, tokens.chosen, CHOSEN), ("rejected", pair.rejected, tokens.rejected, REJECTED))
     for name, answer, ids, mark in sides:
         yield (name, answer, ids.tolist(), mark) if scored else ("candidate", answer, ids.tolist(), OTHER)
@@ -233,12 +235,13 @@ def _answers(
         yield "target", Candidate(pair.target or ""), tokens.target.tolist(), OTHER
 
 
-def _goes_on(comparison: Comparison) -> str:
-    """Which of two texts that begin alike goes on, and how."""
+def _describe_end(comparison: Comparison) -> str:
+    """Says which of two texts that begin alike continues, and how; empty if they are equal."""
+    template_end = plain(comparison.template_rest)
     if comparison.ours:
-        rest = f' where the template has "{plain(comparison.rest)}"' if comparison.rest else ""
-        return f', without the "{plain(comparison.ours)}" that ends the answer{rest}'
-    return f', and then "{plain(comparison.rest)}", which the model does not get' if comparison.rest else ""
+        instead = f' where the template has "{template_end}"' if template_end else ""
+        return f', without the "{plain(comparison.ours)}" that ends the answer{instead}'
+    return f', and then "{template_end}", which the model does not get' if template_end else ""
 
 
 def _by_score(candidate: Candidate) -> float:

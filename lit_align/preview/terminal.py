@@ -1,4 +1,4 @@
-"""Text for a terminal: styled, wrapped, and unable to drive it."""
+"""Text for a terminal: styled, wrapped, and without control characters."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ GREEN = "32"
 YELLOW = "33"
 CYAN = "36"
 MARK = f"{DIM};{YELLOW}"
-"""Of what stands for a character that cannot be shown."""
+"""The style of a sign for a character that cannot be shown."""
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown for one character.
+    """The form in which a character is shown.
 
     Args:
-        shown: one or more characters, none of which drives a terminal.
+        shown: one or more characters, none of which is a control character.
         style: SGR numbers, separated by semicolons; empty for none.
         ends_line: whether a new line follows.
     """
@@ -42,12 +42,12 @@ class Cell:
 
 
 class Terminal:
-    """What is known of the place where text is printed to.
+    """The abilities of the terminal, or file, that text is printed to.
 
     Args:
         colour: whether it shows styles.
-        width: in columns.
-        encoding: of its characters.
+        width: its width in columns.
+        encoding: the encoding of its characters.
     """
 
     def __init__(self, colour: bool, width: int = 80, encoding: str = "utf-8") -> None:
@@ -57,21 +57,21 @@ class Terminal:
 
     @classmethod
     def of(cls, stream: IO[str]) -> Terminal:
-        """Colour where the stream is a terminal and `NO_COLOR` is not set, or `FORCE_COLOR` is."""
+        """Reads the abilities of a stream. `NO_COLOR` switches colours off, `FORCE_COLOR` on for a file."""
         forced = os.environ.get("FORCE_COLOR")
         refused = os.environ.get("NO_COLOR")
         colour = not refused and (bool(forced) or (stream.isatty() and os.environ.get("TERM") != "dumb"))
         return cls(colour, shutil.get_terminal_size((100, 24)).columns, getattr(stream, "encoding", None) or "utf-8")
 
     def styled(self, text: str, style: str) -> str:
-        """The text in a style, where there are styles."""
+        """Puts a text into a style, if the terminal shows styles."""
         text = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
         return f"\x1b[{style}m{text}\x1b[0m" if self.colour and style and text else text
 
     def lines(self, cells: Sequence[Cell], mark: str, style: str = "") -> list[str]:
-        """The cells in lines that fit the width, each behind a mark, broken at blanks where there are any."""
+        """Lays out cells in lines that fit the width, each behind a mark, broken at blanks if there are any."""
         room = self.width - len(mark)
-        return [self.styled(mark, style) + self._line(line) for line in _wrapped(cells, room)]
+        return [self.styled(mark, style) + self._line(line) for line in _wrap(cells, room)]
 
     def _line(self, cells: Iterable[Cell]) -> str:
         parts: list[list[str]] = []  # neighbours of one style are written as one
@@ -84,15 +84,16 @@ class Terminal:
 
 
 def cells(text: str, style: str = "") -> Iterator[Cell]:
-    """Each character of a text as it can be shown: control, bidi and other unseen characters by their numbers.
+    """Yields each character of a text in a form that can be shown.
 
-    Blanks at either end of the text and of its lines, which nobody would see, are dots.
+    Control, bidi and other invisible characters are shown by their numbers. Blanks at the ends of the text and of its
+    lines, which nobody would see, are dots.
     """
-    for at, character in enumerate(text):
+    for position, character in enumerate(text):
         if character == "\n":
             yield Cell("↵", MARK, ends_line=True)
         elif character == " ":
-            edge = at in (0, len(text) - 1) or text[at + 1 : at + 2] == "\n"
+            edge = position in (0, len(text) - 1) or text[position + 1 : position + 2] == "\n"
             yield Cell("·", MARK) if edge else Cell(" ", style)
         elif character.isprintable() and unicodedata.category(character) not in _UNSEEN:
             yield Cell(character, style)
@@ -101,16 +102,16 @@ def cells(text: str, style: str = "") -> Iterator[Cell]:
 
 
 def plain(text: str) -> str:
-    """A text of the data on one line of a message, with nothing in it that drives a terminal."""
+    """Converts a text of the data to a single line for a message, without control characters."""
     return "".join(cell.shown for cell in cells(text))
 
 
-def _wrapped(cells: Sequence[Cell], room: int) -> Iterator[list[Cell]]:
+def _wrap(cells: Sequence[Cell], room: int) -> Iterator[list[Cell]]:
     line: list[Cell] = []
     used = 0
     for cell in cells:
         if used + cell.width > room and line:
-            full, line = _broken(line)
+            full, line = _break_line(line)
             yield full
             used = sum(kept.width for kept in line)
         line.append(cell)
@@ -123,9 +124,9 @@ def _wrapped(cells: Sequence[Cell], room: int) -> Iterator[list[Cell]]:
         yield line
 
 
-def _broken(line: list[Cell]) -> tuple[list[Cell], list[Cell]]:
-    """A full line in two, behind its last blank; without one all of it is the first part."""
-    blanks = [at for at, cell in enumerate(line) if cell.shown == " "]
+def _break_line(line: list[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Breaks a full line in two behind its last blank; without a blank all of it is the first part."""
+    blanks = [position for position, cell in enumerate(line) if cell.shown == " "]
     end = blanks[-1] + 1 if blanks else len(line)
     return line[:end], line[end:]
 
