@@ -9,6 +9,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lit_align.run_parts import callbacks_of, datamodule_of
+
 STAGES = {"injection": "inject", "fine_tuning": "tune"}
 METRICS = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "margin"}
 
@@ -86,12 +88,12 @@ class AlignmentProgressBar(TQDMProgressBar):
 
 def _stage(trainer: Trainer) -> dict[str, str]:
     """The last decision's stage and share, from whichever callback keeps a history of decisions."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks_of(trainer):
         history = getattr(callback, "history", None)
         if history:
             stage = getattr(history[-1].stage, "value", history[-1].stage)
             return {STAGES.get(stage, stage): "", "on": f"{100 * history[-1].on_policy_share:.0f}%"}
-    share = getattr(trainer.datamodule, "on_policy_share", None)  # type: ignore[attr-defined]
+    share = getattr(datamodule_of(trainer), "on_policy_share", None)
     return {} if share is None else {"on": f"{100 * share:.0f}%"}
 
 

@@ -20,6 +20,7 @@ from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
+from lit_align.run_parts import find_callback, is_trial, process_rank
 from lit_align.trainer_defaults import check_accumulation, default_loggers, epochs_by_default, own_callbacks
 from lit_align.training.checkpoint import demand_whole, last_checkpoint
 from lit_align.training.strategies import check_strategy
@@ -149,9 +150,7 @@ class AlignmentTrainer(Trainer):
         Raises:
             RunFolderInUse: another fit is under way in the run folder.
         """
-        # By rank 0 alone. A process of its own that a strategy starts for another rank has that rank from its start.
-        rank_zero = rank_zero_only.rank == 0  # type: ignore[attr-defined]
-        with run_folder.locked(self.run_folder) if rank_zero else nullcontext():
+        with run_folder.locked(self.run_folder) if process_rank() == 0 else nullcontext():
             self._fit_in_own_folder(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def _fit_in_own_folder(
@@ -315,9 +314,7 @@ class AlignmentTrainer(Trainer):
 
     def _boundary_callback(self) -> BoundaryCallback:
         """The run's boundary callback, or a plain one."""
-        callbacks: list[Callback] = self.callbacks  # type: ignore[attr-defined]
-        schedules = (callback for callback in callbacks if isinstance(callback, BoundaryCallback))
-        return next(schedules, None) or BoundaryCallback()
+        return find_callback(self, BoundaryCallback) or BoundaryCallback()
 
     def _run_stage(self) -> Any:
         """As Lightning's, or what runs in place of its loops."""
@@ -348,8 +345,8 @@ class AlignmentTrainer(Trainer):
         note(f"There is no checkpoint in {self.run_folder}: the run begins at its first step.")
 
     def _put_earlier_run_aside(self) -> Path | None:
-        # Rank 0 alone, and before the loggers choose their version numbers in this folder.
-        if rank_zero_only.rank != 0 or self.fast_dev_run:  # type: ignore[attr-defined]
+        # Only by rank 0, and before the loggers choose their version numbers in this folder.
+        if process_rank() != 0 or is_trial(self):
             return None
         return run_folder.archive(self.run_folder)
 

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lit_align"
 GROUND = {
     "batch", "by_length", "console", "losses", "markdown", "progress", "ranks", "records", "remote", "run_folder",
+    "run_parts",
     "seeding",
 }  # fmt: skip
 FLOORS: list[set[str]] = [

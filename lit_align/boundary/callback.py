@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
 from time import perf_counter
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align.boundary import record
 from lit_align.boundary.budget import MeasuringBudget
-from lit_align.boundary.data import data_of, draw, judge_of, require_restored
+from lit_align.boundary.data import data_of, draw, follow, judge_of, require_restored
 from lit_align.boundary.meaning import SIDES
-from lit_align.boundary.measurement import Measurement, MeasurementOutcome
+from lit_align.boundary.measurement import Measurement, MeasurementOutcome, Sides
 from lit_align.boundary.needs import may_ask_for_samples, require_decisions, require_held_out, require_parts
 from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.sequential import require_alpha
 from lit_align.boundary.shortage import shortage
 from lit_align.boundary.switch import Choice, ReasonedShare, Switch, Undecided, as_decision, without_information
-from lit_align.boundary.votes import JudgedPrompt
 from lit_align.console import note
 from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.data.needs import refuse_to_overfit
@@ -31,20 +29,6 @@ from lit_align.policy.modes import in_eval_mode
 from lit_align.ranks import own_share
 from lit_align.records import CandidateSet, Stage
 from lit_align.training.refresh import require_refreshable
-
-
-class Sides(NamedTuple):
-    """The two sides of one batch of prompts, this rank's share of it.
-
-    Args:
-        on: N sets of candidates, the on-policy side.
-        off: N sets of the same prompts in the same order, the off-policy side.
-        fresh: those that the policy gave as it is, so that they can become training pairs.
-    """
-
-    on: Sequence[CandidateSet]
-    off: Sequence[CandidateSet]
-    fresh: Sequence[CandidateSet] = ()
 
 
 class BoundaryCallback(Callback):
@@ -181,7 +165,8 @@ class BoundaryCallback(Callback):
         Under DDP each rank takes its share of each batch; all stop at the same one with the same result, which
         is that of one process up to rounding.
         """
-        data, step = data_of(trainer), trainer.global_step
+        data = data_of(trainer)
+        step = trainer.global_step
         seed = () if self.draw_seed is None else ("seed", self.draw_seed)
         purpose: tuple[str | int, ...] = ("boundary", step, *seed)
         prompts = draw(data, self.max_prompts, "prompts", *purpose)
@@ -316,7 +301,9 @@ class BoundaryCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Starts a fit; a state that is resumed is loaded after this."""
         if stage == "fit":
-            self._resumed, self._considered, self._waiting = False, None, False
+            self._resumed = False
+            self._considered = None
+            self._waiting = False
             if self.refresh_reference:
                 require_refreshable(pl_module, "refresh_reference")
 
@@ -376,22 +363,11 @@ class BoundaryCallback(Callback):
         before = self.history[-1] if self.history else None
         self.history.append(decision)
         if trainer.is_global_zero:
-            self._keep(trainer, decision, () if outcome is None else outcome.judged)
-        self._swap(trainer, before, decision, None if outcome is None else outcome.candidates)
+            judged = () if outcome is None else outcome.judged[: self.samples_to_keep]
+            record.keep(trainer, self.history, judged)
+        follow(data_of(trainer), before, decision, None if outcome is None else outcome.candidates)
         if self.refresh_reference and before is not None and before.stage != decision.stage:
             cast(Any, pl_module).refresh_reference()
-
-    def _swap(
-        self, trainer: Trainer, before: Decision | None, decision: Decision, fresh: Sequence[CandidateSet] | None
-    ) -> None:
-        """Makes the data follow the decision. Candidates sampled for it are training data where that is on-policy."""
-        data = data_of(trainer)
-        data.set_on_policy_share(decision.on_policy_share)
-        if decision.on_policy_share > 0:
-            if before is None or before.on_policy_share == 0:
-                data.request_round()
-            if fresh is not None:
-                data.queue_round(fresh)
 
     def _affords(self, trainer: Trainer) -> bool:
         """Whether the time for a measurement is there: rank 0's clock says so."""
@@ -405,15 +381,3 @@ class BoundaryCallback(Callback):
             )
         self._waiting = not affords
         return affords
-
-    def _keep(self, trainer: Trainer, decision: Decision, judged: Sequence[JudgedPrompt]) -> None:
-        note(record.readable(decision))
-        rows = record.sample_rows(decision.step, judged[: self.samples_to_keep])
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # a trial leaves an earlier run's files alone
-            return
-        folder = Path(trainer.default_root_dir)
-        record.write_decisions(folder, self.history)
-        record.log_decision(trainer.loggers, decision)
-        if rows:
-            record.write_samples(folder, rows, self.history)
-            record.log_samples(trainer.loggers, rows, decision.step)

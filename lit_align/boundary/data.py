@@ -8,6 +8,7 @@ from typing import Protocol, cast
 
 from lightning.pytorch import Trainer
 
+from lit_align.boundary.result import Decision
 from lit_align.data.held_out import Labels
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet, Prompt
@@ -82,12 +83,12 @@ def judge_of(judge: Judge | None, data: BoundaryData) -> Judge:
     Raises:
         ValueError: there is none.
     """
-    found = judge or data.judge
-    if found is None:
+    chosen = judge or data.judge
+    if chosen is None:
         raise ValueError(
             "the boundary needs a judge of sampled answers: set `judge` of the data module or of the callback"
         )
-    return found
+    return chosen
 
 
 def draw(data: BoundaryData, count: int, *purpose: str | int) -> list[CandidateSet]:
@@ -108,6 +109,27 @@ def draw(data: BoundaryData, count: int, *purpose: str | int) -> list[CandidateS
             "set data.val, or data.val_fraction to split some off the training prompts"
         )
     return draw_unlike(pool, data.group_of, count, random.Random(derive_seed(data.seed, *purpose)))
+
+
+def follow(
+    data: BoundaryData, before: Decision | None, decision: Decision, fresh: Sequence[CandidateSet] | None
+) -> None:
+    """Makes the data follow a decision.
+
+    Args:
+        data: the data module.
+        before: the decision that held until now; None for the first.
+        decision: the new one.
+        fresh: candidates sampled for it, which are training data where it is for on-policy pairs; None without a
+            measurement.
+    """
+    data.set_on_policy_share(decision.on_policy_share)
+    if decision.on_policy_share == 0:
+        return
+    if before is None or before.on_policy_share == 0:
+        data.request_round()
+    if fresh is not None:
+        data.queue_round(fresh)
 
 
 def require_restored(data: BoundaryData, decisions: bool) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -20,7 +21,21 @@ from lit_align.judges.base import Judge
 from lit_align.judges.quality import bias_warning, contradiction_warning
 from lit_align.metrics import characteristics
 from lit_align.ranks import gather_in_turn, shard
-from lit_align.records import CandidateSet
+from lit_align.records import CandidateSet, Prompt
+
+
+class Sides(NamedTuple):
+    """The two sides of one batch of prompts, this rank's share of it.
+
+    Args:
+        on: N sets of candidates, the on-policy side.
+        off: N sets of the same prompts in the same order, the off-policy side.
+        fresh: those that the policy gave as it is, so that they can become training pairs.
+    """
+
+    on: Sequence[CandidateSet]
+    off: Sequence[CandidateSet]
+    fresh: Sequence[CandidateSet] = ()
 
 
 @dataclass(frozen=True)
@@ -119,25 +134,36 @@ class Measurement:
 
 def _characteristics(judged: Sequence[JudgedPrompt]) -> Characteristics:
     """Of both sides, at the same number of candidates a prompt: the figures change with it."""
-    sides = {"on_policy": [one.on for one in judged], "off_policy": [one.off for one in judged]}
+    sides = {"on_policy": [prompt.on for prompt in judged], "off_policy": [prompt.off for prompt in judged]}
     count = min(_usual_count(sets) for sets in sides.values())
     return {side: _plain(characteristics(sets, candidates=count)) for side, sets in sides.items()}
 
 
 def _judge_warning(judged: Sequence[JudgedPrompt], labels: Labels) -> str | None:
-    """What the votes, and the scores of labelled answers, give away about the judge."""
-    right = [(at.off.prompt, value) for at in judged for value in agreement(labels.get(at.off.prompt, ()), at.off)]
-    lengths = [[[len(c.text) for c in side.candidates] for side in (at.on, at.off)] for at in judged]
+    """A doubt about the judge that the votes, and the scores of labelled answers, give rise to; None without one."""
+    right: list[float] = []
+    prompts: list[Prompt] = []
+    for prompt in judged:
+        verdicts = agreement(labels.get(prompt.off.prompt, ()), prompt.off)
+        right += verdicts
+        prompts += [prompt.off.prompt] * len(verdicts)
+    on_lengths = [_lengths(prompt.on) for prompt in judged]
+    off_lengths = [_lengths(prompt.off) for prompt in judged]
     warnings = (
-        contradiction_warning([value for _, value in right], [prompt for prompt, _ in right]),
-        bias_warning([at.block for at in judged], [on for on, _ in lengths], [off for _, off in lengths]),
+        contradiction_warning(right, prompts),
+        bias_warning([prompt.block for prompt in judged], on_lengths, off_lengths),
     )
     return " ".join(filter(None, warnings)) or None
 
 
+def _lengths(candidates: CandidateSet) -> list[int]:
+    """In characters."""
+    return [len(candidate.text) for candidate in candidates.candidates]
+
+
 def _usual_count(sets: Sequence[CandidateSet]) -> int:
     """The number of candidates that most prompts have."""
-    return Counter(len(one.candidates) for one in sets).most_common(1)[0][0]
+    return Counter(len(candidates.candidates) for candidates in sets).most_common(1)[0][0]
 
 
 def _plain(figures: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a decision leaves behind: lines in files, numbers and tables in the loggers, a line on the terminal."""
+"""The traces of a decision: lines in files, numbers and tables in the loggers, a line on the terminal."""
 
 from __future__ import annotations
 
@@ -7,17 +7,41 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lit_align import run_folder
 from lit_align.boundary.result import Decision
 from lit_align.boundary.votes import JudgedPrompt
+from lit_align.console import note
 from lit_align.markdown import markdown_table
-from lit_align.records import Stage, prompt_text
+from lit_align.records import CandidateSet, Stage, prompt_text
+from lit_align.run_parts import is_trial
 
 STOPPED = {"budget": " (max_prompts: undecided)", "pool": " (all there are: undecided)", "decided": ""}
 """Why there were no more prompts, where the stage is undecided."""
 Row = Mapping[str, Any]
+
+
+def keep(trainer: Trainer, history: Sequence[Decision], judged: Sequence[JudgedPrompt]) -> None:
+    """Tells people and loggers of the last decision, and writes its lines.
+
+    Args:
+        trainer: of the run.
+        history: all decisions, the last one included.
+        judged: prompts of its measurement to keep.
+    """
+    decision = history[-1]
+    note(readable(decision))
+    if is_trial(trainer):
+        return
+    folder = Path(trainer.default_root_dir)
+    write_decisions(folder, history)
+    log_decision(trainer.loggers, decision)
+    rows = sample_rows(decision.step, judged)
+    if rows:
+        write_samples(folder, rows, history)
+        log_samples(trainer.loggers, rows, decision.step)
 
 
 def write_decisions(folder: Path, history: Sequence[Decision]) -> None:
@@ -29,8 +53,8 @@ def write_samples(folder: Path, rows: Sequence[Row], history: Sequence[Decision]
     """Adds `rows` to `samples.jsonl` and drops what a run that was cut off had added after `history`."""
     path = folder / run_folder.SAMPLES
     earlier = {decision.step for decision in history} - {row["step"] for row in rows}
-    known = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    run_folder.write_jsonl(path, [row for row in known if row["step"] in earlier] + list(rows))
+    written = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    run_folder.write_jsonl(path, [row for row in written if row["step"] in earlier] + list(rows))
 
 
 def sample_rows(step: int, judged: Sequence[JudgedPrompt]) -> list[dict[str, Any]]:
@@ -38,12 +62,16 @@ def sample_rows(step: int, judged: Sequence[JudgedPrompt]) -> list[dict[str, Any
     return [
         {
             "step": step,
-            "prompt": prompt_text(one.on.prompt),
-            "on_policy": [{"text": c.text, "score": c.score} for c in one.on.candidates],
-            "off_policy": [{"text": c.text, "score": c.score} for c in one.off.candidates],
+            "prompt": prompt_text(prompt.on.prompt),
+            "on_policy": _answers(prompt.on),
+            "off_policy": _answers(prompt.off),
         }
-        for one in judged
+        for prompt in judged
     ]
+
+
+def _answers(candidates: CandidateSet) -> list[dict[str, Any]]:
+    return [{"text": candidate.text, "score": candidate.score} for candidate in candidates.candidates]
 
 
 def log_decision(loggers: Iterable[Logger], decision: Decision) -> None:
@@ -67,12 +95,10 @@ def log_decision(loggers: Iterable[Logger], decision: Decision) -> None:
 def log_samples(loggers: Iterable[Logger], rows: Sequence[Row], step: int) -> None:
     """Gives the samples to the loggers that take a text (TensorBoard) or a table (such as W&B)."""
     columns = ["prompt", "side", "score", "answer"]
-    table = [
-        [row["prompt"], side, answer["score"], answer["text"]]
-        for row in rows
-        for side in ("on_policy", "off_policy")
-        for answer in row[side]
-    ]
+    table: list[list[Any]] = []
+    for row in rows:
+        for side in ("on_policy", "off_policy"):
+            table += [[row["prompt"], side, answer["score"], answer["text"]] for answer in row[side]]
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text("boundary/samples", markdown_table(list(map(_cells, [columns, *table]))), step)

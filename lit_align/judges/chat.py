@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tqdm import tqdm
 
 from lit_align.judges.base import Comparison, PairwiseJudge
 from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict, behind_thoughts
 from lit_align.judges.vote_arrays import ABSTAINED
 from lit_align.remote import Reply, RequestRefused, Server, ServerError, ServerUnreachable
+from lit_align.run_parts import process_rank
 
 _CUT = ("length", "content_filter")
 """Why a server ends an answer before the model does, as `finish_reason`."""
@@ -159,7 +159,7 @@ class ChatJudge(PairwiseJudge):
         open_ones = [n for n, same in enumerate(equal) if not same]
         bodies = [self._body(comparisons[n]) for n in open_ones]
         started = time.monotonic()
-        hidden = None if rank_zero_only.rank == 0 else True  # type: ignore[attr-defined]  # None: shown on a terminal
+        hidden = None if process_rank() == 0 else True  # None: shown on a terminal
         bar = tqdm(total=len(bodies), desc="asking the judge", leave=False, delay=1.0, disable=hidden)
         try:
             with bar, self._server.answers("/chat/completions", bodies) as answers:
@@ -182,8 +182,8 @@ class ChatJudge(PairwiseJudge):
         return now
 
     def _show_progress(self) -> None:
-        now, rank = time.monotonic(), rank_zero_only.rank  # type: ignore[attr-defined]
-        if rank == 0 and now - self._shown >= _EVERY:
+        now = time.monotonic()
+        if process_rank() == 0 and now - self._shown >= _EVERY:
             self._shown = now
             tqdm.write(self.report() or "")
 

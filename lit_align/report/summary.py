@@ -18,6 +18,7 @@ from lit_align.judges import Judge
 from lit_align.report.crossing import crossing, for_the_next_run
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateCallback
+from lit_align.run_parts import callbacks_of, datamodule_of, find_callback, is_trial
 from lit_align.training.checkpoint import AlignmentCheckpoint, last_checkpoint
 from lit_align.training.module import AlignmentModule
 from lit_align.training.step_watch import StepWatch
@@ -65,8 +66,8 @@ class RunSummary(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._trained = True
-        made = getattr(trainer.datamodule, "new_rounds", ())  # type: ignore[attr-defined]
-        self._rounds += [{"step": trainer.global_step, **stats} for stats in made]
+        new_rounds = getattr(datamodule_of(trainer), "new_rounds", ())
+        self._rounds += [{"step": trainer.global_step, **stats} for stats in new_rounds]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validation_began = time.perf_counter()
@@ -76,7 +77,7 @@ class RunSummary(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After all that others write at the end of a fit."""
-        if stage != "fit" or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if stage != "fit" or not trainer.is_global_zero or is_trial(trainer):
             return
         self.summary = self._collect(trainer)
         run_folder.write_json(_root(trainer) / run_folder.SUMMARY, self.summary)
@@ -89,23 +90,24 @@ class RunSummary(Callback):
             if isinstance(callback, AlignmentCheckpoint):
                 callback.save_interrupted(trainer)
         if trainer.is_global_zero and self._trained:
-            told = [f"Stopped at step {trainer.global_step}. {_way_on(trainer)}", *judge_reports(trainer)]
-            print("", *told, sep="\n", flush=True)
+            stopped = f"Stopped at step {trainer.global_step}. {_name_checkpoint(trainer)}"
+            print("", stopped, *judge_reports(trainer), sep="\n", flush=True)
 
     def _collect(self, trainer: Trainer) -> dict[str, Any]:
-        history, policy = _history(trainer), isinstance(trainer.lightning_module, AlignmentModule)
+        history = _history(trainer)
+        has_policy = isinstance(trainer.lightning_module, AlignmentModule)
         decisions = [decision.record() for decision in history]
-        win_rate = _win_rate(trainer)
+        win_rate = find_callback(trainer, WinRateCallback)
         watch = getattr(trainer.lightning_module, "step_watch", None)
         result = asdict(win_rate.result) if win_rate is not None and win_rate.result is not None else None
         return {
             "steps": trainer.global_step,
             "steps_left_out": watch.skipped if isinstance(watch, StepWatch) else 0,
-            "crossing": crossing(history) if policy else None,
-            "next": for_the_next_run(history, _sides(trainer)) if policy else None,
+            "crossing": crossing(history) if has_policy else None,
+            "next": for_the_next_run(history, _sides(trainer)) if has_policy else None,
             "decisions": decisions,
             "win_rate": result,
-            "rows": dict(getattr(trainer.datamodule, "counts", {}) or {}),  # type: ignore[attr-defined]
+            "rows": dict(getattr(datamodule_of(trainer), "counts", {}) or {}),
             "rounds": self._rounds,
             "judges": judge_reports(trainer),
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
@@ -117,9 +119,7 @@ class RunSummary(Callback):
         """Wall seconds by activity; training is what is left."""
         spent = {
             "measuring": sum(decision["seconds"] or 0.0 for decision in decisions),
-            "on_policy_rounds": sum(
-                one.get(f"{part}_seconds", 0.0) for one in self._rounds for part in ("sample", "judge", "reference")
-            ),
+            "on_policy_rounds": sum(map(_seconds_of_round, self._rounds)),
             "validation": self._validation_seconds,
             "win_rate": win_rate,
         }
@@ -127,48 +127,45 @@ class RunSummary(Callback):
         return {"total": total, "training": max(0.0, total - sum(spent.values())), **spent}
 
     def _answers(self, trainer: Trainer) -> list[dict[str, Any]]:
-        win_rate = _win_rate(trainer)
+        win_rate = find_callback(trainer, WinRateCallback)
         return [] if win_rate is None else win_rate.answers[: win_rate.samples_to_show]
 
 
-def _way_on(trainer: Trainer) -> str:
+def _seconds_of_round(stats: dict[str, Any]) -> float:
+    return sum(stats.get(f"{part}_seconds", 0.0) for part in ("sample", "judge", "reference"))
+
+
+def _name_checkpoint(trainer: Trainer) -> str:
+    """Where the last checkpoint is, and how to go on from it."""
     folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks}
     last = last_checkpoint(Path(folder) for folder in folders if folder)
     if last is None:
         return "There is no checkpoint yet: the run starts afresh next time."
     step = next((c.saved_step for c in trainer.checkpoint_callbacks if isinstance(c, AlignmentCheckpoint)), None)
-    at = "" if step is None else f" of step {step}"
-    return f"The last checkpoint{at} is {last}: the same command with --ckpt_path last goes on from there."
+    of_step = "" if step is None else f" of step {step}"
+    return f"The last checkpoint{of_step} is {last}: the same command with --ckpt_path last goes on from there."
 
 
 def _root(trainer: Trainer) -> Path:
     return Path(trainer.default_root_dir)
 
 
-def _boundary(trainer: Trainer) -> BoundaryCallback | None:
-    return next((c for c in trainer.callbacks if isinstance(c, BoundaryCallback)), None)  # type: ignore[attr-defined]
-
-
 def _history(trainer: Trainer) -> list[Decision]:
-    boundary = _boundary(trainer)
+    boundary = find_callback(trainer, BoundaryCallback)
     return [] if boundary is None else list(boundary.history)
 
 
 def _sides(trainer: Trainer) -> tuple[str, str]:
-    boundary = _boundary(trainer)
+    boundary = find_callback(trainer, BoundaryCallback)
     return SIDES if boundary is None else boundary.sides
 
 
-def _win_rate(trainer: Trainer) -> WinRateCallback | None:
-    return next((c for c in trainer.callbacks if isinstance(c, WinRateCallback)), None)  # type: ignore[attr-defined]
-
-
 def judge_reports(trainer: Trainer) -> list[str]:
-    """What the judges of the data and of the callbacks have to tell, in lines; under DDP those of this process."""
-    owners = [getattr(trainer, "datamodule", None), *trainer.callbacks]  # type: ignore[attr-defined]
+    """The reports of the judges of the data and of the callbacks, in lines; under DDP those of this process."""
+    owners = [datamodule_of(trainer), *callbacks_of(trainer)]
     judges = [judge for owner in owners if isinstance(judge := getattr(owner, "judge", None), Judge)]
-    told = {id(judge): judge.report() for judge in judges}  # once, where it is the same
-    return [line for report in told.values() if report for line in report.splitlines()]
+    reports = {id(judge): judge.report() or "" for judge in judges}  # once, where it is the same
+    return "\n".join(filter(None, reports.values())).splitlines()
 
 
 def _outputs(trainer: Trainer) -> dict[str, str]:

@@ -20,6 +20,7 @@ from lit_align.judges.base import Judge
 from lit_align.ranks import gather_in_turn, own_share
 from lit_align.records import Candidate, CandidateSet, FinishReason, prompt_text
 from lit_align.rows.alike import draw_unlike
+from lit_align.run_parts import datamodule_of, is_trial
 from lit_align.seeding import derive_seed
 
 
@@ -116,7 +117,7 @@ class WinRateCallback(Callback):
         before = [_with_answer(one, record) for one, record in zip(prompts, self._before, strict=True)]
         after = self._sample(trainer, own_share(prompts), "end")
         started = time.perf_counter()
-        judge = self.judge or trainer.datamodule.judge  # type: ignore[attr-defined]
+        judge = self.judge or datamodule_of(trainer).judge
         votes = measure_sets(after, own_share(before), judge, self.confidence, device=pl_module.device)
         self.answers = gather_in_turn(_judged(own_share(before), after, judge))
         self._seconds += time.perf_counter() - started
@@ -129,14 +130,14 @@ class WinRateCallback(Callback):
 
     def _prompts(self, trainer: Trainer) -> list[CandidateSet]:
         """The same prompts at both ends and after a resume: chosen by the run's seed alone, none like another."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         rng = random.Random(derive_seed(data.seed, "win_rate", "prompts"))
         return draw_unlike(data.evaluated_on, data.group_of, self.num_prompts, rng)
 
     def _sample(self, trainer: Trainer, prompts: Sequence[CandidateSet], moment: str) -> list[CandidateSet]:
         started = time.perf_counter()
         with isolate_rng():
-            answered = trainer.datamodule.sample(  # type: ignore[attr-defined]
+            answered = datamodule_of(trainer).sample(
                 prompts, "win_rate", moment, num_candidates=1, desc=f"answers at the {moment}"
             )
         self._seconds += time.perf_counter() - started
@@ -146,7 +147,7 @@ class WinRateCallback(Callback):
         values = {f"win_rate/{name}": value for name, value in asdict(result).items() if value is not None}
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.global_step)
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not is_trial(trainer):
             run_folder.write_jsonl(Path(trainer.default_root_dir) / run_folder.ANSWERS, self.answers)
 
 

@@ -27,6 +27,7 @@ from lit_align.reward.encode import RewardEncoder
 from lit_align.reward.load import load_reward_model, load_reward_tokenizer, save_reward_model
 from lit_align.reward.loss import bradley_terry_loss
 from lit_align.reward.rows import classifier_rows
+from lit_align.run_parts import datamodule_of, find_callback, is_trial
 from lit_align.training.pair_module import PairModule
 from lit_align.training.step_watch import OnNonFinite
 
@@ -84,9 +85,9 @@ class RewardModule(PairModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if any(isinstance(callback, BoundaryCallback) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if find_callback(self.trainer, BoundaryCallback) is not None:
             raise ValueError("a reward model has no stage to measure: set `boundary` to null for this run")
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data: Any = datamodule_of(self.trainer)
         if data is not None and not isinstance(getattr(data, "encoder", None), RewardEncoder):
             raise ValueError(
                 f"a reward model reads prompt and answer in one piece, and {type(data).__name__} tokenises them apart: "
@@ -197,7 +198,7 @@ class RewardModule(PairModule):
 
     def on_fit_end(self) -> None:
         """Also where a resumed run had nothing left to train: a kill after the last step loses no model."""
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self.trainer.is_global_zero or is_trial(self.trainer):
             return
         root = Path(self.trainer.default_root_dir)
         folder = root / run_folder.REWARD_MODEL

@@ -12,6 +12,8 @@ from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from lit_align.run_parts import callbacks_of
+
 _TRAINER = (
     "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision", "world_size",
     "val_check_interval", "check_val_every_n_epoch", "limit_train_batches", "limit_val_batches",
@@ -42,7 +44,7 @@ def describe_run(trainer: Trainer, model: Mapping[str, Any]) -> dict[str, Any]:
         model: the settings of its module.
     """
     strategy = type(trainer.strategy).__name__
-    callbacks = [c for c in trainer.callbacks if not type(c).__module__.startswith("lightning.")]  # type: ignore[attr-defined]
+    callbacks = [c for c in callbacks_of(trainer) if not type(c).__module__.startswith("lightning.")]
     run = {
         "model": model,
         "data": getattr(trainer, "datamodule", None),
