@@ -66,7 +66,7 @@ def fit(folder: Path, files: tuple[str, str], model: Path, **options: Any) -> di
     samples = folder / "samples.jsonl"
     return {
         "seen": list(seen),
-        "decisions": timeless([vars(decision) for decision in boundary.history]),
+        "decisions": timeless([decision.record() for decision in boundary.history]),
         "samples": [json.loads(line) for line in samples.read_text().splitlines()],
         "round": timeless([data.round_stats])[0],
         "answers": win_rate.answers,
