@@ -16,7 +16,7 @@ from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
 from lit_align.rows.loading import split_by_prompt
 from lit_align.rows.parse import parse_row
 from lit_align.rows.reading import read_rows
-from tests.data_fakes import FakeSampler, LastDigit, data_module, texts, trainer, write
+from tests.data_fakes import FakeSampler, LastDigit, assert_same, data_module, texts, trainer, write
 from tests.tiny import tiny_tokenizer
 
 PAIR = {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}
@@ -352,3 +352,48 @@ def test_the_split_is_by_prompt_and_not_by_row_order() -> None:
     assert len({r.prompt for r in split_by_prompt(records, 0.001, seed=1)[1]}) == 1
     with pytest.raises(ValueError, match="leave training prompts"):
         split_by_prompt(records, 0.99, seed=1)
+
+
+def in_memory(kind: str, rows: list[dict[str, Any]]) -> Any:
+    from datasets import Dataset, DatasetDict
+
+    forms = {
+        "list": lambda: rows,
+        "iterator": lambda: iter(rows),
+        "dataset": lambda: Dataset.from_list(rows),
+        "splits": lambda: DatasetDict({"test": Dataset.from_list(rows[:1]), "train": Dataset.from_list(rows)}),
+    }
+    return forms[kind]()
+
+
+@pytest.mark.parametrize("kind", ["list", "iterator", "dataset", "splits"])
+def test_rows_in_memory_train_as_those_of_a_file(kind: str, tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{**PAIR, "prompt": f"q{n}"} for n in range(6)]
+    held_out = [{**PAIR, "prompt": "held out?"}]
+    of_files = data_module(write(tmp_path / "a.jsonl", rows), val=write(tmp_path / "b.jsonl", held_out))
+    data = data_module(in_memory(kind, rows), val=in_memory(kind, held_out))
+    assert data.counts == of_files.counts and data.counts["pairs"] == 6 and data.counts["val/pairs"] == 1
+    for _ in range(3):
+        assert_same(data.next_batch(), of_files.next_batch())
+
+
+def test_a_bad_row_in_memory_is_named() -> None:
+    rows: list[Any] = [PAIR, {"prompt": "q"}]
+    with pytest.raises(BadRow, match=r"rows in memory, row 2: expected `prompt` with `candidates`"):
+        load_records(rows)
+    with pytest.raises(BadRow, match=r"rows in memory, row 2: expected a mapping of columns, got 3"):
+        load_records([PAIR, 3])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"expected rows in memory, got none"):
+        load_records([])
+
+
+def test_a_split_of_rows_in_memory_comes_from_a_dataset_dict() -> None:
+    from datasets import Dataset, DatasetDict
+
+    splits = DatasetDict({name: Dataset.from_list([{**PAIR, "prompt": name}]) for name in ("train", "test")})
+    data = data_module(splits, val_split="test")
+    assert (len(data.train_pairs), len(data.held_out)) == (1, 1)
+    with pytest.raises(ValueError, match=r"the DatasetDict has no split 'dev' \(it has train, test\)"):
+        load_records(splits, split="dev")
+    with pytest.raises(ValueError, match=r"`val_split: test` takes a split of rows in memory, which has none"):
+        data_module([PAIR], val_split="test")  # type: ignore[arg-type]

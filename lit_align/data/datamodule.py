@@ -28,7 +28,7 @@ from lit_align.judges import Judge
 from lit_align.policy.template_values import fix_date, writes_date
 from lit_align.records import CandidateSet, Prompt
 from lit_align.rows.loading import OnBadRow, Source
-from lit_align.rows.reading import require_splits
+from lit_align.rows.reading import RowSource, describe_source, require_splits
 from lit_align.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -43,9 +43,10 @@ class AlignmentDataModule(LightningDataModule):
     alike and takes its own pairs from it.
 
     Args:
-        train: training rows: files (JSON, JSONL, CSV, Parquet, also .gz; globs), folders or hub ids.
-        val: held-out rows, likewise. Training rows whose prompt is held out, be it with other blanks, letter case or
-            Unicode form, are dropped and counted.
+        train: training rows: files (JSON, JSONL, CSV, Parquet, also .gz; globs), folders or hub ids; in Python also
+            the rows themselves, as mappings or a `datasets.Dataset`.
+        val: held-out rows, given in the same way. Training rows of the same prompts are dropped and counted; blanks,
+            letter case and Unicode form make no other prompt.
         split: the split of a hub data set.
         val_split: the split of `val`, by default `split`. Without `val`, that split of `train` is held out.
         name: the configuration of a hub data set.
@@ -88,8 +89,8 @@ class AlignmentDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: str | list[str],
-        val: str | list[str] | None = None,
+        train: RowSource,
+        val: RowSource | None = None,
         *,
         split: str = "train",
         val_split: str | None = None,
@@ -199,7 +200,7 @@ class AlignmentDataModule(LightningDataModule):
         self.held_out_prompts = static.prompts
         self.val_rows = static.val_rows
         if self.sampler is None or not self.train_sets:
-            require_pairs(self.train_pairs, self.train, self.counts)
+            require_pairs(self.train_pairs, describe_source(self.train), self.counts)
         if self.held_out_prompts.boundary_sets and self.run.rank == 0:
             note(str(self.held_out_prompts))
         self._stream = PairStream(
@@ -392,7 +393,7 @@ class AlignmentDataModule(LightningDataModule):
         :class:`~lit_align.data.scheduler.BatchScheduler`.
         """
         if self._share < 1:
-            require_pairs(self.train_pairs, self.train, self.counts)
+            require_pairs(self.train_pairs, describe_source(self.train), self.counts)
         return self.stream.next_batch(self._share)
 
     def sample(

@@ -14,7 +14,7 @@ from lit_align.console import note
 from lit_align.records import CandidateSet, PreferencePair, Prompt, prompt_identity
 from lit_align.rows.alike import normal_form
 from lit_align.rows.parse import parse_row
-from lit_align.rows.reading import BadRow, read_rows
+from lit_align.rows.reading import BadRow, RowSource, describe_source, read_rows
 from lit_align.seeding import derive_seed
 
 OnBadRow = Literal["error", "skip"]
@@ -58,7 +58,7 @@ class SkipLog:
 
 
 def load_records(
-    source: str | list[str],
+    source: RowSource,
     *,
     split: str = "train",
     name: str | None = None,
@@ -97,7 +97,7 @@ def load_records(
         except BadRow as error:
             log.bad(error)
     if not records:
-        raise ValueError(f"expected rows in {source}, got none" + (f": {log}" if log.errors else ""))
+        raise ValueError(f"expected rows in {describe_source(source)}, got none" + (f": {log}" if log.errors else ""))
     log.warn()
     if bad_rows is not None:
         bad_rows += log.errors
@@ -105,7 +105,8 @@ def load_records(
     if alone:
         counts["prompt_only"] += alone
         rank_zero_only(note)(
-            f"{alone} of {counts['rows']} rows in {source} are prompts alone: on-policy rounds answer them"
+            f"{alone} of {counts['rows']} rows in {describe_source(source)} are prompts alone: "
+            "on-policy rounds answer them"
         )
     return records
 
@@ -114,7 +115,7 @@ def load_records(
 class Source:
     """Where rows come from; the arguments of :func:`load_records`."""
 
-    rows: str | list[str]
+    rows: RowSource
     split: str
     name: str | None
     on_bad_row: OnBadRow
@@ -135,7 +136,7 @@ class Source:
 
 
 def load_sets(
-    source: str | list[str],
+    source: RowSource,
     *,
     split: str = "train",
     name: str | None = None,

@@ -1,4 +1,4 @@
-"""Rows from files and from the hub, each with the name of its place.
+"""Rows from files, from the hub and from memory, each with the name of its place.
 
 JSON, JSONL and CSV are read with the standard library: Arrow's type inference, which `datasets`
 puts in between, rewrites what it reads (text that looks like a date or like "NA", numbers beside
@@ -15,7 +15,7 @@ import gzip
 import json
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,31 +42,50 @@ class BadRow(ValueError):
 
 
 Row = tuple["dict[str, Any] | BadRow", str]
+RowSource = str | list[str] | Iterable[Mapping[str, Any]]
+"""Places of rows, or the rows themselves, such as a `datasets.Dataset`."""
+_MEMORY = "rows in memory"
 
 
-def read_rows(source: str | list[str], split: str = "train", name: str | None = None) -> Iterator[Row]:
-    """Yields each row with its place, or a :class:`BadRow` where the row cannot be read.
+def read_rows(source: RowSource, split: str = "train", name: str | None = None) -> Iterator[Row]:
+    """Yields each row with its place, or a :class:`BadRow` if the row cannot be read.
 
     Args:
         source: files (.json, .jsonl, .csv, .parquet, each also with .gz; globs such as `data/*.jsonl`), folders
-            that `datasets` can load, or ids of data sets on the hub; one, or a list read in turn.
-        split: the split of a folder or a hub data set; a local file is one split, and so is a data set that was
-            saved without splits.
+            that `datasets` can load, or ids of data sets on the hub; one, or a list read in turn. Or the rows
+            themselves: mappings, a `datasets.Dataset`, or a `DatasetDict` with its splits.
+        split: the split of a folder, a hub data set or a `DatasetDict`; a local file is one split, and so is a data
+            set that was saved without splits.
         name: the configuration of a hub data set.
 
     Raises:
         FileNotFoundError: if a source looks like a file and there is none.
         ValueError: if a file has a suffix that is not known, or there is no such split.
     """
-    for place in [source] if isinstance(source, str) else source:
-        if not _is_local(place):
-            yield from _from_datasets(place, split, name)
-            continue
-        for path in _paths(place):
-            yield from _from_datasets(str(path), split, name) if path.is_dir() else _read_file(path)
+    if isinstance(source, Mapping):
+        source = _choose_split(source, split, "the DatasetDict")
+    for number, item in enumerate([source] if isinstance(source, str) else source, 1):
+        if isinstance(item, str):
+            yield from _read_place(item, split, name)
+        else:
+            where = _where(_MEMORY, number)
+            yield _as_row(item, where, "a mapping of columns"), where
 
 
-def require_splits(source: str | list[str], split: str, val_split: str | None = None) -> None:
+def _read_place(place: str, split: str, name: str | None) -> Iterator[Row]:
+    if not _is_local(place):
+        yield from _from_datasets(place, split, name)
+        return
+    for path in _paths(place):
+        yield from _from_datasets(str(path), split, name) if path.is_dir() else _read_file(path)
+
+
+def describe_source(source: RowSource) -> str:
+    """Where rows come from, for a message: "rows in ..."."""
+    return str(source) if _places(source) else "memory"
+
+
+def require_splits(source: RowSource, split: str, val_split: str | None = None) -> None:
     """Refuses a split of a source without splits, and held-out rows that are the training rows' own split.
 
     Args:
@@ -77,18 +96,32 @@ def require_splits(source: str | list[str], split: str, val_split: str | None = 
     Raises:
         ValueError: in either case.
     """
-    sources = [source] if isinstance(source, str) else source
     setting = f"val_split: {val_split}" if val_split is not None else f"split: {split}"
-    if (val_split is not None or split != "train") and not any(map(_has_splits, sources)):
+    if (val_split is not None or split != "train") and not _has_splits(source):
         instead = "set the data's `val` to the held-out rows, or `val_fraction`" if val_split else "leave it out"
-        raise ValueError(f"`{setting}` takes a split of {', '.join(sources)}, which has none: {instead}")
+        raise ValueError(f"`{setting}` takes a split of {_list_places(source)}, which has none: {instead}")
     if val_split == split:
         raise ValueError(f"`val_split` and `split` are both {split!r}: no row would be left to train on")
 
 
-def _has_splits(source: str) -> bool:
-    folder = Path(source).expanduser()
-    return not _is_local(source) or (folder.is_dir() and not (folder / "state.json").exists())
+def _places(source: RowSource) -> list[str]:
+    """The files, folders and hub ids of a source."""
+    if isinstance(source, str):
+        return [source]
+    return [item for item in source if isinstance(item, str)] if isinstance(source, list | tuple) else []
+
+
+def _list_places(source: RowSource) -> str:
+    return ", ".join(_places(source)) or _MEMORY
+
+
+def _has_splits(source: RowSource) -> bool:
+    return isinstance(source, Mapping) or any(map(_place_has_splits, _places(source)))
+
+
+def _place_has_splits(place: str) -> bool:
+    folder = Path(place).expanduser()
+    return not _is_local(place) or (folder.is_dir() and not (folder / "state.json").exists())
 
 
 def _is_local(source: str) -> bool:
@@ -169,10 +202,10 @@ def _read_json(path: Path) -> Iterator[Row]:
         yield _as_row(value, where), where
 
 
-def _as_row(value: Any, where: str) -> dict[str, Any] | BadRow:
-    if isinstance(value, dict):
-        return value
-    return BadRow(where, "not_an_object", f"expected a JSON object, got {_short(value)}")
+def _as_row(value: Any, where: str, expected: str = "a JSON object") -> dict[str, Any] | BadRow:
+    if isinstance(value, Mapping):
+        return value if isinstance(value, dict) else dict(value)
+    return BadRow(where, "not_an_object", f"expected {expected}, got {_short(value)}")
 
 
 def _read_csv(path: Path) -> Iterator[Row]:
@@ -275,9 +308,13 @@ def _saved_rows(folder: Path, split: str) -> Iterable[Any]:
     saved = load_from_disk(str(folder))
     if not isinstance(saved, DatasetDict):
         return saved
-    if split not in saved:
-        raise _no_split(str(folder), split, f"it has {', '.join(map(str, saved))}")
-    return saved[split]
+    return _choose_split(saved, split, str(folder))
+
+
+def _choose_split(splits: Mapping[Any, Any], split: str, name: str) -> Any:
+    if split not in splits:
+        raise _no_split(name, split, f"it has {', '.join(map(str, splits))}")
+    return splits[split]
 
 
 def _loaded_rows(source: str, split: str, name: str | None, streaming: bool) -> Iterable[Any]:
