@@ -54,7 +54,7 @@ def graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def awake(spec: PolicySpec, load: Callable[[PolicySpec], nn.Module] = PolicySpec.load_model) -> nn.Module:
+def awake(spec: PolicySpec, load: Callable[[PolicySpec], nn.Module] = load_model) -> nn.Module:
     """A model with adapters that change something, the same ones every time."""
     torch.manual_seed(2)
     model = load(spec)
@@ -177,7 +177,7 @@ def test_a_model_without_named_layers_is_refused() -> None:
         compile_layers(nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("load", [PolicySpec.load_model, load_reward_model])
+@pytest.mark.parametrize("load", [load_model, load_reward_model])
 def test_offload_is_refused(tiny_model: Path, load: Callable[[PolicySpec], nn.Module]) -> None:
     with pytest.raises(ValueError, match="do not go together"):
         load(PolicySpec(str(tiny_model), lora=LORA, gradient_checkpointing="offload", compile=True))
