@@ -20,7 +20,7 @@ from lit_align.sampling import TransformersSampler
 from lit_align.training.module import AlignmentModule
 from tests.boundary_fakes import quiet_trainer
 from tests.data_fakes import texts, write
-from tests.two_ranks import DDP, on_two_ranks
+from tests.helpers.processes import DDP, on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROCESS_OWN = ("seconds", "share_of_training", "sample_seconds", "judge_seconds", "reference_seconds")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 from types import ModuleType
 from typing import Any
 
 import pytest
 from torch import nn
+
+from tests.helpers.processes import run_script
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 BENCHMARKS = REPOSITORY / "benchmarks"
@@ -20,17 +21,16 @@ BENCHMARKS = REPOSITORY / "benchmarks"
 pytest.importorskip("trl", minversion="1.16", reason="TRL is what the benchmarks compare with")
 
 
-def run(script: str, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, output: Path, *options: str) -> CompletedProcess[str]:
     paths = [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]
     environment = {
-        **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in paths if path),
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
     }
-    command = [sys.executable, str(BENCHMARKS / script), "--threads", "1", "--output", str(output), *options]
-    return subprocess.run(command, env=environment, cwd=output.parent, capture_output=True, text=True, timeout=300)
+    arguments = ["--threads", "1", "--output", str(output), *options]
+    return run_script(BENCHMARKS / script, *arguments, folder=output.parent, environment=environment)
 
 
 @pytest.fixture

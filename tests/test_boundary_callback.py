@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from lit_align.boundary import BoundaryCallback, BoundaryResult, Decision
 from lit_align.judges import RuleJudge
 from lit_align.records import Candidate, CandidateSet, Stage
 from tests.boundary_fakes import FakeData, FakeModule, by_number, quiet_trainer
+from tests.helpers.processes import DDP, on_two_ranks
 
 RISING = [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9]
 KEYS = [
@@ -345,32 +343,16 @@ class RankData(FakeData):
         return [CandidateSet(one.prompt, (Candidate(number), Candidate(number))) for one in sets]
 
 
-def _ddp_rank(rank: int, port: int, folder: str) -> None:
-    os.environ.update(
-        LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
+def _ddp_rank(folder: Path) -> dict[str, Any]:
     data, callback = RankData(prompts=31), BoundaryCallback(every_n_steps=2, batch_prompts=5)
-    trainer = quiet_trainer(
-        Path(folder), callback, max_steps=4, devices=2, strategy="ddp", use_distributed_sampler=False
-    )
-    trainer.fit(FakeModule(), datamodule=data)
-    found = {"history": [d.record() for d in callback.history], "shares": data.shares_seen, "sampled": data.sampled}
-    found["offered"] = [(step, [one.prompt[0].content for one in sets]) for step, _, sets in data.offered]
-    Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
+    quiet_trainer(folder, callback, max_steps=4, **DDP).fit(FakeModule(), datamodule=data)
+    history = json.loads(json.dumps([decision.record() for decision in callback.history]))
+    offered = [(step, [one.prompt[0].content for one in sets]) for step, _, sets in data.offered]
+    return {"history": history, "shares": data.shares_seen, "sampled": data.sampled, "offered": offered}
 
 
 def test_two_ranks_share_the_prompts_and_agree(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_ddp_rank, args=(rank, port, str(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(180)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    first, second = on_two_ranks(tmp_path, _ddp_rank, tmp_path)
     assert first["history"] == second["history"], "the record is one, down to its seconds"
     assert first["shares"] == second["shares"] == [0.0, 0.0, 1.0, 1.0], "31 prompts do not decide: static pairs first"
     assert [d["prompts"] for d in first["history"]] == [31, 25, 25], "at the same batch, of 5 prompts in all"

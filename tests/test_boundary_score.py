@@ -2,11 +2,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import multiprocessing
 import os
 import pickle
 import random
-import socket
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from lit_align.cli.measure import measure_recorded
 from lit_align.judges import RecordedScores, RuleJudge
 from lit_align.records import Candidate, CandidateSet, Message, Stage
 from tests.boundary_fakes import by_number, number_sets
+from tests.helpers.processes import on_two_ranks
 
 NAN = float("nan")
 
@@ -106,9 +105,9 @@ def _blocks() -> list[np.ndarray]:
     return [generator.choice([0.0, 0.5, 1.0, NAN], size=(2, 3)) for _ in range(21)]
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+def _measured_on_a_rank() -> tuple[BoundaryResult, BoundaryResult]:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     metric = BoundaryScore()
     metric.update(_blocks()[rank::2])
     sets, alone = number_sets(5), number_sets(5, [2.5, 3.0])
@@ -116,22 +115,11 @@ def _rank(rank: int, port: int, folder: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         measured = measure_sets(alone[mine], sets[mine], RuleJudge(by_number))
-    Path(folder, f"{rank}.pkl").write_bytes(pickle.dumps((metric.result(), measured)))
-    torch.distributed.destroy_process_group()
+    return metric.result(), measured
 
 
 def test_two_processes_reduce_to_what_one_counts(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_rank, args=(rank, port, str(tmp_path))) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [0, 0]
-    first, second = (pickle.loads((tmp_path / f"{rank}.pkl").read_bytes()) for rank in range(2))
+    first, second = on_two_ranks(tmp_path, _measured_on_a_rank)
     alone = BoundaryScore()
     alone.update(_blocks())
     assert first[0] == second[0]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lit_align.training.checkpoint import AlignmentCheckpoint
+from tests.helpers.processes import exit_code_of
 
 KILLED = 137
 
@@ -170,7 +169,6 @@ def aligned_run(model: str, folder: Path, record: Path, end: str, resume: bool, 
 
     how, _, number = end.partition(" ")
     at = int(number) if number else None
-    torch.set_num_threads(1)
     seed_everything(3 if resume else 1)  # a resumed run must not depend on what its start-up drew
     data = AlignmentDataModule(
         train=str(folder.parent / "rows.jsonl"), val_fraction=0.4, batch_size=2, seed=4, round_prompts=3,
@@ -212,10 +210,10 @@ class Failing:
         return variety(prompt, candidates, row)
 
 
-def in_a_process(*args: Any, max_steps: int = 9) -> int:
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.test_checkpoint", *map(str, args), str(max_steps)]
-    return subprocess.run(command, env=env, cwd=Path(__file__).parents[1], timeout=300).returncode
+def in_a_process(
+    model: Path, folder: Path, record: Path, end: str = "", resume: bool = False, max_steps: int = 9
+) -> int | None:
+    return exit_code_of(aligned_run, str(model), folder, record, end, resume, max_steps)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -229,11 +227,11 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert in_a_process(tiny_model, whole, tmp_path / "whole.log", "", "") == 0
+    assert in_a_process(tiny_model, whole, tmp_path / "whole.log") == 0
     # Killed amid accumulation after the checkpoint of step 3 (where validation was due), then after that of step 6.
-    assert in_a_process(tiny_model, killed, tmp_path / "1.log", "die 9", "") == KILLED
-    assert in_a_process(tiny_model, killed, tmp_path / "2.log", "die 15", "resume") == KILLED
-    assert in_a_process(tiny_model, killed, tmp_path / "3.log", "", "resume") == 0
+    assert in_a_process(tiny_model, killed, tmp_path / "1.log", "die 9") == KILLED
+    assert in_a_process(tiny_model, killed, tmp_path / "2.log", "die 15", resume=True) == KILLED
+    assert in_a_process(tiny_model, killed, tmp_path / "3.log", resume=True) == 0
 
     expected = rows(tmp_path / "whole.log")
     assert [row["micro_batch"] for row in expected] == list(range(1, 19))
@@ -248,8 +246,8 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path
 
     # A run that ended goes on, too, where it is given more steps.
     longer = tmp_path / "longer"
-    assert in_a_process(tiny_model, longer, tmp_path / "4.log", "", "", max_steps=5) == 0
-    assert in_a_process(tiny_model, longer, tmp_path / "4.log", "", "resume") == 0
+    assert in_a_process(tiny_model, longer, tmp_path / "4.log", max_steps=5) == 0
+    assert in_a_process(tiny_model, longer, tmp_path / "4.log", resume=True) == 0
     assert rows(tmp_path / "4.log") == expected
 
     def untimed(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -267,28 +265,22 @@ def test_stopped_by_ctrl_c_or_an_error_it_goes_on_from_that_very_step(tmp_path: 
     data = [{"prompt": f"Give fact {n}.", "candidates": [f"tea tea {n}", f"tea tea tea {n}"]} for n in range(24)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert in_a_process(tiny_model, whole, tmp_path / "whole.log", "", "") == 0
+    assert in_a_process(tiny_model, whole, tmp_path / "whole.log") == 0
     expected = rows(tmp_path / "whole.log")
     assert True in [flag for row in expected for flag in row["on_policy"]]
     # Ctrl-C in the first of a step's two micro-batches: the step is finished and saved, though none was due at step 2.
     record = tmp_path / "stopped.log"
-    assert in_a_process(tiny_model, stopped, record, "stop 3", "") == 1
+    assert in_a_process(tiny_model, stopped, record, "stop 3") == 1
     assert rows(record) == expected[:4]
     # A judge that fails in a later measurement or round, whichever comes; each attempt gets a little further.
     for answers in (30, 45, 60):
-        code = in_a_process(tiny_model, stopped, record, f"fail {answers}", "resume")
+        code = in_a_process(tiny_model, stopped, record, f"fail {answers}", resume=True)
         assert rows(record) == expected[: len(rows(record))]
         if code == 0:
             break
         assert len(rows(record)) % 2 == 0, "a judge is asked between two steps"
     else:
-        assert in_a_process(tiny_model, stopped, record, "", "resume") == 0
+        assert in_a_process(tiny_model, stopped, record, resume=True) == 0
     assert rows(record) == expected
     weights = [torch.load(one / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for one in (whole, stopped)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
-    model_arg, folder_arg, record_arg, end_arg, resume_arg, steps_arg = sys.argv[1:]
-    aligned_run(model_arg, Path(folder_arg), Path(record_arg), end_arg, bool(resume_arg), int(steps_arg))

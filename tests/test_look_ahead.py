@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +24,7 @@ from lit_align.trainer import AlignmentTrainer
 from lit_align.training.look_ahead import looking_ahead
 from lit_align.training.module import AlignmentModule
 from tests.boundary_fakes import quiet_trainer
+from tests.helpers.processes import DDP, on_two_ranks
 
 
 def mean_letter(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
@@ -215,34 +215,21 @@ def test_what_it_cannot_do_is_said(strategy: str) -> None:
         LookAheadBoundary(look_ahead_steps=0)
 
 
-def _ddp_rank(rank: int, port: int, folder: str, model: str) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank),
-        "LOCAL_RANK": str(rank), "NODE_RANK": "0",
-    }  # fmt: skip
-    torch.set_num_threads(1)
-    own = Path(folder) / str(rank)
+def _looked_ahead_on_a_rank(folder: Path, model: Path) -> dict[str, Any]:
+    own = folder / os.environ["RANK"]
     own.mkdir()
-    module, data = make(own, Path(model))
+    module, data = make(own, model)
     ahead = Seen(look_ahead_steps=2, every_n_steps=2)
-    settings: dict[str, Any] = {"devices": 2, "strategy": "ddp", "use_distributed_sampler": False, "max_steps": 3}
-    quiet_trainer(own, ahead, **settings).fit(module, datamodule=data)
-    scores = [one.score for one in ahead.history]
-    torch.save({"ahead": ahead.seen[0], "end": list(trained(module).values()), "scores": scores}, own / "found.pt")
+    quiet_trainer(own, ahead, max_steps=3, **DDP).fit(module, datamodule=data)
+    scores = [decision.score for decision in ahead.history]
+    weights = [
+        [tensor.detach().numpy() for tensor in tensors] for tensors in (*ahead.seen[0], trained(module).values())
+    ]
+    return {"weights": weights, "scores": scores}
 
 
 def test_under_ddp_all_ranks_look_ahead_alike(tmp_path: Path, tiny_model: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=_ddp_rank, args=(r, port, str(tmp_path), str(tiny_model))) for r in range(2)]
-    for one in ranks:
-        one.start()
-    for one in ranks:
-        one.join(240)
-        assert one.exitcode == 0
-    first, second = (torch.load(tmp_path / str(rank) / "found.pt") for rank in range(2))
+    first, second = on_two_ranks(tmp_path, _looked_ahead_on_a_rank, tmp_path, tiny_model)
     assert first["scores"] == second["scores"] and len(first["scores"]) == 2
-    for mine, theirs in zip([*first["ahead"], first["end"]], [*second["ahead"], second["end"]], strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    for own, others in zip(first["weights"], second["weights"], strict=True):
+        assert own and all(np.array_equal(a, b) for a, b in zip(own, others, strict=True))

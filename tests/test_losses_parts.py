@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import Tensor
 
 import lit_align.losses as L
 from lit_align.losses import LogRatioLoss, PairLogps, PreferenceLoss
+from tests.helpers.processes import on_two_ranks
 from tests.loss_cases import ordinary, pairs
 
 # ------------------------------------------------------------------ what has state, what is composed
@@ -38,18 +37,16 @@ def test_bco_shifts_by_the_mean_of_earlier_training_batches() -> None:
     assert restored(first).metrics["bco/reward_shift"].item() == 0.0
 
 
-def _bco_of_one_rank(rank: int, meeting_point: str, queue: Any) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
+def _bco_of_one_rank() -> tuple[float, float]:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     loss = L.BCO(beta=1.0)
     loss([pairs([1.0, 3.0], [-2.0, 0.0], [0.0] * 2, [0.0] * 2), pairs([6.0], [4.0], [0.0], [0.0])][rank])
-    queue.put((loss.reward_mean.item(), loss.reward_count.item()))
-    torch.distributed.destroy_process_group()
+    return loss.reward_mean.item(), loss.reward_count.item()
 
 
 def test_the_reward_shift_of_bco_is_the_mean_over_ranks(tmp_path: Path) -> None:
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    torch.multiprocessing.spawn(_bco_of_one_rank, (str(tmp_path / "meeting"), queue), nprocs=2)
-    assert [queue.get(), queue.get()] == [(2.0, 6)] * 2  # (1 + 3 - 2 + 0 + 6 + 4) / 6
+    assert on_two_ranks(tmp_path, _bco_of_one_rank) == [(2.0, 6)] * 2  # (1 + 3 - 2 + 0 + 6 + 4) / 6
 
 
 def test_the_weights_of_wpo_take_no_gradient() -> None:

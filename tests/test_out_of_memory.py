@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from lit_align.cli import main
 from lit_align.losses import AOT, BCO, DPO, WPO, PreferenceLoss, SLiCHF
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.training.module import AlignmentModule
+from tests.helpers.processes import DDP, on_two_ranks
 
 PAIRS = 5
 LORA = LoraSpec(r=4)
@@ -325,26 +323,15 @@ def test_other_errors_pass(tiny_model: Path, tmp_path: Path) -> None:
     assert card.taken == [PAIRS]
 
 
-TWO_DEVICES = """
-import sys
-from pathlib import Path
-from tests.test_out_of_memory import Card, fit, module
-
-if __name__ == "__main__":
-    model, folder = map(Path, sys.argv[1:])
-    fit(module(model), folder, Card(2), strategy="ddp", devices=2)
-"""
+def refused_on_a_rank(model: Path, folder: Path) -> str:
+    with pytest.raises(RuntimeError) as error:
+        fit(module(model), folder, Card(2), **DDP)
+    return str(error.value)
 
 
 def test_several_devices_get_an_error_and_do_not_wait_for_each_other(tiny_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "run.py").write_text(TWO_DEVICES)
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "run.py"), str(tiny_model), str(tmp_path)],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "trainer.accumulate_grad_batches: 4" in done.stderr and "several devices" in done.stderr
+    for message in on_two_ranks(tmp_path, refused_on_a_rank, tiny_model, tmp_path):
+        assert "trainer.accumulate_grad_batches: 4" in message and "several devices" in message
 
 
 CONFIG = """

@@ -23,7 +23,7 @@ from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.module import AlignmentModule
 from lit_align.training.pair_means import PairMeans
 from lit_align.training.pair_module import PairModule
-from tests.two_ranks import DDP, on_two_ranks
+from tests.helpers.processes import DDP, on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -146,7 +146,7 @@ def _convert_in_child(path: str, queue: multiprocessing.queues.Queue[str]) -> No
 
 
 def test_two_processes_end_with_one_folder(cache: Path, gguf_file: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     queue = context.Queue()
     children = [context.Process(target=_convert_in_child, args=(str(gguf_file), queue)) for _ in range(2)]
     for child in children:

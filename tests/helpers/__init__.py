@@ -1,0 +1,1 @@
+"""What several test modules use: tiny models, fakes, processes of their own. No test module imports another."""
