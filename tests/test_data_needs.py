@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
 from lit_align.boundary import BoundaryCallback
@@ -17,7 +17,7 @@ from lit_align.rows.reading import BadRow
 from lit_align.training.module import AlignmentModule
 from tests.boundary_fakes import quiet_trainer
 from tests.data_fakes import FakeSampler, LastDigit, data_module, pair_rows, trainer, write
-from tests.tiny import tiny_llama_config, tiny_tokenizer
+from tests.tiny import save_tiny_model, tiny_llama_config, tiny_tokenizer
 
 
 @pytest.fixture
@@ -113,6 +113,33 @@ def test_a_token_that_the_model_has_no_row_for_is_named(tmp_path: Path, kind: st
     pairs[2] |= {"pair": {"chosen": "use <|tool|>"}, "prompt": {"prompt": "<|tool|>?"}, "padding": {}}[kind]
     with pytest.raises(ValueError, match=rf"{rows} rows, and its tokenizer {rows + 1} tokens.*'<\|tool\|>' \({rows}\)"):
         fit(tmp_path, tmp_path, AlignmentDataModule(write(tmp_path / "rows.jsonl", pairs)))
+
+
+@pytest.mark.parametrize("kind", ["table", "rope"])
+def test_rows_longer_than_the_model_s_positions(tmp_path: Path, kind: str) -> None:
+    size = len(tiny_tokenizer())
+    rope = tiny_llama_config(size)
+    rope.max_position_embeddings = 48
+    table = GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=48, bos_token_id=1, eos_token_id=2)
+    folder = save_tiny_model(tmp_path / "model", config=table if kind == "table" else rope)
+    rows = pair_rows(6)
+    with pytest.raises(AssertionError, match="not to be loaded"):  # which comes behind all checks
+        fit(tmp_path / "short", folder, AlignmentDataModule(write(tmp_path / "short.jsonl", rows)))
+    rows[3]["prompt"] += " tea" * 40
+    long = AlignmentDataModule(write(tmp_path / "long.jsonl", rows))
+    text = "tokens together, in 1 of 6 pairs more than the 48 positions of the model"
+    if kind == "table":
+        with pytest.raises(ValueError, match=text):
+            fit(tmp_path / "long", folder, long)
+    else:
+        with pytest.warns(UserWarning, match=text), pytest.raises(AssertionError, match="not to be loaded"):
+            fit(tmp_path / "long", folder, long)
+
+
+def test_training_prompts_that_are_all_held_out_are_said_to_be(tmp_path: Path) -> None:
+    train, val = (write(tmp_path / name, pair_rows(4)) for name in ("train.jsonl", "val.jsonl"))
+    with pytest.raises(ValueError, match="prompt_held_out: 4.*Give held-out rows with other prompts"):
+        AlignmentDataModule(train, val).prepare(tiny_tokenizer())
 
 
 def test_a_resumed_share_needs_its_sampler(train: str) -> None:

@@ -16,7 +16,7 @@ from lit_align.console import note
 from lit_align.data.encoder import Encoder, TooLong
 from lit_align.data.held_out import HeldOut, Labels
 from lit_align.data.loader import TrainFeed, held_out_loader
-from lit_align.data.needs import refuse_to_overfit, require, require_known_tokens, require_pairs
+from lit_align.data.needs import refuse_to_overfit, require, require_known_tokens, require_pairs, require_positions
 from lit_align.data.resume import parse_date
 from lit_align.data.rounds import Stats
 from lit_align.data.row_trace import RowTrace
@@ -180,6 +180,7 @@ class AlignmentDataModule(LightningDataModule):
             self.prepare(module.tokenizer)
             pairs = [*self.train_pairs, *self.val_pairs]
             require_known_tokens(self.run.vocabulary_size, self.encoder, pairs, [*self.train_sets, *self.held_out])
+            require_positions(*self.run.position_limit, pairs)
         if stage == "fit":
             self._ask_callbacks("check_held_out")
 

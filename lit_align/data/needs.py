@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
+
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
@@ -38,6 +41,8 @@ def require_pairs(pairs: Sequence[object], source: object, counts: Counter[str])
             "a prompt alone gives none. Add completions, or train on-policy from the start, "
             "`boundary: callbacks.AlwaysOnPolicy`"
         )
+    elif counts["prompt_held_out"]:
+        why = "held-out prompts are not trained on, and all others were dropped. Give held-out rows with other prompts"
     raise ValueError(f"expected training pairs in {source}, none is left ({counted}): {why}")
 
 
@@ -77,6 +82,35 @@ def require_known_tokens(
             "that the model was trained with, or enlarge the model (`resize_token_embeddings` of transformers) and "
             "save it with this one"
         )
+
+
+def require_positions(limit: int | None, must_fail: bool, pairs: Iterable[TokenizedPair]) -> None:
+    """Warns of rows, prompt and answer together, that are longer than the model was made for.
+
+    Args:
+        limit: the tokens of a row; None if the model's config does not say.
+        must_fail: whether the model cannot take more.
+        pairs: all pairs that a run may meet.
+
+    Raises:
+        ValueError: there are such rows, and the model cannot take them.
+    """
+    lengths = [_row_length(pair) for pair in pairs] if limit is not None else []
+    too_long = [length for length in lengths if length > cast(int, limit)]
+    if not too_long:
+        return
+    text = (
+        f"prompt and answer have up to {max(too_long)} tokens together, in {len(too_long)} of {len(lengths)} pairs "
+        f"more than the {limit} positions of the model (max_position_embeddings in its config)"
+    )
+    cure = f"data.max_prompt_tokens and data.max_completion_tokens of together at most {limit} drop those pairs"
+    if must_fail:
+        raise ValueError(f"{text}: {cure}")
+    rank_zero_warn(f"{text}, beyond which its log-probs mean little: {cure}")
+
+
+def _row_length(pair: TokenizedPair) -> int:
+    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
 
 
 def _all_ids(encoder: Encoder, pairs: Iterable[TokenizedPair], sets: Iterable[CandidateSet]) -> Iterator[Sequence[int]]:

@@ -10,7 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from lit_align.data.resume import saved_start
-from lit_align.policy.load import load_vocabulary_size
+from lit_align.policy.load import load_position_limit, load_vocabulary_size
 from lit_align.ranks import gather
 
 LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
@@ -102,6 +102,12 @@ class TrainerView:
         """How many tokens the model has a row for in its embedding; None where that is not known."""
         spec = getattr(self.module, "spec", None)
         return None if spec is None else load_vocabulary_size(spec)
+
+    @property
+    def position_limit(self) -> tuple[int | None, bool]:
+        """The tokens of a row that the model was made for, None where that is not known, and whether more must fail."""
+        spec = getattr(self.module, "spec", None)
+        return (None, False) if spec is None else load_position_limit(spec)
 
     def start(self, data_key: str) -> datetime:
         """When the run began: as its checkpoint has it, of a fresh run now; the same on every rank.

@@ -68,6 +68,16 @@ def load_vocabulary_size(spec: PolicySpec) -> int | None:
     return getattr(read_config(spec).get_text_config(), "vocab_size", None)
 
 
+def load_position_limit(spec: PolicySpec) -> tuple[int | None, bool]:
+    """The tokens of a row that the model was made for, None if its config does not say, and whether more are an error.
+
+    They are where positions are rows of a table (GPT-2, OPT) and none of them is turned (RoPE).
+    """
+    config = read_config(spec).get_text_config()
+    rotates = bool(getattr(config, "rope_parameters", None)) or getattr(config, "alibi", False)
+    return getattr(config, "max_position_embeddings", None), not rotates
+
+
 def load_model(spec: PolicySpec) -> nn.Module:
     """Loads the model, ready for training: adapters attached, the rest frozen, base dropout off.
 
