@@ -1,4 +1,4 @@
-"""What a chat template makes of rows without a word: counted, and said of the first row."""
+"""Finds what a chat template silently makes of rows: counts it, and warns at the first row."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class ChatCheck:
         return next((match for text in texts if (match := self._markers.search(text))), None)
 
     def _unread(self, record: Record) -> Iterator[str]:
-        """What the record has for a template, and this one never mentions."""
+        """The keys and columns of the record that this template never reads."""
         chat = as_set(record)
         for turn in (*(m.turn for m in chat.prompt), *(c.turn for c in chat.candidates)):
             if turn:

@@ -50,7 +50,7 @@ class AlignmentDataModule(LightningDataModule):
         split: the split of a hub data set.
         val_split: the split of `val`, by default `split`. Without `val`, that split of `train` is held out.
         name: the configuration of a hub data set.
-        val_fraction: share of the training prompts to hold out where no held-out rows are given, in [0, 1).
+        val_fraction: share of the training prompts to hold out if there is no `val`, in [0, 1).
         batch_size: pairs a micro-batch and device.
         val_batch_size: the same for the held-out pairs, by default `batch_size`.
         max_prompt_tokens: the longest prompt in tokens, template included; null for no limit.
@@ -63,11 +63,10 @@ class AlignmentDataModule(LightningDataModule):
         sampler: draws candidates from the policy.
         round_prompts: prompts an on-policy round (M).
         on_policy_share: share of on-policy pairs at the start, in [0, 1]; a callback may change it.
-        boundary_fraction: the share of the held-out prompts to keep for measuring the boundary, in [0, 1), chosen by a
-            hash of the prompt; prompts that are alike stay together. What is sampled on them for a measurement may
-            become on-policy pairs; the other prompts, those of the val pairs and the win rate, are never trained on and
-            never measured on. 0, or no sampler: all held-out prompts serve both ends, and the samples of a measurement
-            are not used again.
+        boundary_fraction: the share of the held-out prompts to measure the boundary on, in [0, 1), chosen by a hash of
+            the prompt; prompts that are alike stay together. Answers sampled for a measurement may be trained on; the
+            other prompts, those of the val pairs and the win rate, are only evaluated on. With 0, or no sampler, all
+            held-out prompts serve both uses, and no answer to them is trained on.
         reference_cache: the folder where the reference's log-probs of static pairs are kept from run to run, at 4
             bytes a completion token and 20 a completion; "auto" is `reference` in the cache folder
             (`$LIT_ALIGN_CACHE` or `~/.cache/lit-align`). null keeps none, and the reference runs at each step.
@@ -164,8 +163,8 @@ class AlignmentDataModule(LightningDataModule):
         """Reads, judges, pairs and tokenises, once.
 
         Raises:
-            ValueError: where a callback of a fit asks for a sampler, a judge or held-out prompts that are not there,
-                or the data for tokens that the model does not have.
+            ValueError: if a callback of a fit needs a sampler, a judge or held-out prompts that are not there, or the
+                data have tokens that the model does not know.
         """
         module = self.run.module
         if module is None:
@@ -191,7 +190,7 @@ class AlignmentDataModule(LightningDataModule):
                 getattr(callback, check)(self, *args)
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """What :meth:`setup` does, with a tokenizer and without a Trainer."""
+        """Does the same as :meth:`setup`, with a tokenizer and without a Trainer."""
         self.encoder = self.make_dated_encoder(tokenizer)
         static = self._read()
         self.train_pairs = static.pairs
@@ -226,12 +225,12 @@ class AlignmentDataModule(LightningDataModule):
         )
 
     def make_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-        """What tokenises prompts and pairs."""
+        """Makes the encoder of prompts and pairs."""
         limits = (self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
         return Encoder(tokenizer, *limits, self.run.stop_ids)
 
     def make_dated_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-        """What tokenises this run's prompts and pairs: a template that writes today's date writes the run's."""
+        """Makes the encoder of this run: a template that writes today's date writes the date of the run."""
         if self.start is None:
             self.start = self.run.start(type(self).__qualname__)
             if writes_date(tokenizer) and self.run.rank == 0:
@@ -287,7 +286,7 @@ class AlignmentDataModule(LightningDataModule):
         """Computes and keeps the reference's log-probs of all static pairs that lack them, held-out ones included.
 
         Returns:
-            `pairs`, `found`, `computed`, `seconds` and `folder`; nothing where the loss has no reference, or its
+            `pairs`, `found`, `computed`, `seconds` and `folder`; nothing if the loss has no reference, or its
             log-probs are not kept.
         """
         return self.stream.reference.fill_all()
@@ -296,7 +295,7 @@ class AlignmentDataModule(LightningDataModule):
 
     @property
     def counts(self) -> Counter[str]:
-        """What was read, dropped, cut and kept; keys of held-out data begin with `val/`, of rounds `on_policy/`."""
+        """Rows and pairs that were read, dropped, cut and kept: `val/...` held out, `on_policy/...` in rounds."""
         return Counter({**self._static_counts, **(self._stream.rounds.counts if self._stream else {})})
 
     @property
@@ -364,7 +363,7 @@ class AlignmentDataModule(LightningDataModule):
     def val_fraction_for(self, prompts: int) -> float | None:
         """The `val_fraction` that leaves so many prompts to measure the boundary on, in hundredths.
 
-        None where the held-out rows are given, or where more would be held out than trained on.
+        None if the held-out rows are given, or if more would be held out than trained on.
         """
         if self.val is not None:
             return None
@@ -388,9 +387,9 @@ class AlignmentDataModule(LightningDataModule):
         self.stream.on.request_round()
 
     def next_batch(self) -> PairBatch:
-        """The next micro-batch of this rank. Makes an on-policy round where one is due.
+        """The next micro-batch of this rank. Makes an on-policy round if one is due.
 
-        The pairs of an optimizer step are sorted by length where the loss allows it, see
+        The pairs of an optimizer step are sorted by length if the loss allows it, see
         :class:`~lit_align.data.scheduler.BatchScheduler`.
         """
         if self._share < 1:
@@ -423,7 +422,7 @@ class AlignmentDataModule(LightningDataModule):
         return {"start": str(self.start), "on_policy_share": self._share, **self._stream.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on where `state_dict` was taken.
+        """Continues from where `state_dict` was taken.
 
         Raises:
             ValueError: if it was taken with other training pairs.
@@ -439,6 +438,6 @@ class AlignmentDataModule(LightningDataModule):
         return {**self.state_dict(), "new_rounds": list(self.new_rounds)}
 
     def go_back(self, snapshot: dict[str, Any]) -> None:
-        """Goes on where :meth:`snapshot` or :meth:`state_dict` was taken."""
+        """Continues from where :meth:`snapshot` or :meth:`state_dict` was taken."""
         self.set_on_policy_share(snapshot["on_policy_share"])
         self.stream.load_state_dict(snapshot)

@@ -46,7 +46,7 @@ class Encoder:
         pad_id: what fills up a row.
 
     Raises:
-        ValueError: for settings out of range, a template that does not parse, or where no token ends an answer.
+        ValueError: for settings out of range, a template that does not parse, or if no token ends an answer.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Encoder:
         self._ahead = _Ahead({}, {}, {})
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """The prompt's ids, cut from the left where `cut_prompt` asks for it.
+        """The prompt's ids, cut from the left if `too_long` is "cut_prompt".
 
         Raises:
             ValueError: if the tokenizer has no chat template and the prompt is more than one turn of the user.
@@ -136,7 +136,7 @@ class Encoder:
         return text
 
     def look_at(self, record: Record, counts: Counter[str]) -> None:
-        """Counts what the chat template makes of a row without a word, and says it once: :class:`ChatCheck`.
+        """Counts what the chat template silently makes of a row, and warns once: :class:`ChatCheck`.
 
         Args:
             record: the row's.
@@ -220,7 +220,7 @@ class Encoder:
         return ids if ids is not None else self._with_bos(self._tokens.at_start([self.write_prompt(prompt)])[0])
 
     def _with_bos(self, ids: list[int]) -> list[int]:
-        """The ids of a prompt with one beginning-of-sequence token, where it has any."""
+        """The ids of a prompt with one beginning-of-sequence token, if the tokenizer writes one."""
         bos = self.tokenizer.bos_token_id
         if bos is None or ids[:1] == [bos]:
             return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
@@ -246,7 +246,7 @@ def bad_row(where: str) -> Iterator[None]:
     """Makes a bad row of a chat that the template does not write.
 
     Args:
-        where: what it is a part of; whoever knows the row's place puts it in.
+        where: the part of the row; the caller knows the row's place and adds it.
     """
     try:
         yield

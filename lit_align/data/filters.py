@@ -51,7 +51,7 @@ class Filtered(PairSelector):
         return kept
 
     def _reason(self, chosen: Candidate, rejected: Candidate) -> str:
-        """Why a pair is dropped; empty where it is not."""
+        """Why a pair is dropped; empty if it is kept."""
         assert chosen.score is not None and rejected.score is not None
         if chosen.score - rejected.score < self.min_margin:
             return "below_margin"

@@ -61,7 +61,7 @@ class HeldOut:
 
     Args:
         sets: all held-out prompts with their static candidates.
-        boundary_prompts: those to measure the boundary on. Empty: all prompts serve both ends, and no samples are
+        boundary_prompts: those to measure the boundary on. Empty: all prompts serve both uses, and no samples are
             queued.
         groups: the group of each prompt that is like another one; any other is a group by itself.
         labels: (better, worse) answers to a prompt, as the data have it.
@@ -89,7 +89,7 @@ class HeldOut:
         self.sampled_at = 0
 
     def group_of(self, prompt: Prompt) -> str:
-        """What the prompt has in common with those that are like it, see :func:`~lit_align.rows.alike.group_alike`."""
+        """The group of prompts that are alike, see :func:`~lit_align.rows.alike.group_alike`."""
         return self._groups.get(prompt) or normal_form(prompt)
 
     @property
@@ -162,7 +162,7 @@ class HeldOut:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; prompts that are no longer held out are left out.
+        """Continues from where `state` was taken, without prompts that are no longer held out.
 
         Raises:
             ValueError: if the run may have been trained on prompts of the evaluation.

@@ -1,4 +1,4 @@
-"""What a judge says of candidates and records, and whether it agrees with the labels of the data."""
+"""Scores of a judge for candidates and records, and how well they agree with the labels of the data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SETS_A_CALL = 32  # judged together: large enough to batch, small enough for a 
 def judge_sets(
     judge: Judge, sets: Sequence[CandidateSet], progress: Callable[[int], object] | None = None
 ) -> list[CandidateSet]:
-    """The sets with the judge's scores; NaN where it abstained.
+    """The sets with the judge's scores; NaN if it abstained.
 
     Args:
         judge: scores the candidates.

@@ -1,4 +1,4 @@
-"""What Lightning iterates over."""
+"""The loaders that Lightning iterates over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run asks of its data, said before a model is loaded."""
+"""Checks of the data that fail before a model is loaded."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def require_pairs(pairs: Sequence[object], source: object, counts: Counter[str])
     why = "look at limits and judge"
     if counts["prompt_only"]:
         why = (
-            "a prompt alone gives none. Add completions, or train on-policy from the start, "
+            "a prompt without completions gives none. Add completions, or train on-policy from the start, "
             "`boundary: callbacks.AlwaysOnPolicy`"
         )
     elif counts["prompt_held_out"]:
@@ -50,7 +50,7 @@ def refuse_to_overfit(brings_pairs: str) -> ValueError:
     """The error of a fit that is to overfit some batches while other pairs come in between."""
     return ValueError(
         f"overfit_batches trains on the same static pairs again and again, and {brings_pairs} brings in new ones: "
-        "--boundary null and --data.on_policy_share 0 leave the static pairs alone"
+        "--boundary null and --data.on_policy_share 0 keep the static pairs"
     )
 
 

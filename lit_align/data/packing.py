@@ -46,7 +46,7 @@ def pack(pairs: Sequence[TokenizedPair]) -> dict[str, Any]:
 
 
 def unpack(packed: dict[str, Any]) -> list[TokenizedPair]:
-    """What :func:`pack` was given."""
+    """Pairs from what :func:`pack` made of them."""
     tokens = _Parts(packed["tokens"].numpy())
     logps = _Parts(packed["reference_logps"].numpy())
     columns = [packed[key].tolist() for key in ("lengths", "margins", "on_policy", "reference_versions")]

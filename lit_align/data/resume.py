@@ -24,7 +24,7 @@ def parse_date(text: str) -> datetime:
 
 
 def saved_start(checkpoint: str | Path | None, name: str) -> datetime | None:
-    """When the run of a checkpoint began; None where there is no such file, or it does not say.
+    """When the run of a checkpoint began; None if there is no such file, or if it does not say.
 
     Args:
         checkpoint: its path. No weights are read.

@@ -229,7 +229,7 @@ class Rounds:
         return {"round_stats": dict(self.stats), "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken; it may hold the `new_rounds` of the micro-batch at hand."""
+        """Continues from where `state` was taken; it may hold the `new_rounds` of the micro-batch at hand."""
         self.stats = dict(state["round_stats"])
         self.counts = Counter(state["counts"])
         self.new = list(state.get("new_rounds", ()))
@@ -237,7 +237,7 @@ class Rounds:
 
 @dataclass(frozen=True)
 class _Share:
-    """What one rank made of its prompts; `places` are those of the pairs' prompts in the round."""
+    """The part of a round that one rank made; `places` are those of the pairs' prompts in the round."""
 
     places: list[int]
     pairs: list[TokenizedPair]

@@ -37,7 +37,7 @@ class SourceRow:
         return cls(index, record.where, prompt_text(record.prompt), identity)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a line of JSON: the id first, where there is one."""
+        """For a line of JSON: the id first, if there is one."""
         values = {name: value for name, value in asdict(self).items() if name != "id"}
         return values if self.id is None else {"id": self.id, **values}
 
@@ -49,7 +49,7 @@ class RowTrace:
     Attributes:
         of_pairs: the row of each pair, in the order of the pairs.
         dropped: lines of JSON: what :class:`SourceRow` holds, and `dropped`, the reasons. A row that could not be read
-            has `where` and `why` alone.
+            has only `where` and `why`.
     """
 
     of_pairs: list[SourceRow] = field(default_factory=list)

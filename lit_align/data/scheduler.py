@@ -273,7 +273,7 @@ class BatchScheduler:
         return state
 
     def load_state_dict(self, state: dict[str, Any], amid_step: bool) -> None:
-        """Goes on where `state` was taken.
+        """Continues from where `state` was taken.
 
         Args:
             state: from :meth:`state_dict`.

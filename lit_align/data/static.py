@@ -30,7 +30,7 @@ KEPT_TO_MEASURE = "kept_to_measure_the_boundary"
 
 @dataclass(frozen=True)
 class Static:
-    """What :func:`make_static` gives.
+    """The static data of a run, tokenised.
 
     Args:
         pairs: the tokenised training pairs.
@@ -63,7 +63,7 @@ def make_static(
     Args:
         train: the training rows.
         val: held-out rows.
-        val_fraction: share of the training prompts to hold out where `val` is None.
+        val_fraction: share of the training prompts to hold out if `val` is None.
         boundary_fraction: share of the held-out prompts to keep for the boundary, see
             :func:`~lit_align.data.held_out.choose_boundary_prompts`.
         maker: makes the pairs.
@@ -168,7 +168,7 @@ class PairMaker:
         paired: Callable[[Prompt], bool],
         log: SkipLog,
     ) -> Iterator[_PairsOfRecord]:
-        """What becomes of some records, the first of which has the place `start`; their texts are tokenised at once."""
+        """Pairs and tokenises some records, the first of which has the place `start`, their texts all at once."""
         selected: list[tuple[Record, list[PreferencePair], Counter[str]]] = []
         for place, record in enumerate(records, start):
             of_record: Counter[str] = Counter()
@@ -196,7 +196,7 @@ class PairMaker:
 
 @dataclass(frozen=True)
 class _PairsOfRecord:
-    """What became of a record: `selected` pairs were made of it, `pairs` are those of them that were tokenised."""
+    """A record with its tokenised pairs; `selected` is the number that was made, too long ones included."""
 
     place: int
     record: Record
@@ -207,7 +207,7 @@ class _PairsOfRecord:
 
 
 def pairs_of(record: Record, selector: PairSelector, seed: int, counts: Counter[str]) -> list[PreferencePair]:
-    """A pair as it is, a scored candidate set through the selector; of a prompt alone, none."""
+    """The pairs of a record: a pair itself, those that the selector makes of candidates, none without candidates."""
     if not as_set(record).candidates:
         return []
     return [record] if isinstance(record, PreferencePair) else selector.select(record, seed, counts)
@@ -216,7 +216,7 @@ def pairs_of(record: Record, selector: PairSelector, seed: int, counts: Counter[
 def encode_record(
     record: Record, pairs: Sequence[PreferencePair], encoder: Encoder, counts: Counter[str], needs_target: bool
 ) -> list[TokenizedPair] | None:
-    """The tokenised pairs of one record; None where its prompt is too long.
+    """The tokenised pairs of one record; None if its prompt is too long.
 
     Raises:
         BadRow: the record lacks a target that the loss asks for, or the chat template refuses its prompt.
@@ -229,7 +229,7 @@ def encode_record(
             return encoder.encode_pairs(pairs, counts)
     except BadRow as error:
         raise BadRow(record.where, error.reason, error.why) from error
-    counts["prompt_too_long"] += 1  # once a row, also where the row makes several pairs or none
+    counts["prompt_too_long"] += 1  # once for each row, however many pairs it makes
     return None
 
 

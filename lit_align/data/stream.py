@@ -111,7 +111,7 @@ class PairStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where `state` was taken.
+        """Continues from where `state` was taken.
 
         Raises:
             ValueError: if it was taken with other training pairs.

@@ -17,7 +17,7 @@ _LEADS = ("\n", "|", ".")  # texts to put before another that must not be split 
 class Tokens:
     """Tokenises texts, at the start of a row or behind other tokens.
 
-    Some tokenizers (SentencePiece's) put a space before a text that they are given alone. A model that writes on
+    Some tokenizers (SentencePiece's) put a space before a text that stands by itself. A model that writes on
     behind a prompt does not, so an answer is tokenised behind a short text, whose tokens are taken away again.
 
     Args:
@@ -32,7 +32,7 @@ class Tokens:
         self._leads = [(lead, alone[lead]) for lead in _LEADS] if adds_space else []
 
     def at_start(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text alone."""
+        """The ids of each text at the start of a row."""
         if not texts:
             return []
         ids: Any = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
@@ -86,12 +86,12 @@ class Stops:
         self.pattern = re.compile("|".join(sorted(written, key=len, reverse=True)))
 
     def cut(self, text: str, start: int, end: int) -> str:
-        """What an answer is trained on: up to the first stop, else without the blanks that the template ends with.
+        """The trained part of an answer: up to the first stop, else without the blanks that the template ends with.
 
         Args:
             text: the answer and what the template writes behind it.
             start: where the answer's own content begins; a stop before it belongs to an earlier turn.
-            end: where that ends.
+            end: where the answer's own content ends.
         """
         stop = self.pattern.search(text, start)
         return text[: stop.end()] if stop else text[: max(end, len(text.rstrip()))]

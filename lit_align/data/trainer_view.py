@@ -1,4 +1,4 @@
-"""What a data module asks of its Trainer, with an answer where there is none."""
+"""A data module's view of its Trainer, which also answers if there is no Trainer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_align.policy.load import load_position_limit, load_vocabulary_size
 from lit_align.ranks import gather
 
 LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
-"""What of the Trainer says how much of the held-out pairs a command takes."""
+"""The setting of the Trainer that limits the held-out pairs of each command."""
 
 
 class TrainerView:
@@ -61,7 +61,7 @@ class TrainerView:
 
     @property
     def fits(self) -> bool:
-        """Whether a fit is under way, not an evaluation alone."""
+        """Whether a fit is under way, not only an evaluation."""
         return bool(self.trainer.state.fn == "fit")
 
     def micro_batches_left(self) -> float:
@@ -99,7 +99,7 @@ class TrainerView:
 
     @property
     def vocabulary_size(self) -> int | None:
-        """How many tokens the model has a row for in its embedding; None where that is not known."""
+        """How many tokens the model has a row for in its embedding; None if that is not known."""
         spec = getattr(self.module, "spec", None)
         return None if spec is None else load_vocabulary_size(spec)
 
@@ -122,7 +122,7 @@ class TrainerView:
     def sorted_together(self) -> int:
         """Micro-batches, from the next one on, whose pairs may change places: those left of the optimizer step.
 
-        An epoch's end cuts a step short. 1 where the module's loss does not say that each pair is on its own.
+        An epoch's end cuts a step short. 1 if the module's loss does not say that it takes each pair by itself.
         """
         loop = getattr(self.trainer, "fit_loop", None)
         if loop is None or not getattr(getattr(self.module, "loss", None), "per_pair", False):
@@ -134,7 +134,7 @@ class TrainerView:
 
     @property
     def shows_bars(self) -> bool:
-        """On rank 0 only, and not where the Trainer's own bar is off."""
+        """On rank 0 only, and not if the Trainer's own bar is off."""
         if self.trainer is None:
             return True
         return self.rank == 0 and getattr(self.trainer, "progress_bar_callback", None) is not None

@@ -1,4 +1,4 @@
-"""The reference's log-probs of pairs as values: found in a store, computed once where missing, given to batches."""
+"""The reference's log-probs of pairs: found in a store, else computed once and stored."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class ReferenceLogps:
         return files
 
     def _take(self, files: Sequence[_File]) -> None:
-        """What a rank computed; where this one does not see its files, it keeps a copy on its own disk."""
+        """Takes what a rank computed; if this one does not see its files, it keeps a copy on its own disk."""
         for name, values in files:
             self._known |= values
             if name is not None and not (self.store.folder / name).exists():
@@ -181,7 +181,7 @@ def open_reference(
         None if the reference must run at each step: it is no fixed model, cannot be told from others, or is spread
         over devices.
     """
-    spread = isinstance(trainer.strategy, DeepSpeedStrategy)  # a DDPStrategy by inheritance alone
+    spread = isinstance(trainer.strategy, DeepSpeedStrategy)  # it only inherits from DDPStrategy
     if spread or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         _warn_unstored(f"under {type(trainer.strategy).__name__} a single rank cannot run the model")
         return None

@@ -18,7 +18,7 @@ Vector = Mapping[str, float]
 
 
 class _Seen(dict[int, int | None]):
-    """What `translate` keeps of each character: nothing of joiners, variation selectors and the like."""
+    """For `str.translate`: drops joiners, variation selectors and the like, keeps all other characters."""
 
     def __missing__(self, code: int) -> int | None:
         invisible = unicodedata.category(chr(code)) == "Cf" or 0xFE00 <= code <= 0xFE0F

@@ -173,7 +173,7 @@ def split_by_prompt(records: Sequence[Record], fraction: float, seed: int) -> tu
     """(train, held out): a share of the prompts, with all their records, is held out.
 
     Which prompts depends on the seed and the prompts, not on the order of the rows. Prompts that differ in blanks,
-    case or Unicode form alone count as one (:func:`~lit_align.rows.alike.normal_form`).
+    case or Unicode form count as one (:func:`~lit_align.rows.alike.normal_form`).
 
     Args:
         records: the records to split.

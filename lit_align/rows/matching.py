@@ -40,7 +40,7 @@ def match_by_prompt(on: Iterable[CandidateSet], off: Iterable[CandidateSet]) -> 
     if unmatched:
         warnings.warn(
             f"{len(unmatched)} of {len(on_policy)} on-policy prompts have no off-policy candidates and are left out, "
-            f"first {_name(unmatched[0])}; prompts match where they are equal but for blanks, case and Unicode form",
+            f"first {_name(unmatched[0])}; prompts match if they are equal but for blanks, case and Unicode form",
             stacklevel=2,
         )
     return [

@@ -90,8 +90,8 @@ def require_splits(source: RowSource, split: str, val_split: str | None = None) 
 
     Args:
         source: of the training rows; see :func:`read_rows`.
-        split: theirs.
-        val_split: of the held-out rows, where they come from the same source.
+        split: of the training rows.
+        val_split: of the held-out rows, if they come from the same source.
 
     Raises:
         ValueError: in either case.
@@ -302,7 +302,7 @@ def _from_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
 
 
 def _saved_rows(folder: Path, split: str) -> Iterable[Any]:
-    """What `save_to_disk` wrote: one data set without splits, or several under their names."""
+    """The rows that `save_to_disk` wrote: one data set without splits, or several under their names."""
     from datasets import DatasetDict, load_from_disk
 
     saved = load_from_disk(str(folder))

@@ -16,7 +16,7 @@ TEMPLATE_KEYS = ("name", "reasoning_content", "reasoning", "thinking", "tool_cal
 
 
 class Problem(Exception):
-    """What makes a row useless.
+    """A row that cannot be used.
 
     Args:
         reason: a short name that skips are counted under.
@@ -69,7 +69,7 @@ def parse_text(value: Any, key: str) -> str:
 
 
 def parse_json(value: Any, key: str, kind: type) -> str:
-    """A list or an object of a row, or JSON of one, as JSON; "" where it is null or empty.
+    """A list or an object of a row, or JSON of one, as JSON; "" if it is null or empty.
 
     Raises:
         Problem: it is no such thing.
@@ -159,7 +159,7 @@ def _content_text(content: Any, key: str) -> str:
 
 
 def _with_calls(text: str, calls: Any) -> str:
-    """What judges read of a turn: its text, and each tool call as a line of JSON."""
+    """The text of a turn for judges, with each tool call as a line of JSON."""
     if not calls:
         return text
     lines = [json.dumps(call, ensure_ascii=False) for call in (calls if isinstance(calls, list | tuple) else [calls])]
