@@ -1,4 +1,4 @@
-"""The folder of a run: what is in it, and how an earlier run's files are put aside."""
+"""The folder of a run: the names of its files, its lock, and the archive of earlier runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from lit_align.files import written_whole
 
 LOCK = ".lock"
 CONFIG = "config.yaml"
@@ -39,12 +41,12 @@ class RunFolderInUse(OSError):
 
 @contextmanager
 def locked(root: Path) -> Iterator[None]:
-    """Keeps a run folder to this process while the block runs.
+    """Reserves a run folder for this process while the block runs.
 
     The lock is the system's on an open file: it ends with the process, however that ends.
 
     Args:
-        root: the run folder; made where it is missing, and removed again where nothing was written into it.
+        root: the run folder; it is made if it is missing, and removed again if nothing was written into it.
 
     Raises:
         RunFolderInUse: another process has it.
@@ -64,17 +66,17 @@ def locked(root: Path) -> Iterator[None]:
         path.write_text(f"process {os.getpid()} on {platform.node()}\n", encoding="utf-8")
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who opened it before finds it gone, and makes a new one
+        path.unlink(missing_ok=True)  # still locked: others that have opened it see it gone
         lock.release()
         with suppress(OSError):  # it holds the run
             root.rmdir()
 
 
 def archive(root: Path) -> Path | None:
-    """Moves what an earlier run left in `root` to `previous/N/`; files of other names stay.
+    """Moves the files of an earlier run in `root` to `previous/N/`; files of other names stay.
 
     Returns:
-        The folder it moved them to; None where there was nothing.
+        The folder that it moved them to; None if there were none.
     """
     present = [root / name for name in OWN if (root / name).exists()]
     if not present:
@@ -88,7 +90,7 @@ def archive(root: Path) -> Path | None:
 
 
 def put_back(root: Path, moved: Path) -> None:
-    """Undoes :func:`archive` for a run that failed before it trained; what that run left is deleted."""
+    """Undoes :func:`archive` for a run that failed before it trained; that run's own files are deleted."""
     for name in OWN:
         new = root / name
         if new.is_dir():
@@ -104,26 +106,23 @@ def put_back(root: Path, moved: Path) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON whole or not at all; NaN and infinities become null, which every reader understands."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    text = json.dumps(_to_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with written_whole(path) as part:
+        part.write_text(text + "\n", encoding="utf-8")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes one JSON object a line, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    lines = [json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
-    part.write_text("".join(lines), encoding="utf-8")
-    os.replace(part, path)
+    lines = [json.dumps(_to_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    with written_whole(path) as part:
+        part.write_text("".join(lines), encoding="utf-8")
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_plain(item) for item in value]
     return value

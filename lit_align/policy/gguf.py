@@ -6,11 +6,7 @@ as quantised: it can be neither saved nor quantised to NF4.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +14,11 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from lit_align.files import hash_file, written_whole
 from lit_align.policy.cache import cache_dir
 from lit_align.policy.quiet import quiet_libraries
 
-_LAYOUT = "1"  # part of each folder's name: raise it when the conversion writes something else
+_LAYOUT = b"1"  # part of each folder's name: raise it when the conversion writes something else
 
 
 def converted_gguf(path: Path) -> Path:
@@ -35,7 +32,7 @@ def converted_gguf(path: Path) -> Path:
         ModuleNotFoundError: the package `gguf` is missing.
         ValueError: transformers cannot read the file as a causal language model.
     """
-    folder = cache_dir() / "gguf" / f"{path.stem}-{_fingerprint(path)}"
+    folder = cache_dir() / "gguf" / f"{path.stem}-{hash_file(path, 8, _LAYOUT).hex()}"
     if folder.exists():
         return folder
     if importlib.util.find_spec("gguf") is None:
@@ -48,17 +45,12 @@ def converted_gguf(path: Path) -> Path:
 
 
 def _convert(path: Path, folder: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
+    with written_whole(folder) as part:
         model: Any = _read(path)
         del model.config.quantization_config  # it is dequantised: a plain model from here on
         model.hf_quantizer = None
-        model.to(_smallest_exact_dtype(model)).save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(temporary)
-        temporary.chmod(0o755)  # mkdtemp's folder is private; a cache may be shared
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        model.to(_smallest_exact_dtype(model)).save_pretrained(part)
+        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(part)
 
 
 def _read(path: Path) -> PreTrainedModel:
@@ -80,11 +72,3 @@ def _smallest_exact_dtype(model: PreTrainedModel) -> torch.dtype:
         if all(torch.equal(p.to(dtype).float(), p) for p in model.parameters()):
             return dtype
     return torch.float32
-
-
-def _fingerprint(path: Path) -> str:
-    digest = hashlib.blake2b(_LAYOUT.encode(), digest_size=8)
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()

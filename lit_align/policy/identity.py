@@ -12,11 +12,11 @@ from typing import Any
 
 from transformers.utils.hub import cached_file
 
+from lit_align.files import hash_file
 from lit_align.policy.source import locate_adapter, locate_model
 from lit_align.policy.spec import PolicySpec
 
 _WEIGHTS = ("*.safetensors", "*.bin")  # in the order in which they are preferred
-_BLOCK = 1 << 24
 
 
 def model_identity(spec: PolicySpec, precision: str = "32-true") -> dict[str, Any]:
@@ -88,12 +88,8 @@ def _digest_now(path: Path) -> bytes:
 
 @lru_cache(maxsize=256)
 def _digest(path: Path, changed: int, size: int) -> bytes:
-    """The digest of a file, cached until it changes: gigabytes are read once in a process."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.digest()
+    """The hash of a file, kept until the file changes: gigabytes are read once in a process."""
+    return hash_file(path)
 
 
 def _stored_dtype(config: Path) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
+
+from lit_align.files import written_whole
 
 FORMAT = "lit-align reference log-probs, version 1"
 MANIFEST = "manifest.json"
@@ -96,7 +97,7 @@ class ReferenceStore:
         if not (self.folder / MANIFEST).exists():
             self._write_manifest()
         name = f"{_checksum(content)}.safetensors"
-        _write_whole(self.folder / name, content)
+        _write(self.folder / name, content)
         return name
 
     def _read_shard(self, path: Path, lengths: Mapping[bytes, int]) -> dict[bytes, np.ndarray]:
@@ -134,7 +135,7 @@ class ReferenceStore:
         return {"format": FORMAT, "reference": self.identity}
 
     def _write_manifest(self) -> None:
-        _write_whole(self.folder / MANIFEST, (json.dumps(self._manifest(), indent=2) + "\n").encode())
+        _write(self.folder / MANIFEST, (json.dumps(self._manifest(), indent=2) + "\n").encode())
 
 
 def _checksum(content: bytes) -> str:
@@ -163,16 +164,9 @@ def _values(content: bytes, wanted_lengths: Mapping[bytes, int]) -> dict[bytes, 
     return values
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is never seen in part, whoever else writes the same one."""
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp's file is private; a cache may be shared
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+def _write(path: Path, content: bytes) -> None:
+    """Writes a file, which other processes may write at the same time."""
+    with written_whole(path, shared=True) as part, part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lit_align.files import written_whole
 from lit_align.judges.inputs import encode_answer, padding_of
 from lit_align.policy.load import (
     base_options,
@@ -93,19 +92,11 @@ def save_reward_model(model: nn.Module, spec: PolicySpec, tokenizer: PreTrainedT
         tokenizer: goes along, with its chat template.
         folder: is replaced where it exists.
     """
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with quiet_libraries():
-            whole: Any = model if spec.lora is None else _merged(model, spec, spec.lora)
-            whole.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-            whole.save_pretrained(part)
-            tokenizer.save_pretrained(part)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with written_whole(folder) as part, quiet_libraries():
+        whole: Any = model if spec.lora is None else _merged(model, spec, spec.lora)
+        whole.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        whole.save_pretrained(part)
+        tokenizer.save_pretrained(part)
 
 
 def _config(spec: PolicySpec) -> PretrainedConfig:

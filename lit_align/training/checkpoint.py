@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import zipfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_align.console import note
+from lit_align.files import written_whole
 from lit_align.training.interruption import DeferredInterrupt, between_steps, mid_accumulation
 
 
@@ -160,15 +160,10 @@ class AlignmentCheckpoint(ModelCheckpoint):
         self._save_last_checkpoint(trainer, metrics)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        part = f"{filepath}.part"
-        try:
-            trainer.save_checkpoint(part, self.save_weights_only)
-            if trainer.is_global_zero:
-                _replace(Path(part), Path(filepath))
-        except BaseException:
-            if trainer.is_global_zero:
-                Path(part).unlink(missing_ok=True)
-            raise
+        target = Path(filepath)
+        # Only the first process writes, but all of them must come to `save_checkpoint`.
+        with written_whole(target) if trainer.is_global_zero else nullcontext(target) as path:
+            trainer.save_checkpoint(path, self.save_weights_only)
         trainer.strategy.barrier("AlignmentCheckpoint")
         self._last_checkpoint_saved = filepath
 
@@ -224,13 +219,6 @@ def _saved_step(path: Path, to_resume: bool) -> int | None:
     except Exception as error:
         rank_zero_warn(f"The checkpoint {path} cannot be read and is left out: {error}")
         return None
-
-
-def _replace(part: Path, target: Path) -> None:
-    """Renames over the target; sharded strategies write folders, which cannot be renamed over."""
-    if part.is_dir() and target.exists():
-        shutil.rmtree(target)
-    os.replace(part, target)
 
 
 def _last_batch_of_fit(trainer: Trainer) -> bool:
