@@ -1,6 +1,6 @@
 """A preference pair as token ids, and a micro-batch of pairs as tensors.
 
-Prompt and completions stay apart: how they are laid out in rows is the forward pass's business.
+Prompt and completions are separate tensors: the forward pass decides how to lay them out in rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _T = TypeVar("_T", bound="_OnDevice")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairReference:
-    """What the reference gave to a pair when it was sampled.
+    """The reference's log-probs of a pair, as they were when the pair was sampled.
 
     Args:
         chosen: [C] float32 log-probs of the chosen completion's tokens, in nats.
-        rejected: [R] float32, of the rejected one's.
-        version: how often the reference had been refreshed by then; a later one gives other values.
+        rejected: [R] float32 log-probs of the rejected completion's tokens, in nats.
+        version: number of refreshes of the reference until then; a later reference gives other values.
     """
 
     chosen: np.ndarray
@@ -37,12 +37,12 @@ class TokenizedPair:
 
     Args:
         prompt: [P] ids, chat template and generation prompt included.
-        chosen: [C] ids, end-of-turn token included where the completion ended.
-        rejected: [R] ids, with the end-of-turn token where the completion ended.
-        margin: chosen minus rejected score; NaN where unknown.
+        chosen: [C] ids, with the end-of-turn token if the completion ended by itself.
+        rejected: [R] ids, with the end-of-turn token if the completion ended by itself.
+        margin: chosen minus rejected score; NaN if unknown.
         on_policy: whether the pair was sampled from the policy.
-        target: ids of SLiC-HF's regulariser target, where the row has one.
-        reference: of an on-policy pair, its reference log-probs, where the loss has a reference.
+        target: ids of SLiC-HF's regulariser target; None if the row has none.
+        reference: the reference log-probs of an on-policy pair; None for others, or if the loss has no reference.
     """
 
     prompt: np.ndarray
@@ -55,7 +55,7 @@ class TokenizedPair:
 
 
 class _OnDevice:
-    """Gives a record of tensors the `to` and `pin_memory` that Lightning and torch look for."""
+    """Gives a record of tensors the methods `to` and `pin_memory` that Lightning and torch call."""
 
     def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
         return self._map("to", device, non_blocking=non_blocking)
@@ -101,22 +101,24 @@ class Padded(_OnDevice):
 class PairBatch(_OnDevice):
     """B preference pairs.
 
-    Not a dataclass: Lightning looks into those and casts what it finds to the run's precision, and with
-    `bf16-true` the stored log-probs would be rounded.
+    It is no dataclass, since Lightning casts the tensors in dataclasses to the run's precision, and `bf16-true` would
+    round the stored log-probs.
 
     Args:
         prompt: prompt tokens, chat template and generation prompt included.
-        chosen: tokens of the chosen completions, end-of-turn token included where they ended.
-        rejected: the same of the rejected ones.
-        on_policy: [B] bool, True where the pair was sampled from the policy.
-        margin: [B] float32, chosen minus rejected score; NaN where unknown.
-        counted: [B] bool, False at a pair that only fills up a rank's share of the held-out ones and is in no mean;
-            None where all count.
-        target: tokens of SLiC-HF's regulariser targets, where the data have them.
-        reference_chosen_logps: [B] float32, where they were computed ahead.
-        reference_rejected_logps: [B] float32, likewise.
-        reference_chosen_token_logps: [B, C] float32, their tokens, 0 at padding.
-        reference_rejected_token_logps: [B, R] float32, likewise.
+        chosen: tokens of the chosen completions, with the end-of-turn token if they ended by themselves.
+        rejected: tokens of the rejected completions, with the end-of-turn token if they ended by themselves.
+        on_policy: [B] bool, True for a pair that was sampled from the policy.
+        margin: [B] float32, chosen minus rejected score; NaN if unknown.
+        counted: [B] bool, False for a pair that only fills up a rank's share of the held-out pairs and is in no mean;
+            None if all count.
+        target: tokens of SLiC-HF's regulariser targets; None if the data have none.
+        reference_chosen_logps: [B] float32 reference log-probs of the chosen completions; None if they were not
+            computed ahead.
+        reference_rejected_logps: [B] float32 reference log-probs of the rejected completions, or None.
+        reference_chosen_token_logps: [B, C] float32 reference log-probs of the chosen tokens, 0 at padding, or None.
+        reference_rejected_token_logps: [B, R] float32 reference log-probs of the rejected tokens, 0 at padding, or
+            None.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class PairBatch(_OnDevice):
         self.counted = counted
 
     def only_counted(self, values: Tensor) -> Tensor:
-        """[B, ...] values without those of pairs that do not count."""
+        """Leaves out of [B, ...] values those of pairs that do not count."""
         return values if self.counted is None else values[self.counted]
 
     def __len__(self) -> int:
@@ -158,11 +160,11 @@ def collate(
     pad_id: int,
     reference: Sequence[tuple[np.ndarray, np.ndarray] | None] = (),
 ) -> PairBatch:
-    """A batch of pairs. `target` is there if every pair has one, and so are the reference's log-probs.
+    """Makes a batch of pairs. It has `target` if every pair has one, and the reference's log-probs if all have them.
 
     Args:
-        pairs: at least one.
-        pad_id: the id at padding.
+        pairs: one or more pairs.
+        pad_id: the token id at padding.
         reference: the reference's log-probs of each pair's chosen and rejected tokens; None if they are not known.
     """
     targets = [pair.target for pair in pairs if pair.target is not None]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 
 def batches_by_length(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yields the indices of texts in batches of similar length, the longest first, so that memory fails at once.
+    """Yields indices of texts in batches of similar length, longest first, so that memory runs out at once or never.
 
     Example:
         >>> list(batches_by_length([2, 9, 5], size=2))

@@ -16,14 +16,17 @@ METRICS = {"loss": "loss", "rewards/accuracies": "acc", "rewards/margins": "marg
 
 
 class AlignmentProgressBar(TQDMProgressBar):
-    """One bar for the whole fit, counted in optimizer steps, so that accumulation, epochs and a resume in the
-    middle of an epoch leave its totals right.
+    """One progress bar for the whole fit, counted in optimizer steps.
+
+    Its totals are right with gradient accumulation, several epochs, and a resume in the middle of an epoch.
 
     Args:
         refresh_rate: optimizer steps between two updates; 0 hides the bar.
     """
 
-    TRAIN_FORMAT = "{n_fmt}/{total_fmt} {bar} {remaining} left {rate_fmt}{postfix}"  # the bar takes what is left
+    TRAIN_FORMAT = (
+        "{n_fmt}/{total_fmt} {bar} {remaining} left {rate_fmt}{postfix}"  # the bar takes the rest of the line
+    )
 
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate)
@@ -41,7 +44,7 @@ class AlignmentProgressBar(TQDMProgressBar):
         bar.refresh()
 
     def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Nothing: the bar spans all epochs."""
+        """Does nothing: the bar spans all epochs."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -61,7 +64,7 @@ class AlignmentProgressBar(TQDMProgressBar):
         self.val_progress_bar.set_description_str("validating")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves the line to whatever is said next."""
+        """Closes the bar, so that the next message has a line of its own."""
         if self._train_progress_bar is not None:
             self._train_progress_bar.close()
 
@@ -103,7 +106,7 @@ def _total_steps(trainer: Trainer) -> int | None:
 
 
 def _short(value: float) -> str:
-    """Few digits: 0.693, 12.3, 1204, 0.001, 0."""
+    """Formats a number with few digits, such as 0.693, 12.3, 1204, 0.001 and 0."""
     if value == 0 or abs(value) >= 1000:
         return f"{value:.0f}"
     return f"{value:.3g}" if abs(value) >= 0.1 else f"{value:.3f}"

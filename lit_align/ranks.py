@@ -1,4 +1,4 @@
-"""What the processes of a run do together. Without an initialised process group each is on its own."""
+"""Shares work among the processes of a run. Without an initialised process group each works on its own."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _T = TypeVar("_T")
 
 
 def shard() -> tuple[int, int]:
-    """(rank, world size) for dividing work whose results :func:`gather` brings together."""
+    """Returns (rank, world size), to divide work whose results :func:`gather` brings together."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def own_share(items: Sequence[_T]) -> list[_T]:
-    """This rank's part of what all ranks have."""
+    """This rank's share of items that all ranks have."""
     rank, world = shard()
     return list(items[rank::world])
 
 
 def gather_in_turn(part: Sequence[_T]) -> list[_T]:
-    """The parts of all ranks in the order that they had before :func:`own_share`. All ranks must call it."""
+    """Brings the parts of all ranks together in the order before :func:`own_share`. All ranks must call it."""
     parts = gather(list(part))
     return [parts[n % len(parts)][n // len(parts)] for n in range(sum(map(len, parts)))]
 
 
 def gather(value: _T) -> list[_T]:
-    """The value of each rank, in the order of ranks, on every rank. All ranks must call it."""
+    """Returns the values of all ranks, in the order of ranks, on every rank. All ranks must call it."""
     world = shard()[1]
     if world == 1:
         return [value]

@@ -1,8 +1,7 @@
-"""The records that travel from a data file to the loss: plain, typed, frozen, free of torch.
+"""The records on the way from a data file to the loss: plain, typed, frozen, and free of torch.
 
 A row of a file becomes a :class:`CandidateSet` or a :class:`PreferencePair`; judging and selecting
-turn candidate sets into pairs. On-policy and off-policy data are the same records: only `Origin`
-tells them apart.
+turn candidate sets into pairs. On-policy and off-policy data are the same records and differ only in `Origin`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Any
 
 
 class Origin(StrEnum):
-    """Where a pair's completions come from."""
+    """The source of a pair's completions: static data, or the policy."""
 
     OFF_POLICY = "off"
     ON_POLICY = "on"
@@ -40,25 +39,25 @@ class Message:
     """One turn of a chat.
 
     Args:
-        role: who speaks.
+        role: the speaker, such as "user".
         content: the turn as text.
-        turn: the whole turn as JSON, for the chat template, where it holds more than role and text: `tool_calls`,
-            `reasoning_content`, `name`, content in parts.
+        turn: the whole turn as JSON, for the chat template, if it holds more than role and text: `tool_calls`,
+            `reasoning_content`, `name`, content in parts. Empty otherwise.
     """
 
     role: str
     content: str
     turn: str = ""
 
-    def __repr__(self) -> str:  # seeds and fingerprints are made of it, so a plain turn's stays what it was
+    def __repr__(self) -> str:  # seeds and fingerprints depend on it: a plain turn's must not change
         turn = f", turn={self.turn!r}" if self.turn else ""
         return f"Message(role={self.role!r}, content={self.content!r}{turn})"
 
 
 class Chat(tuple[Message, ...]):
-    """The turns of a prompt that brings tools or settings of its own for the chat template.
+    """The turns of a prompt with tools or settings of its own for the chat template.
 
-    It never equals the same turns without them.
+    It never equals the same turns without these.
 
     Args:
         turns: the chat so far.
@@ -92,7 +91,7 @@ class Chat(tuple[Message, ...]):
 
 
 Prompt = tuple[Message, ...]
-"""A prompt is always a chat: plain text is one turn of the user; with tools or template settings it is a `Chat`."""
+"""A prompt is always a chat. Plain text is a single turn of the user; with tools or settings it is a `Chat`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +99,13 @@ class Candidate:
     """One completion of a prompt.
 
     Args:
-        text: the completion, without template or end-of-turn token; what judges read.
-        score: a judge's score, higher is better; None where nobody has scored it.
-        model: the name of the model that wrote it, where known.
+        text: the completion as judges read it, without template and end-of-turn token.
+        score: a judge's score, higher is better; None if it has none.
+        model: the name of the model that wrote it; None if unknown.
         finish_reason: a completion that was cut (`LENGTH`) gets no end-of-turn token in training.
-        token_ids: the ids as they were sampled, end-of-turn token included; they are trained on as
-            they are, since tokenising the text again may split it differently.
-        turn: the assistant's whole turn as JSON, for the chat template, where it holds more than its text.
+        token_ids: the ids as they were sampled, end-of-turn token included; training uses these ids,
+            since tokenising the text again may split it differently.
+        turn: the assistant's whole turn as JSON, for the chat template, if it holds more than its text.
     """
 
     text: str
@@ -141,8 +140,8 @@ class PreferencePair:
     Args:
         prompt: the chat so far.
         chosen: the preferred completion.
-        rejected: the other one.
-        margin: the chosen score minus the rejected score; None where there are no scores.
+        rejected: the other completion.
+        margin: the chosen score minus the rejected score; None without scores.
         origin: off-policy (from data) or on-policy (sampled from the policy).
         target: the text of SLiC-HF's regulariser target, for rows that carry one.
         row: the data row as it was read.
@@ -169,12 +168,12 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def is_plain(prompt: Prompt) -> bool:
-    """Whether roles and texts are all that the chat template gets."""
+    """Whether the chat template gets only roles and texts."""
     return not isinstance(prompt, Chat) and not any(message.turn for message in prompt)
 
 
 def prompt_identity(prompt: Prompt) -> str:
-    """What tells two prompts apart: the text and, where there is more than text, all that the chat template gets."""
+    """A text that is the same only for equal prompts: the prompt's text and, if there is more, the template's input."""
     if is_plain(prompt):
         return prompt_text(prompt)
     kwargs = prompt.template_kwargs if isinstance(prompt, Chat) else ""
@@ -187,7 +186,7 @@ def prompt_turns(prompt: Prompt) -> list[dict[str, Any]]:
 
 
 def unscored(candidate: Candidate) -> Candidate:
-    """What a judge reads of a candidate, and nothing else."""
+    """A candidate with only the parts that a judge reads: no score, no model, no ids."""
     return Candidate(candidate.text, turn=candidate.turn)
 
 
@@ -197,7 +196,7 @@ def answer_turn(candidate: Candidate) -> dict[str, Any]:
 
 
 def template_arguments(prompt: Prompt) -> dict[str, Any]:
-    """What a chat template gets beside the turns: `tools` and the prompt's own settings."""
+    """The arguments of a chat template beside the turns: `tools` and the prompt's own settings."""
     if not isinstance(prompt, Chat):
         return {}
     tools = {"tools": json.loads(prompt.tools)} if prompt.tools else {}

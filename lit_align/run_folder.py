@@ -36,7 +36,7 @@ OWN = (
 
 
 class RunFolderInUse(OSError):
-    """Another process trains in the run folder."""
+    """Raised if another process trains in the run folder."""
 
 
 @contextmanager

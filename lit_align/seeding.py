@@ -1,7 +1,7 @@
-"""Counted randomness: every draw has a seed of its own, derived from what it is for.
+"""Counter-based randomness: every draw has a seed of its own, derived from its purpose.
 
-Nothing carries the state of a random generator from one draw to the next, so a resumed run draws
-what the uninterrupted run would have drawn, whatever its start-up drew in between.
+No random generator's state is carried from one draw to the next, so a resumed run draws the same as the uninterrupted
+run, whatever its start-up has drawn in between.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import hashlib
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A 63-bit seed for one draw.
+    """Derives a 63-bit seed for one draw.
 
     Args:
         seed: the run's seed.
-        purpose: what the draw is for, such as `"dropout", rank, step`.
+        purpose: names and numbers that tell this draw from all others, such as `"dropout", rank, step`.
 
     Example:
         >>> derive_seed(1, "sample", 0) == derive_seed(1, "sample", 0)

@@ -90,25 +90,27 @@ class AlignmentTrainer(Trainer):
         check_strategy(strategy)
         check_accumulation(accumulate_grad_batches)
         root = str(default_root_dir or DEFAULT_ROOT)
-        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
+        present = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         enable_checkpointing, enable_progress_bar = (
             not barebones if enabled is None else enabled for enabled in (enable_checkpointing, enable_progress_bar)
         )
-        own = own_callbacks(given, enable_checkpointing, enable_progress_bar)
-        for callback in [*given, *own]:
+        own = own_callbacks(present, enable_checkpointing, enable_progress_bar)
+        for callback in [*present, *own]:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(Path(root, run_folder.CHECKPOINTS).absolute())
         super().__init__(
             default_root_dir=root,
             max_steps=max_steps,
-            max_epochs=epochs_by_default(given, max_steps, max_time, min_epochs) if max_epochs is None else max_epochs,
+            max_epochs=epochs_by_default(present, max_steps, max_time, min_epochs)
+            if max_epochs is None
+            else max_epochs,
             min_epochs=min_epochs,
             max_time=max_time,
             accumulate_grad_batches=accumulate_grad_batches,
             strategy=strategy,
             barebones=barebones,
             logger=default_loggers(root) if logger is True or (logger is None and not barebones) else logger,
-            callbacks=[*given, *own],
+            callbacks=[*present, *own],
             log_every_n_steps=(0 if barebones else 1) if log_every_n_steps is None else log_every_n_steps,
             gradient_clip_val=gradient_clip_val,
             num_sanity_val_steps=num_sanity_val_steps,

@@ -1,4 +1,4 @@
-"""What a run has unless its configuration says otherwise."""
+"""The defaults of a run: epochs, callbacks and loggers."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def check_accumulation(batches: int) -> None:
 def epochs_by_default(
     callbacks: Sequence[Callback], max_steps: int, max_time: object | None, min_epochs: int | None
 ) -> int:
-    """Passes over the training pairs where no number is given: one, or none that count where a limit is given.
+    """The default number of passes over the training pairs: one, or practically no limit if another limit is set.
 
     Args:
-        callbacks: of the run.
-        max_steps: optimizer steps, -1 for no limit.
-        max_time: how long to train; None for no limit.
+        callbacks: the run's callbacks.
+        max_steps: limit in optimizer steps; -1 for none.
+        max_time: limit in time; None for none.
         min_epochs: the least number of passes; None for none.
     """
     timed = max_time is not None or any(isinstance(callback, Timer) for callback in callbacks)
     return MANY_EPOCHS if timed or max_steps != -1 else max(1, min_epochs or 1)
 
 
-def own_callbacks(given: Sequence[Callback], checkpointing: bool, bar: bool) -> list[Callback]:
-    """A checkpoint, a progress bar and a summary, unless one of that kind is there or switched off."""
+def own_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool) -> list[Callback]:
+    """The default callbacks (checkpoint, progress bar, summary) that a run neither has nor switches off."""
     own: list[Callback] = []
-    if bar and not any(isinstance(callback, ProgressBar) for callback in given):
+    if bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
         own.append(AlignmentProgressBar())
-    if not any(isinstance(callback, RunSummary) for callback in given):
+    if not any(isinstance(callback, RunSummary) for callback in callbacks):
         own.append(RunSummary())
-    if checkpointing and not any(isinstance(callback, ModelCheckpoint) for callback in given):
+    if checkpointing and not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
         own.append(AlignmentCheckpoint())
     return own
 
 
 def default_loggers(root: str) -> list[Logger]:
-    """Both number their versions, so that a resumed run loses no row of the interrupted one."""
+    """The default loggers. Both number their versions, so that a resumed run keeps the rows of the interrupted one."""
     return [
         CSVLogger(root, name=run_folder.CSV_LOGS),
         TensorBoardLogger(root, name=run_folder.TENSORBOARD_LOGS, default_hp_metric=False),

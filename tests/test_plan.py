@@ -91,7 +91,7 @@ MEASURE = """
 import sys, json, time, torch, lightning
 from torch.profiler import ProfilerActivity, profile
 from lit_align.batch import Padded
-from lit_align.policy import CompletionForward, LoraSpec, PolicySpec
+from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, load_model
 from lit_align.sampling import SamplingRequest, TransformersSampler
 from lit_align.plan.fit import _adamw_8bit
 

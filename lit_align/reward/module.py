@@ -49,10 +49,11 @@ class RewardModule(PairModule):
             its answers in the data (Eq. 2 of arXiv:2307.09288), at least 0; above 0 every pair needs scores.
         centring: weight of (chosen + rejected reward)^2 in the loss, at least 0; 0.01 keeps rewards around 0.
         optimizer: a class and its arguments, called with the trainable parameters.
-        lr_scheduler: likewise, called with the optimizer; stepped after every optimizer step. `WarmupSchedule` has
-            transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is stepped after validation.
-        on_nonfinite: what a step whose loss or gradients are NaN or infinite does: "stop" ends the fit before it is
-            taken and names its pairs, "skip" leaves it out and counts it.
+        lr_scheduler: a class and its arguments, called with the optimizer; stepped after every optimizer step.
+            `WarmupSchedule` has transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is
+            stepped after validation.
+        on_nonfinite: what to do at a step whose loss or gradients are NaN or infinite: "stop" ends the fit before the
+            step and names its pairs, "skip" leaves the step out and counts it.
     """
 
     def __init__(
