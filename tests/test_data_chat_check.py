@@ -20,7 +20,7 @@ PLAIN_TURNS = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}
 def looked_at(template: str | None = CHAT_TEMPLATE, **row: Any) -> Counter[str]:
     counts: Counter[str] = Counter()
     record = parse_row({"prompt": "Is it warm?", "chosen": "Yes.", "rejected": "No.", **row}, "rows.jsonl, row 3")
-    Encoder(tiny_tokenizer(template)).look_at(record, counts)
+    Encoder(tiny_tokenizer(template)).check_record(record, counts)
     return counts
 
 

@@ -39,7 +39,7 @@ class ChatCheck:
         self._markers = re.compile("|".join(map(re.escape, sorted(markers, key=len, reverse=True))) or r"(?!)")
         self._said: set[str] = set()
 
-    def look_at(self, record: Record, written_prompt: str, counts: Counter[str]) -> None:
+    def check(self, record: Record, written_prompt: str, counts: Counter[str]) -> None:
         """Looks for markers in the texts, for turns that the prompt lacks, and for keys that the template never reads.
 
         Args:

@@ -232,7 +232,7 @@ class AlignmentDataModule(LightningDataModule):
     def make_dated_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """Makes the encoder of this run: a template that writes today's date writes the date of the run."""
         if self.start is None:
-            self.start = self.run.start(type(self).__qualname__)
+            self.start = self.run.find_start(type(self).__qualname__)
             if writes_date(tokenizer) and self.run.rank == 0:
                 note(
                     f"The chat template writes the date: {self.start:%Y-%m-%d} all through this run. Another run finds "

@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_align.batch import TokenizedPair
 from lit_align.data.chat_check import ChatCheck
-from lit_align.data.tokens import Stops, Tokens
+from lit_align.data.tokens import StopTokens, TextTokenizer
 from lit_align.policy.chat_template import QUESTION, ChatRefused, ChatTemplate, PlainText
 from lit_align.records import Candidate, FinishReason, Origin, PreferencePair, Prompt
 from lit_align.rows.loading import Record
@@ -67,8 +67,8 @@ class Encoder:
         self.max_completion_tokens = max_completion_tokens
         self.too_long = too_long
         self.template = PlainText() if tokenizer.chat_template is None else ChatTemplate(tokenizer)
-        self._tokens = Tokens(tokenizer)
-        self._stops = Stops(tokenizer, self.template, self._tokens, model_stops)
+        self._tokens = TextTokenizer(tokenizer)
+        self._stops = StopTokens(tokenizer, self.template, self._tokens, model_stops)
         self.end_id = self._stops.end_id
         self.stop_ids = self._stops.ids
         pad = tokenizer.pad_token_id
@@ -76,7 +76,7 @@ class Encoder:
         bos = tokenizer.bos_token_id
         begins = list(tokenizer("a")["input_ids"])[:1]
         self._writes_bos = tokenizer.chat_template is None and bos is not None and begins == [bos]  # as it was trained
-        self._check = ChatCheck(tokenizer, self.template)
+        self._chat_check = ChatCheck(tokenizer, self.template)
         self._ahead = _Ahead({}, {}, {})
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
@@ -104,7 +104,7 @@ class Encoder:
             return list(candidate.token_ids)
         ids = self._ahead.answers.get((prompt, _as_text(candidate)))
         if ids is None:
-            ids = self._tokens.behind([self._written_answer(prompt, candidate, self.write_prompt(prompt))])[0]
+            ids = self._tokens.encode_behind([self._written_answer(prompt, candidate, self.write_prompt(prompt))])[0]
         lacks_end = candidate.finish_reason is FinishReason.STOP and (not ids or ids[-1] not in self.stop_ids)
         return [*ids, self.end_id] if lacks_end else list(ids)
 
@@ -135,7 +135,7 @@ class Encoder:
                 text = self.template.write_prompt(prompt)
         return text
 
-    def look_at(self, record: Record, counts: Counter[str]) -> None:
+    def check_record(self, record: Record, counts: Counter[str]) -> None:
         """Counts what the chat template silently makes of a row, and warns once: :class:`ChatCheck`.
 
         Args:
@@ -145,7 +145,7 @@ class Encoder:
         Raises:
             BadRow: if the chat template refuses the prompt.
         """
-        self._check.look_at(record, self.write_prompt(record.prompt), counts)
+        self._chat_check.check(record, self.write_prompt(record.prompt), counts)
 
     def fits(self, prompt: Prompt) -> bool:
         """Whether the prompt can be used: within the limit, or to be cut."""
@@ -209,15 +209,15 @@ class Encoder:
                 prompts[pair.prompt] = written
                 for candidate in _static_answers(pair):
                     answers[pair.prompt, candidate] = self._written_answer(pair.prompt, candidate, written)
-        prompt_ids = [self._with_bos(ids) for ids in self._tokens.at_start(list(prompts.values()))]
-        answer_ids = self._tokens.behind(list(answers.values()))
+        prompt_ids = [self._with_bos(ids) for ids in self._tokens.encode_at_start(list(prompts.values()))]
+        answer_ids = self._tokens.encode_behind(list(answers.values()))
         self._ahead = _Ahead(
             prompts, dict(zip(prompts, prompt_ids, strict=True)), dict(zip(answers, answer_ids, strict=True))
         )
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         ids = self._ahead.prompts.get(prompt)
-        return ids if ids is not None else self._with_bos(self._tokens.at_start([self.write_prompt(prompt)])[0])
+        return ids if ids is not None else self._with_bos(self._tokens.encode_at_start([self.write_prompt(prompt)])[0])
 
     def _with_bos(self, ids: list[int]) -> list[int]:
         """The ids of a prompt with one beginning-of-sequence token, if the tokenizer writes one."""

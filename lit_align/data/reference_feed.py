@@ -131,7 +131,7 @@ class ReferenceFeed:
             return logps
         self._started = True
         held_out = self._held_out_shown()
-        shown = [*(self._source.upcoming(self._slots_left()) if self._run.fits else ()), *held_out]
+        shown = [*(self._source.upcoming(self._slots_left()) if self._run.is_fitting else ()), *held_out]
         self._tell_found(logps, shown)
         if self._ahead is None:
             self._held_out_filled = len(held_out)

@@ -55,7 +55,7 @@ class RowTrace:
     of_pairs: list[SourceRow] = field(default_factory=list)
     dropped: list[dict[str, Any]] = field(default_factory=list)
 
-    def note(self, row: SourceRow, selected: int, kept: int, reasons: Mapping[str, int]) -> None:
+    def add(self, row: SourceRow, selected: int, kept: int, reasons: Mapping[str, int]) -> None:
         """Takes what became of a row.
 
         Args:
@@ -69,7 +69,7 @@ class RowTrace:
             named = [reason for reason, count in reasons.items() if count and reason not in _NO_LOSS]
             self.dropped.append({**row.as_dict(), "dropped": named or ["prompt_only"]})
 
-    def unreadable(self, errors: Iterable[BadRow]) -> None:
+    def add_unreadable(self, errors: Iterable[BadRow]) -> None:
         """Notes rows that could not be read."""
         self.dropped += [
             {"where": error.where, "dropped": [f"bad_row/{error.reason}"], "why": error.why} for error in errors

@@ -225,7 +225,7 @@ class BatchScheduler:
         return pairs
 
     def _begin(self, share: float) -> _Step:
-        micro_batches = self._run.sorted_together()
+        micro_batches = self._run.count_sorted_together()
         on_count = int(self._from_policy(self.delivered, micro_batches, share).sum())
         if on_count:
             self.on.ensure(on_count * self._run.world)

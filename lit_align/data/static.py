@@ -77,7 +77,7 @@ def make_static(
     pairs, sets = maker.make(records, counts)
     measured, groups = boundary_prompts(val_records, boundary_fraction)
     val_pairs, held_out = maker.make(val_records, val_counts, lambda prompt: prompt not in measured, val_rows)
-    val_rows.unreadable(bad_rows)
+    val_rows.add_unreadable(bad_rows)
     prompts = HeldOut(held_out, measured, groups, labels_by_prompt(val_records))
     if measured:
         val_counts["prompts_measured"] = len(prompts.boundary_sets)
@@ -151,7 +151,7 @@ class PairMaker:
                         kept.append(result.record)
                     if trace is not None:
                         row = SourceRow.of(result.place, result.record)
-                        trace.note(row, result.selected, len(result.pairs), result.reasons)
+                        trace.add(row, result.selected, len(result.pairs), result.reasons)
                 bar.update(len(batch))
         self.encoder.tokenise_ahead([])
         log.warn()
@@ -190,7 +190,7 @@ class PairMaker:
         try:
             return encode_record(record, pairs, self.encoder, counts, self.needs_target), counts
         except BadRow as error:
-            log.bad(error)
+            log.add(error)
             return None, Counter([f"bad_row/{error.reason}"])
 
 
@@ -224,7 +224,7 @@ def encode_record(
     try:
         if needs_target:
             _require_target(record)
-        encoder.look_at(record, counts)
+        encoder.check_record(record, counts)
         if encoder.fits(record.prompt):
             return encoder.encode_pairs(pairs, counts)
     except BadRow as error:

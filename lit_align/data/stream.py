@@ -59,7 +59,7 @@ class PairStream:
         reference_cache: str | None,
         seed: int,
     ) -> None:
-        first = run.overfitted(micro_batches)
+        first = run.limit_overfit(micro_batches)
         pairs = static.pairs if first is None else static.pairs[: first * batch_size * run.world]
         self.off = OffPolicySource(pairs, seed, shuffled=first is None)
         self.reference = ReferenceFeed(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _LEADS = ("\n", "|", ".")  # texts to put before another that must not be split as the start of a text
 
 
-class Tokens:
+class TextTokenizer:
     """Tokenises texts, at the start of a row or behind other tokens.
 
     Some tokenizers (SentencePiece's) put a space before a text that stands by itself. A model that writes on
@@ -26,32 +26,32 @@ class Tokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
-        alone = {text: self.at_start([text])[0] for text in ("a", *_LEADS)}
-        joined = {lead: self.at_start([lead + "a"])[0] for lead in _LEADS}
+        alone = {text: self.encode_at_start([text])[0] for text in ("a", *_LEADS)}
+        joined = {lead: self.encode_at_start([lead + "a"])[0] for lead in _LEADS}
         adds_space = all(joined[lead] != alone[lead] + alone["a"] for lead in _LEADS)
         self._leads = [(lead, alone[lead]) for lead in _LEADS] if adds_space else []
 
-    def at_start(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_at_start(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text at the start of a row."""
         if not texts:
             return []
         ids: Any = self._tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
         return list(map(list, ids))
 
-    def behind(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_behind(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text behind others."""
         open_texts = list(dict.fromkeys(texts))
         ids: dict[str, list[int]] = {}
         for lead, lead_ids in self._leads:
             size = len(lead_ids)
-            joined = self.at_start([lead + text for text in open_texts])
+            joined = self.encode_at_start([lead + text for text in open_texts])
             ids.update({t: j[size:] for t, j in zip(open_texts, joined, strict=True) if j[:size] == lead_ids})
             open_texts = [text for text in open_texts if text not in ids]
-        ids.update(zip(open_texts, self.at_start(open_texts), strict=True))
+        ids.update(zip(open_texts, self.encode_at_start(open_texts), strict=True))
         return [ids[text] for text in texts]
 
 
-class Stops:
+class StopTokens:
     """The tokens that end an answer.
 
     Args:
@@ -72,14 +72,14 @@ class Stops:
         self,
         tokenizer: PreTrainedTokenizerBase,
         template: ChatTemplate | PlainText,
-        tokens: Tokens,
+        tokens: TextTokenizer,
         model_stops: Sequence[int] = (),
     ) -> None:
         special = _special_ids(tokenizer)
         known_stops = [token for token in model_stops if token in special]
         eos = [int(token) for token in (tokenizer.eos_token_id, *known_stops) if token is not None]
-        final = _first_specials(tokens.behind([template.tail])[0], special)
-        between = _first_specials(tokens.behind([template.between_turns])[0], special)
+        final = _first_specials(tokens.encode_behind([template.tail])[0], special)
+        between = _first_specials(tokens.encode_behind([template.between_turns])[0], special)
         self.end_id = _end_of_turn(final, between, eos)
         self.ids = tuple(dict.fromkeys([self.end_id, *eos]))
         written = [re.escape(str(tokenizer.convert_ids_to_tokens(i))) for i in self.ids]

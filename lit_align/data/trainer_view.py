@@ -60,7 +60,7 @@ class TrainerView:
         return bool(getattr(self.trainer, "overfit_batches", 0))
 
     @property
-    def fits(self) -> bool:
+    def is_fitting(self) -> bool:
         """Whether a fit is under way, not only an evaluation."""
         return bool(self.trainer.state.fn == "fit")
 
@@ -80,7 +80,7 @@ class TrainerView:
         limit = getattr(self.trainer, LIMITS.get(self.trainer.state.fn.value, LIMITS["validate"]))
         return limit if isinstance(limit, int) else math.ceil(limit * batches)
 
-    def overfitted(self, batches: int) -> int | None:
+    def limit_overfit(self, batches: int) -> int | None:
         """Of so many micro-batches of an epoch, the first that the Trainer's `overfit_batches` takes; None: all."""
         limit = getattr(self.trainer, "overfit_batches", 0)
         if not limit:
@@ -109,7 +109,7 @@ class TrainerView:
         spec = getattr(self.module, "spec", None)
         return (None, False) if spec is None else load_position_limit(spec)
 
-    def start(self, data_key: str) -> datetime:
+    def find_start(self, data_key: str) -> datetime:
         """When the run began: as its checkpoint has it, of a fresh run now; the same on every rank.
 
         Args:
@@ -119,7 +119,7 @@ class TrainerView:
         start = saved_start(checkpoint, data_key) or datetime.now().replace(microsecond=0)
         return gather(start)[0]
 
-    def sorted_together(self) -> int:
+    def count_sorted_together(self) -> int:
         """Micro-batches, from the next one on, whose pairs may change places: those left of the optimizer step.
 
         An epoch's end cuts a step short. 1 if the module's loss does not say that it takes each pair by itself.

@@ -40,7 +40,7 @@ class SkipLog:
         self.counts = counts
         self.errors: list[BadRow] = []
 
-    def bad(self, error: BadRow) -> None:
+    def add(self, error: BadRow) -> None:
         if self.on_bad_row == "error":
             raise error
         self.errors.append(error)
@@ -95,7 +95,7 @@ def load_records(
                 raise row
             records.append(parse_row(row, where, prompts_alone, counts))
         except BadRow as error:
-            log.bad(error)
+            log.add(error)
     if not records:
         raise ValueError(f"expected rows in {describe_source(source)}, got none" + (f": {log}" if log.errors else ""))
     log.warn()
