@@ -11,7 +11,7 @@ import torch
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from tests.tiny import save_tiny_model  # noqa: E402
+from tests.helpers.tiny import save_tiny_model  # noqa: E402
 
 
 @pytest.fixture(scope="session")

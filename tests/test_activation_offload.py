@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lit_align.batch import Padded
 from lit_align.policy import LoraSpec, PolicySpec, shared_logps
 from lit_align.policy.load import load_model
-from tests.tiny import tiny_llama_config
+from tests.helpers.tiny import tiny_llama_config
 
 PAIRS, PROMPT, COMPLETION = 3, 6, 5
 

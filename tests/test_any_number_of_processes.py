@@ -18,8 +18,8 @@ from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.report import WinRateCallback
 from lit_align.sampling import TransformersSampler
 from lit_align.training.module import AlignmentModule
-from tests.boundary_fakes import quiet_trainer
-from tests.data_fakes import texts, write
+from tests.helpers.boundary_fakes import quiet_trainer
+from tests.helpers.data_fakes import texts, write
 from tests.helpers.processes import DDP, on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -11,9 +11,8 @@ import torch
 from lit_align import DPO
 from lit_align.policy import LoraSpec, PolicySpec, identity
 from lit_align.training.module import AlignmentModule
-from tests.test_module import loader, trainer
-from tests.test_policy_adapter import save_adapter
-from tests.tiny import save_tiny_model
+from tests.helpers.modules import loader, trainer
+from tests.helpers.tiny import save_adapter, save_tiny_model
 
 
 def module(model: Path, **spec: object) -> AlignmentModule:

@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_align.boundary import BoundaryCallback, MeasurementOutcome, MeasuringBudget
-from tests.boundary_fakes import FakeData, FakeModule, quiet_trainer
+from tests.helpers.boundary_fakes import FakeData, FakeModule, quiet_trainer
 
 
 class Clock:

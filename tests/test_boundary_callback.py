@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Decision
 from lit_align.judges import RuleJudge
 from lit_align.records import Candidate, CandidateSet, Stage
-from tests.boundary_fakes import FakeData, FakeModule, by_number, quiet_trainer
+from tests.helpers.boundary_fakes import FakeData, FakeModule, by_number, quiet_trainer
 from tests.helpers.processes import DDP, on_two_ranks
 
 RISING = [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9]

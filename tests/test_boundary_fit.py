@@ -16,7 +16,7 @@ from lit_align.losses import DPO
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.sampling import TransformersSampler
 from lit_align.training.module import AlignmentModule
-from tests.boundary_fakes import quiet_trainer
+from tests.helpers.boundary_fakes import quiet_trainer
 
 
 def mean_letter(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:

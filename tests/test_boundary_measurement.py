@@ -22,7 +22,7 @@ from lit_align.records import Candidate, CandidateSet, Stage
 from lit_align.report.crossing import crossing
 from lit_align.report.measurement import readable as measured
 from lit_align.report.measurement import result_record
-from tests.boundary_fakes import FakeData, FakeModule, by_number, number_sets, quiet_trainer
+from tests.helpers.boundary_fakes import FakeData, FakeModule, by_number, number_sets, quiet_trainer
 
 
 def answers(prompts: int, *numbers: float) -> list[CandidateSet]:

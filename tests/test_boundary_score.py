@@ -19,7 +19,7 @@ from lit_align.boundary.interval import mean_interval, student_t_quantile
 from lit_align.cli.measure import measure_recorded
 from lit_align.judges import RecordedScores, RuleJudge
 from lit_align.records import Candidate, CandidateSet, Message, Stage
-from tests.boundary_fakes import by_number, number_sets
+from tests.helpers.boundary_fakes import by_number, number_sets
 from tests.helpers.processes import on_two_ranks
 
 NAN = float("nan")

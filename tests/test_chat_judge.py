@@ -21,7 +21,7 @@ from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict, b
 from lit_align.records import Candidate, CandidateSet, Message
 from lit_align.remote import RequestRefused, Server, ServerUnreachable, client
 from lit_align.remote.key import require_variable_name
-from tests.fake_server import Fake, running
+from tests.helpers.fake_server import Fake, running
 
 KEY = "secret-1234567890"
 PLAIN = "{prompt} <A>{first}</A> <B>{second}</B>"

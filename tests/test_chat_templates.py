@@ -13,8 +13,8 @@ from lit_align.data import Encoder
 from lit_align.policy.template_values import set_defaults
 from lit_align.records import Candidate, FinishReason, Message
 from lit_align.sampling.base import candidate_of_ids
-from tests.chat_templates import CASES, Case
-from tests.tiny import metaspace_tokenizer, tiny_tokenizer
+from tests.helpers.chat_templates import CASES, Case
+from tests.helpers.tiny import metaspace_tokenizer, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template does not write")
 QUESTION = (Message("user", "Name a colour!"),)

@@ -13,21 +13,8 @@ from lit_align.boundary.power import prompts_to_decide
 from lit_align.boundary.shortage import shortage
 from lit_align.data import AlignmentDataModule
 from lit_align.report.crossing import crossing, for_the_next_run
-from tests.boundary_fakes import FakeData, FakeModule, number_sets, quiet_trainer
-from tests.data_fakes import data_module, pair_rows, write
-
-
-def decision(
-    step: int, score: float | None, stage: str, reason: str = "because", spread: float = 0.05, prompts: int = 64
-) -> Decision:
-    share = float(stage == "fine_tuning")
-    if score is None:
-        return Decision(step, stage, share, reason)
-    result = BoundaryResult(
-        score, score - spread, score + spread, prompts, votes_on=3, votes_off=3, ties=0, seconds=12.0
-    )
-    return Decision(step, stage, share, reason, result)
-
+from tests.helpers.boundary_fakes import FakeData, FakeModule, decision, number_sets, quiet_trainer
+from tests.helpers.data_fakes import data_module, pair_rows, write
 
 WIDE = 0.49
 OFF, ON = "injection", "fine_tuning"

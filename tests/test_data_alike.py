@@ -13,7 +13,7 @@ from lit_align.metrics.words import words
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair, Prompt
 from lit_align.rows.alike import _cosine, _tf_idf, draw_unlike, group_alike, normal_form
 from lit_align.rows.loading import split_by_prompt, without_prompts
-from tests.data_fakes import data_module, pair_rows, write
+from tests.helpers.data_fakes import data_module, pair_rows, write
 
 SAME = [
     "Caf\u00e9 or tea, \ufb01rst?",

@@ -10,8 +10,8 @@ import pytest
 
 from lit_align.data import AlignmentDataModule, Encoder
 from lit_align.rows.parse import parse_row
-from tests.data_fakes import write
-from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from tests.helpers.data_fakes import write
+from tests.helpers.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 MARKED = "<|im_start|>user\nIs it warm?<|im_end|>\n<|im_start|>assistant\n"
 PLAIN_TURNS = "{% for m in messages %}[INST] {{ m.content }} [/INST]{% endfor %}"

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_align.data import AlignmentDataModule
 from lit_align.records import CandidateSet
-from tests.data_fakes import (
+from tests.helpers.data_fakes import (
     FakeSampler,
     LastDigit,
     Recorder,
@@ -26,7 +26,7 @@ from tests.data_fakes import (
     trainer,
     write,
 )
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from lit_align.batch import TokenizedPair
 from lit_align.data import BadRow, Encoder
 from lit_align.records import Candidate, Chat, FinishReason, Message, Origin, PreferencePair
-from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from tests.helpers.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 USER = (Message("user", "Give one fact about tea."),)
 CHAT = (Message("system", "Be brief."), *USER, Message("assistant", "Why?"), Message("user", "Well."))

@@ -19,7 +19,7 @@ from lit_align.data import AlignmentDataModule
 from lit_align.data.held_out import HeldOut, choose_boundary_prompts, prompt_key
 from lit_align.records import CandidateSet, Message, Prompt, prompt_text
 from lit_align.rows.alike import group_alike
-from tests.data_fakes import (
+from tests.helpers.data_fakes import (
     FakeSampler,
     LastDigit,
     Recorder,

@@ -15,9 +15,9 @@ from lit_align.losses import DPO, SLiCHF
 from lit_align.policy import PolicySpec
 from lit_align.rows.reading import BadRow
 from lit_align.training.module import AlignmentModule
-from tests.boundary_fakes import quiet_trainer
-from tests.data_fakes import FakeSampler, LastDigit, data_module, pair_rows, trainer, write
-from tests.tiny import save_tiny_model, tiny_llama_config, tiny_tokenizer
+from tests.helpers.boundary_fakes import quiet_trainer
+from tests.helpers.data_fakes import FakeSampler, LastDigit, data_module, pair_rows, trainer, write
+from tests.helpers.tiny import save_tiny_model, tiny_llama_config, tiny_tokenizer
 
 
 @pytest.fixture

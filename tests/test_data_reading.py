@@ -16,8 +16,8 @@ from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
 from lit_align.rows.loading import split_by_prompt
 from lit_align.rows.parse import parse_row
 from lit_align.rows.reading import read_rows
-from tests.data_fakes import FakeSampler, LastDigit, assert_same, data_module, texts, trainer, write
-from tests.tiny import tiny_tokenizer
+from tests.helpers.data_fakes import FakeSampler, LastDigit, assert_same, data_module, texts, trainer, write
+from tests.helpers.tiny import tiny_tokenizer
 
 PAIR = {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."}
 USER, REPLY = {"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}

@@ -21,7 +21,7 @@ from lit_align.losses import DPO, IPO, SLiCHF
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.policy.shared_prompt import shared_rows
 from lit_align.training.module import AlignmentModule
-from tests.data_fakes import (
+from tests.helpers.data_fakes import (
     FakeSampler,
     LastDigit,
     Recorder,

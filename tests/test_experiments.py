@@ -24,7 +24,7 @@ from experiments.tasks import CoinAtTies, constraint_rows, list_rows
 from lit_align.boundary.result import Decision
 from lit_align.judges.vote_arrays import graded_votes
 from lit_align.records import Candidate
-from tests.tiny import save_tiny_model
+from tests.helpers.tiny import save_tiny_model
 
 SVG = "{http://www.w3.org/2000/svg}"
 SETUP = Setup(fork_steps=2, batch_size=3, fork_prompts=2, evaluation_prompts=4)

@@ -16,9 +16,9 @@ from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.policy.load import load_model
 from lit_align.training.float32_copies import copies_of, over_float32, take_gradients, whole_weights
 from lit_align.training.module import AlignmentModule
+from tests.helpers.modules import Recorder, loader, trainer
 from tests.helpers.processes import DDP, on_two_ranks
-from tests.test_module import Recorder, loader, trainer
-from tests.tiny import save_tiny_model
+from tests.helpers.tiny import save_tiny_model
 
 RATE, STEPS = 5e-7, 20
 

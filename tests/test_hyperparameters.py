@@ -20,7 +20,7 @@ from lit_align.reward import RewardDataModule, RewardModule
 from lit_align.trainer import AlignmentTrainer
 from lit_align.training.hyperparameters import plain, set_hyperparameters, without_secrets
 from lit_align.training.module import AlignmentModule
-from tests.data_fakes import FakeSampler, LastDigit, pair_rows, write
+from tests.helpers.data_fakes import FakeSampler, LastDigit, pair_rows, write
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -80,7 +80,7 @@ def test_objects_become_plain_types() -> None:
     assert plain(values) == {
         "path": "a/b",
         "every": "0:05:00",
-        "rule": "tests.data_fakes.write",
+        "rule": "tests.helpers.data_fakes.write",
         "pair": [1, 2.5],
         "layer": {"class_path": "torch.nn.modules.activation.ReLU", "init_args": {"inplace": False}},
     }

@@ -15,8 +15,8 @@ from lit_align.boundary.record import readable
 from lit_align.data.judging import agreement, labels_by_prompt
 from lit_align.judges import Comparison, Judge, PairwiseJudge
 from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
-from tests.boundary_fakes import FakeData, FakeModule, quiet_trainer
-from tests.data_fakes import data_module, write
+from tests.helpers.boundary_fakes import FakeData, FakeModule, quiet_trainer
+from tests.helpers.data_fakes import data_module, write
 
 PROMPT = (Message("user", "q"),)
 

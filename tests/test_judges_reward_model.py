@@ -23,8 +23,8 @@ from transformers import (
 
 from lit_align.judges import RewardModelJudge
 from lit_align.records import CandidateSet, Message
-from tests.test_judges import make
-from tests.tiny import save_tiny_model, tiny_llama_config, tiny_tokenizer
+from tests.helpers.candidates import make_set
+from tests.helpers.tiny import save_tiny_model, tiny_llama_config, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def bert_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SETS = [
-    make("Give one fact about tea.", "Tea is a drink.", "Leaves", "Tea is made from leaves, people love it."),
-    make("Write about the sea!", "The sea is deep and blue."),
+    make_set("Give one fact about tea.", "Tea is a drink.", "Leaves", "Tea is made from leaves, people love it."),
+    make_set("Write about the sea!", "The sea is deep and blue."),
 ]
 
 
@@ -148,7 +148,7 @@ def test_equal_answers_are_scored_once(llama_reward: Path, monkeypatch: pytest.M
     rows: list[int] = []
     forward = judge._forward
     monkeypatch.setattr(judge, "_forward", lambda texts: rows.append(len(texts)) or forward(texts))
-    (scores,) = judge.score([make("p", "tea", "tea is deep and blue", "tea")])
+    (scores,) = judge.score([make_set("p", "tea", "tea is deep and blue", "tea")])
     assert rows == [2] and scores[0] == scores[2] != scores[1]
 
 
@@ -156,7 +156,7 @@ def test_a_score_that_is_not_finite_is_an_abstention(llama_reward: Path, monkeyp
     judge = RewardModelJudge(str(llama_reward), batch_size=1)
     outputs = iter([np.inf, 1.0, np.nan])  # the longest answer comes first
     monkeypatch.setattr(judge, "_forward", lambda texts: [next(outputs)])
-    (scores,) = judge.score([make("p", "tea", "tea is deep and blue", "tea is")])
+    (scores,) = judge.score([make_set("p", "tea", "tea is deep and blue", "tea is")])
     np.testing.assert_array_equal(scores, [np.nan, np.nan, 1.0])
 
 
@@ -166,7 +166,7 @@ def test_a_refused_role_names_judge_and_prompt(tmp_path: Path) -> None:
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
     tokenizer.save_pretrained(folder)
     with pytest.raises(Exception, match="no such role") as caught:
-        RewardModelJudge(str(folder)).score([make("the prompt", "a")])
+        RewardModelJudge(str(folder)).score([make_set("the prompt", "a")])
     assert caught.value.__notes__ == ["raised by RewardModelJudge on the prompt 'the prompt'"]
 
 
@@ -176,9 +176,9 @@ def test_a_token_that_the_model_has_no_row_for(tmp_path: Path) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
     tokenizer.save_pretrained(folder)
     judge = RewardModelJudge(str(folder))
-    assert len(judge.score([make("tea?", "tea")])) == 1
+    assert len(judge.score([make_set("tea?", "tea")])) == 1
     with pytest.raises(ValueError, match=r"holds the token '<\|tool\|>' \(id \d+\), and the embedding of .* rows"):
-        judge.score([make("tea?", "a <|tool|>")])
+        judge.score([make_set("tea?", "a <|tool|>")])
 
 
 # -- 4 bits

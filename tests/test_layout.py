@@ -30,8 +30,8 @@ FLOORS: list[set[str]] = [
 """Each room may import from the rooms below it, and from itself."""
 
 
-def imports_of(file: Path) -> Iterator[str]:
-    """The modules of the package that a file imports: at the top, in functions and for type checkers alike."""
+def imports_of(file: Path, package: str = "lit_align") -> Iterator[str]:
+    """The modules of `package` that a file imports: at the top, in functions and for type checkers alike."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -40,7 +40,7 @@ def imports_of(file: Path) -> Iterator[str]:
             names = [f"{module}.{alias.name}" for alias in node.names]
         else:
             continue
-        yield from (name for name in names if name.startswith("lit_align."))
+        yield from (name for name in names if name.startswith(f"{package}."))
 
 
 def files() -> dict[str, Path]:
@@ -90,3 +90,14 @@ def test_no_files_import_each_other_in_a_circle() -> None:
 
     for name in sorted(graph):
         visit(name, [])
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several of them use is in `tests/helpers`."""
+    imports = [
+        f"{path.name} imports {module}"
+        for path in sorted(Path(__file__).parent.rglob("*.py"))
+        for module in imports_of(path, "tests")
+        if module.startswith("tests.test_")
+    ]
+    assert not imports

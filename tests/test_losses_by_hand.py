@@ -12,7 +12,7 @@ import torch
 
 import lit_align.losses as L
 from lit_align.losses import PairTokens, PreferenceLoss
-from tests.loss_cases import exported_losses, pairs
+from tests.helpers.loss_cases import exported_losses, pairs
 
 
 def tokens(*values: float) -> torch.Tensor:

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 
 import lit_align.losses as losses
 from lit_align.losses import PreferenceLoss
-from tests.loss_cases import exported_losses, ordinary
+from tests.helpers.loss_cases import exported_losses, ordinary
 
 TEXT = (Path(__file__).parent.parent / "docs" / "losses.md").read_text()
 GIVEN: dict[str, dict[str, Any]] = {  # arguments of the losses that have one without a default

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import lit_align.losses as L
 from lit_align.losses import LogRatioLoss, PairLogps, PreferenceLoss
+from tests.helpers.loss_cases import ordinary, pairs
 from tests.helpers.processes import on_two_ranks
-from tests.loss_cases import ordinary, pairs
 
 # ------------------------------------------------------------------ what has state, what is composed
 

@@ -18,8 +18,8 @@ from lit_align import DPO, AlignmentTrainer
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.training.lr_schedulers import ScheduleSequence, WarmupSchedule
 from lit_align.training.module import AlignmentModule
-from tests.data_fakes import data_module, pair_rows, write
-from tests.test_module import loader
+from tests.helpers.data_fakes import data_module, pair_rows, write
+from tests.helpers.modules import loader
 
 
 def optimizer(lr: float = 0.5) -> SGD:

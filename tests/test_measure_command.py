@@ -16,7 +16,7 @@ from lit_align.cli.measure import measure_recorded
 from lit_align.records import Candidate, CandidateSet, Message
 from lit_align.report.measurement import readable, result_record
 from lit_align.trainer import AlignmentTrainer
-from tests.boundary_fakes import FakeData, FakeModule
+from tests.helpers.boundary_fakes import FakeData, FakeModule
 
 
 def piles(prompts: int, wins: Sequence[bool]) -> tuple[list[CandidateSet], list[CandidateSet]]:

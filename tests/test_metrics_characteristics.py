@@ -41,7 +41,7 @@ from lit_align.metrics import (
     of_equal_size,
 )
 from lit_align.records import Candidate, CandidateSet, Message
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 NAN = float("nan")
 

@@ -17,23 +17,9 @@ from transformers import AutoModelForCausalLM
 from lit_align.policy import ModelReference, PolicySpec
 from lit_align.policy.load import load_model
 from lit_align.policy.reference import AdapterCopy
-from tests.tiny import save_tiny_model, tiny_llama_config, tiny_tokenizer
+from tests.helpers.tiny import save_adapter, save_tiny_model, tiny_llama_config, tiny_tokenizer
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-def save_adapter(base: Path, folder: Path, **settings: object) -> Path:
-    """An adapter that does something, as peft saves it."""
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_pretrained(base)
-    options = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM", "init_lora_weights": False, **settings}
-    adapted = peft.get_peft_model(model, peft.LoraConfig(**options))  # type: ignore[arg-type]
-    with torch.no_grad():
-        for name, parameter in adapted.named_parameters():
-            if "modules_to_save" in name:
-                parameter.add_(0.1)
-    adapted.save_pretrained(str(folder))
-    return folder
 
 
 def rewrite(folder: Path, change: object) -> Path:

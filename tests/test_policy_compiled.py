@@ -20,9 +20,9 @@ from lit_align.policy.load import load_model
 from lit_align.reward.load import load_reward_model
 from lit_align.sampling import TransformersSampler
 from lit_align.training.module import AlignmentModule
-from tests.test_module import adamw, loader, trainer
-from tests.test_shared_prompt import COMPLETIONS, CONFIGS, PROMPT, assert_same, gradients, loss_of, make, rows
-from tests.tiny import sampling_request, save_tiny_model, tiny_llama_config, tiny_tokenizer
+from tests.helpers.modules import adamw, loader, trainer
+from tests.helpers.row_models import COMPLETIONS, CONFIGS, PROMPT, assert_same, gradients, loss_of, make_model, rows
+from tests.helpers.tiny import sampling_request, save_tiny_model, tiny_llama_config, tiny_tokenizer
 
 LORA = LoraSpec(r=4)
 torch_compile = torch.compile
@@ -96,7 +96,7 @@ def test_compiled_code_gives_the_numbers_of_the_layers(tiny_model: Path, dtype: 
 def test_equal_to_plain_rows(name: str, traced: None) -> None:
     config = deepcopy(CONFIGS[name])
     config.num_hidden_layers = 2 if name == "gemma2_caps" else 1  # only Gemma 2 has layers of two kinds
-    model = make(config, "eager" if name == "gemma2_caps" else "sdpa")
+    model = make_model(config, "eager" if name == "gemma2_caps" else "sdpa")
     compile_layers(model)
     assert_same(model)
     assert graphs() > 0

@@ -24,7 +24,7 @@ from lit_align.batch import Padded
 from lit_align.policy import LoraSpec, PolicySpec, sequence_logps
 from lit_align.policy.load import load_model, load_tokenizer
 from lit_align.policy.quiet import quiet_libraries
-from tests.tiny import save_tiny_model, tiny_llama_config
+from tests.helpers.tiny import save_tiny_model, tiny_llama_config
 
 PROMPT, COMPLETION = Padded.from_sequences([[4, 5, 6]], 0), Padded.from_sequences([[7, 8, 9]], 0)
 

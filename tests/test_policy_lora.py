@@ -15,7 +15,7 @@ from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logp
 from lit_align.policy.load import load_model
 from lit_align.policy.lora import InPlaceLora, add_in_place
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
-from tests.tiny import save_tiny_model, tiny_llama_config
+from tests.helpers.tiny import save_tiny_model, tiny_llama_config
 
 IDS = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(0))
 

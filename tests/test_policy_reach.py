@@ -11,8 +11,8 @@ from torch import nn
 from lit_align import DPO, AlignmentModule, LoraSpec, PolicySpec
 from lit_align.policy import AdapterCopy, CompletionForward, plain_logps
 from lit_align.policy.load import load_model
-from tests.test_shared_check import MIXTURES, NARROW, values
-from tests.tiny import save_tiny_model
+from tests.helpers.row_models import MIXTURES, NARROW, values
+from tests.helpers.tiny import save_tiny_model
 
 TARGETS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 

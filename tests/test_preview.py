@@ -21,7 +21,7 @@ from lit_align.preview.rows import PreviewRow, RowReader, is_free
 from lit_align.preview.show import RowText
 from lit_align.preview.terminal import Terminal, cells, plain
 from lit_align.records import Candidate, Chat, Message
-from tests.tiny import CHAT_TEMPLATE, tiny_tokenizer
+from tests.helpers.tiny import CHAT_TEMPLATE, tiny_tokenizer
 
 STYLES = re.compile(r"\x1b\[[0-9;]*m")
 CHAT = (Message("user", "Hi?"),)

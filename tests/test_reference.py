@@ -20,7 +20,7 @@ from lit_align.policy import (
 )
 from lit_align.policy.load import load_model
 from lit_align.policy.reference import default_reference
-from tests.tiny import save_tiny_model
+from tests.helpers.tiny import save_tiny_model
 
 PROMPT, COMPLETION = Padded.from_sequences([[4, 5, 6]], 0), Padded.from_sequences([[7, 8, 9]], 0)
 

@@ -19,7 +19,7 @@ from lit_align.policy import AdapterCopy, AdapterOff, LoraSpec, ModelReference, 
 from lit_align.policy.identity import model_identity
 from lit_align.policy.load import load_model
 from lit_align.reference.store import FORMAT, ReferenceStore, completion_key
-from tests.tiny import save_tiny_model
+from tests.helpers.tiny import save_tiny_model
 
 IDENTITY = {"model": {"files": "abc"}, "dtype": "float32"}
 

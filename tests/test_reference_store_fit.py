@@ -24,8 +24,8 @@ from lit_align.policy import AdapterCopy, LoraSpec, ModelReference, PolicySpec, 
 from lit_align.policy.load import load_model
 from lit_align.reference import logps as reference_logps
 from lit_align.training.module import AlignmentModule
-from tests.data_fakes import FakeSampler, LastDigit, pair_rows, through_a_file, write
-from tests.tiny import save_tiny_model
+from tests.helpers.data_fakes import FakeSampler, LastDigit, pair_rows, through_a_file, write
+from tests.helpers.tiny import save_tiny_model
 
 PAIRS, HELD_OUT = 9, 3
 

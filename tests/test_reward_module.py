@@ -42,7 +42,7 @@ from lit_align.records import Candidate, CandidateSet, Message, PreferencePair
 from lit_align.reward import RewardDataModule, RewardModule, bradley_terry_loss
 from lit_align.reward.encode import RewardEncoder
 from lit_align.training.checkpoint import AlignmentCheckpoint
-from tests.tiny import CORPUS, save_tiny_model, tiny_llama_config
+from tests.helpers.tiny import CORPUS, save_tiny_model, tiny_llama_config
 
 ENDS_WITH_EOS = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
 ANSWERS = ["tea", "\nA leaf, and water.", "Well, the sea is deep and blue!", "  no", "bees like honey " * 3]

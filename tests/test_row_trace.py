@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lit_align.data.static import KEPT_TO_MEASURE
-from tests.data_fakes import data_module, pair_rows, write
+from tests.helpers.data_fakes import data_module, pair_rows, write
 
 
 def pair(prompt: str, **more: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from lit_align import AlignmentTrainer, RuleJudge, run_folder
 from lit_align.report.crossing import crossing, for_the_next_run
 from lit_align.report.summary import RunSummary
 from lit_align.report.text import WIDTH, render
-from tests.test_crossing import decision
+from tests.helpers.boundary_fakes import decision
 
 
 def test_archive_moves_what_is_the_runs_own_and_numbers_upwards(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from lit_align.sampling import SamplingRequest, TransformersSampler, generate
 from lit_align.sampling.decode import can_share, left_padded
 from lit_align.sampling.draw import Draw
 from lit_align.seeding import derive_seed
-from tests.tiny import sampling_request
+from tests.helpers.tiny import sampling_request
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [15, 16]]
 STOP = 2

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align.sampling import TransformersSampler
-from tests.tiny import sampling_request
+from tests.helpers.tiny import sampling_request
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

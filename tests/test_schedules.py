@@ -9,7 +9,7 @@ import yaml
 
 from callbacks import AdaptiveInterval, Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Decision
-from tests.boundary_fakes import FakeData, FakeModule, quiet_trainer
+from tests.helpers.boundary_fakes import FakeData, FakeModule, quiet_trainer
 
 RISING = [0.1, 0.1, 0.1, 0.5, 0.9, 0.9, 0.9, 0.9, 0.9]
 

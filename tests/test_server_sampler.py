@@ -21,8 +21,8 @@ from lit_align.judges import Judge
 from lit_align.records import Candidate, FinishReason
 from lit_align.remote import RequestRefused, ServerError, client
 from lit_align.sampling import LoraPublisher, Sampler, ServerSampler, VLLMSampler
-from tests.fake_server import Fake, running
-from tests.tiny import sampling_request
+from tests.helpers.fake_server import Fake, running
+from tests.helpers.tiny import sampling_request
 
 DOCS = (Path(__file__).parent.parent / "docs" / "servers.md").read_text()
 PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7]]

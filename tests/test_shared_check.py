@@ -10,16 +10,9 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    GptOssConfig,
-    GraniteMoeConfig,
     LlamaConfig,
-    MixtralConfig,
     MoshiConfig,
-    OlmoeConfig,
-    PhimoeConfig,
     PretrainedConfig,
-    Qwen2MoeConfig,
-    Qwen3MoeConfig,
 )
 from transformers.models.gpt_neo import GPTNeoConfig
 
@@ -29,8 +22,8 @@ from lit_align.policy import shared_check as check_module
 from lit_align.policy.exact_pass import computed_in
 from lit_align.policy.load import load_model
 from lit_align.policy.shared_check import NARROWEST, SharedRowsCheck, class_before, class_of, lengthened
-from tests.test_shared_prompt import DECODER, make, rows
-from tests.tiny import save_tiny_model
+from tests.helpers.row_models import DECODER, MIXTURES, NARROW, make_model, rows, values
+from tests.helpers.tiny import save_tiny_model
 
 
 def gpt_neo(window: int, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -39,14 +32,9 @@ def gpt_neo(window: int, dtype: torch.dtype = torch.float32) -> nn.Module:
         vocab_size=320, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=512, window_size=window,
         attention_types=[[["global", "local"], 1]],
     )  # fmt: skip
-    return make(config).to(dtype)
+    return make_model(config).to(dtype)
 
 
-def values(parts: list) -> torch.Tensor:
-    return torch.cat([one.logps[one.mask] for one in parts]).detach()
-
-
-NARROW = rows(9, 4, seed=1), [rows(6, 3, seed=2), rows(4, 9, seed=3)]
 WIDE = rows(100, 4, seed=1), [rows(100, 3, seed=2), rows(100, 9, seed=3)]
 
 
@@ -81,7 +69,7 @@ def test_the_verdict_on_a_row_does_not_depend_on_the_rows_before() -> None:
 def test_no_row_is_wider_than_one_that_was_checked_and_checks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[int] = []
     monkeypatch.setattr(check_module, "_difference", lambda _, parts: checked.append(sum(map(len, parts))) or 0.0)
-    model, check = make(LlamaConfig(**DECODER, max_position_embeddings=100_000)), SharedRowsCheck()
+    model, check = make_model(LlamaConfig(**DECODER, max_position_embeddings=100_000)), SharedRowsCheck()
     for width in range(3, 5000):
         assert check.takes(model, rows(1), [rows(width - 2), rows(1)])
         assert width <= max(checked)
@@ -113,13 +101,13 @@ def test_an_error_in_a_single_token_refuses(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(check_module, "shared_logps", one_wrong)
     with pytest.warns(UserWarning, match="differ by up to 0.01 nats a token"):
-        assert not SharedRowsCheck().takes(make(LlamaConfig(**DECODER)), *WIDE)
+        assert not SharedRowsCheck().takes(make_model(LlamaConfig(**DECODER)), *WIDE)
 
 
 def test_moshis_window_counts_columns() -> None:
     small = {key: value for key, value in DECODER.items() if key != "pad_token_id"}
     config = MoshiConfig(**small, head_dim=8, ffn_dim=64, sliding_window=80, max_position_embeddings=512)
-    model = make(config, "sdpa")
+    model = make_model(config, "sdpa")
     check = SharedRowsCheck()
     assert check.takes(model, *NARROW)
     with pytest.warns(UserWarning, match="Moshi.* in rows of more than"):
@@ -127,20 +115,6 @@ def test_moshis_window_counts_columns() -> None:
 
 
 # -- experts
-
-EXPERTS = {**DECODER, "output_router_logits": True}
-MIXTURES: dict[str, PretrainedConfig] = {
-    "mixtral": MixtralConfig(**EXPERTS, num_local_experts=4),
-    "qwen2_moe": Qwen2MoeConfig(**EXPERTS, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32),
-    "qwen3_moe": Qwen3MoeConfig(**EXPERTS, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
-    "olmoe": OlmoeConfig(**EXPERTS, num_experts=4, num_experts_per_tok=2, eos_token_id=2),
-    "granitemoe": GraniteMoeConfig(**EXPERTS, num_local_experts=4),
-    "phimoe": PhimoeConfig(**EXPERTS, num_local_experts=4),
-    "gpt_oss": GptOssConfig(
-        **EXPERTS, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=16,
-        layer_types=["sliding_attention", "full_attention"],
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -160,7 +134,7 @@ def test_where_experts_are_chosen_float64_decides(
     config: PretrainedConfig, ways: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two experts may be as good as equal, and rounding alone chooses: then a token differs in float32."""
-    model = make(config)
+    model = make_model(config)
     parts = [torch.arange(3, 80), torch.arange(3, 40), torch.arange(50, 90)]
     difference_in = check_module._difference_in
     exact: list[float] = []

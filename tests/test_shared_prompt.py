@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from copy import deepcopy
 
 import pytest
 import torch
@@ -15,21 +14,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoModelForCausalLM,
-    CohereConfig,
     Gemma2Config,
-    Gemma3TextConfig,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
     GraniteConfig,
     MambaConfig,
-    MistralConfig,
-    OPTConfig,
-    Phi3Config,
-    PhiConfig,
     PretrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
 )
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
@@ -41,71 +29,17 @@ from lit_align.policy.cpu import segments
 from lit_align.policy.head import token_logps
 from lit_align.policy.load import keep_activations, load_model
 from lit_align.policy.shared_prompt import PADDING, shared_rows
-from tests.tiny import save_tiny_model, tiny_llama_config
-
-SMALL = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
-DECODER = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
-CONFIGS: dict[str, PretrainedConfig] = {
-    "llama": tiny_llama_config(),
-    "qwen2": Qwen2Config(**DECODER),
-    "qwen2_window": Qwen2Config(**DECODER, use_sliding_window=True, sliding_window=4, max_window_layers=1),
-    "qwen3": Qwen3Config(**DECODER, head_dim=8),
-    "mistral_window": MistralConfig(**DECODER, sliding_window=4),
-    "phi": PhiConfig(**{**DECODER, "num_key_value_heads": 4}),
-    "phi3": Phi3Config(**DECODER),
-    "gpt_neox": GPTNeoXConfig(**SMALL, intermediate_size=64),
-    "gemma": GemmaConfig(**DECODER, head_dim=8),
-    "gemma2_caps": Gemma2Config(**DECODER, head_dim=8, sliding_window=4, final_logit_softcapping=0.5),
-    "gemma3_window": Gemma3TextConfig(**DECODER, head_dim=8, sliding_window=4),
-    "granite_scales": GraniteConfig(**DECODER, logits_scaling=7.0),
-    "cohere_scales": CohereConfig(**DECODER, logit_scale=0.2),
-    "gpt2": GPT2Config(vocab_size=320, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-    "opt": OPTConfig(**SMALL, ffn_dim=64, word_embed_proj_dim=32, max_position_embeddings=64),
-}
-
-
-def make(config: PretrainedConfig, attention: str = "eager") -> nn.Module:
-    torch.manual_seed(1)
-    model: nn.Module = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention).eval()
-    for parameter in model.parameters():  # away from the tiny initial values, so that attention and logits differ
-        parameter.data.mul_(4)
-    return model
-
-
-def rows(*lengths: int, seed: int = 0) -> Padded:
-    generator = torch.Generator().manual_seed(seed)
-    return Padded.from_sequences([torch.randint(3, 320, (n,), generator=generator).tolist() for n in lengths], 3)
-
-
-PROMPT = rows(9, 2, 1, seed=1)
-COMPLETIONS = [rows(6, 3, 8, seed=2), rows(1, 9, 4, seed=3), rows(5, 5, 2, seed=4)]
-
-
-def loss_of(parts: list) -> Tensor:
-    """A sum that gives each token of each completion a weight of its own."""
-    values = torch.cat([one.logps[one.mask] for one in parts])
-    return (values * torch.linspace(-1, 2, len(values))).sum()
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-    model.zero_grad()
-    return found
-
-
-def assert_same(model: nn.Module) -> None:
-    plain, shared = plain_logps(model, PROMPT, COMPLETIONS), shared_logps(model, PROMPT, COMPLETIONS)
-    for one, other in zip(plain, shared, strict=True):
-        torch.testing.assert_close(other.logps[other.mask], one.logps[one.mask], atol=1e-5, rtol=1e-5)
-        assert torch.equal(one.lengths, other.lengths)
-    loss_of(plain).backward()
-    wanted = gradients(model)
-    loss_of(shared).backward()
-    got = gradients(model)
-    assert wanted and wanted.keys() == got.keys()
-    scale = max(gradient.abs().max().item() for gradient in wanted.values())
-    for name in wanted:
-        torch.testing.assert_close(got[name], wanted[name], atol=1e-5 * max(scale, 1), rtol=1e-4, msg=name)
+from tests.helpers.row_models import (
+    COMPLETIONS,
+    CONFIGS,
+    PROMPT,
+    assert_same,
+    gradients,
+    loss_of,
+    make_model,
+    rows,
+)
+from tests.helpers.tiny import save_tiny_model
 
 
 @pytest.mark.parametrize("attention", ["segments", "sdpa", "eager"])
@@ -116,7 +50,7 @@ def test_equal_to_plain_rows(name: str, attention: str, monkeypatch: pytest.Monk
         attention = "sdpa"
     if name == "gemma2_caps" and attention == "sdpa":
         pytest.skip("transformers has no SDPA for Gemma 2")
-    model = make(CONFIGS[name], attention)
+    model = make_model(CONFIGS[name], attention)
     assert_same(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the check on the first batch accepts it
@@ -157,7 +91,7 @@ def test_layout_by_hand() -> None:
 
 
 def test_padding_and_batch_split_change_nothing() -> None:
-    model = make(CONFIGS["llama"], "sdpa")
+    model = make_model(CONFIGS["llama"], "sdpa")
     together = shared_logps(model, PROMPT, COMPLETIONS)
     for row in range(3):
         alone = shared_logps(
@@ -173,8 +107,8 @@ def test_padding_and_batch_split_change_nothing() -> None:
 def test_packed_rows_of_flex_attention_equal_plain_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # compiling takes a minute
     monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda self: flex_attention.flex_attention)
-    packed = make(CONFIGS[name], "flex_attention")
-    plain = make(CONFIGS[name])
+    packed = make_model(CONFIGS[name], "flex_attention")
+    plain = make_model(CONFIGS[name])
     seen: list[torch.Size] = []
     packed.model.embed_tokens.register_forward_hook(lambda _, ids, __: seen.append(ids[0].shape))
     with torch.no_grad(), warnings.catch_warnings():
@@ -211,7 +145,7 @@ def shared_gradients(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_long_rows_are_attended_to_by_segments(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_module, "LONG_ROW", 1)
-    model = make(CONFIGS["llama"], "sdpa")
+    model = make_model(CONFIGS["llama"], "sdpa")
     if checkpointing:
         model.train()
         keep_activations(PolicySpec("", gradient_checkpointing=True), model)
@@ -230,8 +164,8 @@ def test_long_rows_are_attended_to_by_segments(checkpointing: bool, monkeypatch:
 
 
 def test_half_precision_is_attended_to_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = shared_gradients(make(CONFIGS["llama"], "sdpa"))
-    model = make(CONFIGS["llama"], "sdpa").bfloat16()
+    exact = shared_gradients(make_model(CONFIGS["llama"], "sdpa"))
+    model = make_model(CONFIGS["llama"], "sdpa").bfloat16()
     with WatchAttention() as differentiated:
         got = shared_gradients(model)
     with WatchAttention() as not_differentiated, torch.no_grad():
@@ -245,7 +179,7 @@ def test_half_precision_is_attended_to_in_float32(monkeypatch: pytest.MonkeyPatc
     for name, gradient in got.items():
         assert torch.equal(again[name], gradient), name
     monkeypatch.setattr(attention_module, "HALF_PRECISIONS", ())
-    usual = shared_gradients(make(CONFIGS["llama"], "sdpa").bfloat16())
+    usual = shared_gradients(make_model(CONFIGS["llama"], "sdpa").bfloat16())
     for name, wanted in exact.items():  # as near to float32 as torch's own way, but for rounding
         error, allowed = ((one[name].float() - wanted).norm() for one in (got, usual))
         assert error <= 1.5 * allowed + 0.02 * wanted.norm(), name
@@ -257,7 +191,7 @@ def test_half_precision_gives_the_same_digits_in_any_batch_with_and_without_grad
     name: str, long_row: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention_module, "LONG_ROW", long_row)
-    model = make(CONFIGS[name], "sdpa").bfloat16()
+    model = make_model(CONFIGS[name], "sdpa").bfloat16()
     wanted = shared_logps(model, PROMPT, COMPLETIONS)
     with torch.no_grad():
         together = shared_logps(model, PROMPT, COMPLETIONS)
@@ -277,7 +211,7 @@ def row_of(padded: Padded, row: int) -> Padded:
 
 def test_under_autocast_a_prompt_is_shared_and_attended_to_in_float32() -> None:
     """Weights in float32, products in bfloat16: two ways to the same log-probs differ by what bfloat16 rounds."""
-    model = make(CONFIGS["llama"], "sdpa")
+    model = make_model(CONFIGS["llama"], "sdpa")
     forward = CompletionForward()
     with torch.autocast("cpu", torch.bfloat16), WatchAttention() as watch, warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -358,7 +292,7 @@ def test_collisions_are_those_of_the_whole_distribution(
     monkeypatch: pytest.MonkeyPatch, blocks: tuple[int, int]
 ) -> None:
     monkeypatch.setitem(head_module.BLOCKS, "cpu", blocks)
-    model = make(CONFIGS["gemma2_caps"])
+    model = make_model(CONFIGS["gemma2_caps"])
     for way in (shared_logps, plain_logps):
         one = way(model, PROMPT, COMPLETIONS[:1], with_collisions=True)[0]
         ids = torch.cat([PROMPT.ids[0][PROMPT.mask[0]], COMPLETIONS[0].ids[0][COMPLETIONS[0].mask[0]]])
@@ -371,7 +305,7 @@ def test_collisions_are_those_of_the_whole_distribution(
 
 def test_no_more_logits_than_a_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head_module, "CHUNK", 4)
-    model = make(CONFIGS["llama"], "sdpa")  # its head is trained
+    model = make_model(CONFIGS["llama"], "sdpa")  # its head is trained
     seen: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.numel() // out.shape[-1]))
     loss_of(shared_logps(model, PROMPT, COMPLETIONS)).backward()
@@ -418,7 +352,7 @@ def mamba() -> nn.Module:
     return AutoModelForCausalLM.from_config(MambaConfig(vocab_size=320, hidden_size=16, num_hidden_layers=1)).eval()
 
 
-@pytest.mark.parametrize("model", [lambda: Deaf(make(CONFIGS["llama"], "sdpa")), mamba], ids=["deaf", "mamba"])
+@pytest.mark.parametrize("model", [lambda: Deaf(make_model(CONFIGS["llama"], "sdpa")), mamba], ids=["deaf", "mamba"])
 def test_a_model_that_cannot_take_the_mask_gets_plain_rows_and_one_warning(model) -> None:
     model = model()
     forward = CompletionForward()
@@ -434,4 +368,4 @@ def test_a_model_that_cannot_take_the_mask_gets_plain_rows_and_one_warning(model
 def test_an_empty_prompt_is_refused() -> None:
     empty = Padded(torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, 1, dtype=torch.bool))
     with pytest.raises(ValueError, match="at least one token"):
-        CompletionForward()(make(CONFIGS["llama"]), empty, [rows(2)])
+        CompletionForward()(make_model(CONFIGS["llama"]), empty, [rows(2)])

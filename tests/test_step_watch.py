@@ -19,8 +19,8 @@ from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.module import AlignmentModule
 from lit_align.training.step_watch import NonFiniteStep, StepWatch
+from tests.helpers.modules import batch, loader
 from tests.helpers.processes import DDP, on_two_ranks
-from tests.test_module import batch, loader
 
 
 class Spoilt(BCO):

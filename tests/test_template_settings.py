@@ -16,8 +16,8 @@ from lit_align.losses import DPO
 from lit_align.policy.load import load_stop_ids, load_tokenizer
 from lit_align.policy.template_values import fix_date, set_defaults
 from lit_align.records import Chat, Message
-from tests.data_fakes import pair_rows, write
-from tests.tiny import CHAT_TEMPLATE, save_tiny_model, tiny_tokenizer
+from tests.helpers.data_fakes import pair_rows, write
+from tests.helpers.tiny import CHAT_TEMPLATE, save_tiny_model, tiny_tokenizer
 
 USER = (Message("user", "Is it warm?"),)
 THINKING = CHAT_TEMPLATE.replace(

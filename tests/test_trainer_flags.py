@@ -25,7 +25,7 @@ from lit_align.batch import PairBatch
 from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule
 from lit_align.losses import DPO
-from tests.data_fakes import FakeSampler, LastDigit, Recorder, pair_rows, texts, write
+from tests.helpers.data_fakes import FakeSampler, LastDigit, Recorder, pair_rows, texts, write
 
 PAIRS, HELD_OUT, BATCH = 12, 6, 2  # 6 micro-batches an epoch, 3 of held-out pairs
 SILENT = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}

@@ -19,7 +19,7 @@ from lit_align.judges import PointwiseJudge
 from lit_align.records import Candidate, CandidateSet
 from lit_align.sampling import Sampler, SamplingRequest
 from lit_align.seeding import derive_seed
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 

@@ -1,7 +1,7 @@
 """An OpenAI-compatible server that misbehaves on request: a process of its own, on a free port of the loopback.
 
 `POST /behave` sets how the coming requests are met (a list of behaviours, one a request, then `ok` again), `GET /log`
-tells which requests came. Run as `python tests/fake_server.py`; its first line of output is its port.
+tells which requests came. Run as `python tests/helpers/fake_server.py`; its first line of output is its port.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.tiny import CHAT_TEMPLATE
+from tests.helpers.tiny import CHAT_TEMPLATE
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Case:
     Args:
         template: in Jinja.
         blue: the answer "Blue." as it is trained, end included.
-        special: its special tokens, beside those of `tests.tiny`.
+        special: its special tokens, beside those of `tests.helpers.tiny`.
         eos: the tokenizer's end-of-sequence token.
         model_stops: what the model's generation config ends an answer at.
         stops: the tokens at which a sampled answer ends.

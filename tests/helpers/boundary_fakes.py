@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn
 
+from lit_align.boundary import BoundaryResult, Decision
 from lit_align.judges import RuleJudge
 from lit_align.records import Candidate, CandidateSet, Message, Prompt, prompt_text
 from lit_align.seeding import derive_seed
@@ -142,3 +143,15 @@ def quiet_trainer(folder: Path, *callbacks: Callback, **arguments: Any) -> Train
         "default_root_dir": folder,
     }
     return Trainer(callbacks=list(callbacks), **{**settings, **arguments})
+
+
+def decision(
+    step: int, score: float | None, stage: str, reason: str = "because", spread: float = 0.05, prompts: int = 64
+) -> Decision:
+    share = float(stage == "fine_tuning")
+    if score is None:
+        return Decision(step, stage, share, reason)
+    result = BoundaryResult(
+        score, score - spread, score + spread, prompts, votes_on=3, votes_off=3, ties=0, seconds=12.0
+    )
+    return Decision(step, stage, share, reason, result)
