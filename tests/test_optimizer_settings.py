@@ -199,7 +199,7 @@ def test_another_optimizer_or_weights_alone_are_refused_in_a_sentence(tmp_path: 
     with pytest.raises(ValueError, match="state of AdamW over 1 group .* has Adam over 1 group .*start a fresh run"):
         fit(tmp_path / "a", 4, lambda params: Adam(params, lr=1.0))
     fit(tmp_path / "b", 2, adamw(), save_weights_only=True)
-    with pytest.raises(ValueError, match="holds weights alone"):
+    with pytest.raises(ValueError, match="holds only weights"):
         fit(tmp_path / "b", 4, adamw())
 
 

@@ -69,9 +69,9 @@ def load_vocabulary_size(spec: PolicySpec) -> int | None:
 
 
 def load_position_limit(spec: PolicySpec) -> tuple[int | None, bool]:
-    """The tokens of a row that the model was made for, None if its config does not say, and whether more are an error.
+    """The most tokens of a row by the model's config, None if it does not say, and whether more are an error.
 
-    They are where positions are rows of a table (GPT-2, OPT) and none of them is turned (RoPE).
+    They are an error if positions are rows of a table (GPT-2, OPT); with rotary positions or ALiBi they are not.
     """
     config = read_config(spec).get_text_config()
     rotates = bool(getattr(config, "rope_parameters", None)) or getattr(config, "alibi", False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_align.batch import Padded
 from lit_align.policy.head import collisions
-from lit_align.policy.outputs import logits_alone
+from lit_align.policy.outputs import logits_only
 
 NEGLIGIBLE = 1e-30
 """Smaller gradients of a log-prob count as 0. float32 has eight more decimal places before numbers get denormal."""
@@ -140,8 +140,8 @@ def _logits_at(model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, column
     """The model's logits at N chosen positions, [N, vocabulary]."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     with _gather_before(head, rows, columns) as gathered:
-        alone = logits_alone(model.config)
-        logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **alone).logits
+        options = logits_only(model.config)
+        logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **options).logits
     return logits[0] if gathered else logits[rows, columns]
 
 

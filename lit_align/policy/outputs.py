@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def logits_alone(config: Any) -> dict[str, bool]:
+def logits_only(config: Any) -> dict[str, bool]:
     """The arguments of a forward pass that switch off further outputs which a model's config may switch on.
 
     With `output_router_logits: true` a mixture of experts computes its balancing loss in every pass. For that it would

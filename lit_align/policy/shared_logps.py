@@ -13,7 +13,7 @@ from lit_align.batch import Padded
 from lit_align.policy.cpu.attention import cheaper_attention
 from lit_align.policy.head import token_logps
 from lit_align.policy.logps import TokenLogps
-from lit_align.policy.outputs import logits_alone
+from lit_align.policy.outputs import logits_only
 from lit_align.policy.precision import embedding_weight
 from lit_align.policy.shared_prompt import FLEX, attention_mask, shared_rows
 
@@ -35,7 +35,7 @@ def shared_logps(
             attention_mask=mask,
             position_ids=rows.positions,
             use_cache=False,
-            **logits_alone(config),
+            **logits_only(config),
         )
     gathered = torch.cat(
         [

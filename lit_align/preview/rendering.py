@@ -123,7 +123,7 @@ def changes(encoder: Encoder, prompt: Prompt, answer: Candidate) -> bool:
 
 
 def _prompt_and_whole(encoder: Encoder, prompt: Prompt, answer: Candidate) -> tuple[str, str] | None:
-    """The prompt with its generation prompt, and the whole chat; None where :func:`_written` is."""
+    """The prompt with its generation prompt, and the whole chat; None if the template refuses either."""
     whole = _write_whole(encoder, prompt, answer)
     try:
         return None if whole is None else (encoder.template.write_prompt(prompt), whole)

@@ -61,7 +61,7 @@ class RowText:
         self.use = use
 
     def legend(self) -> Iterator[str]:
-        """What the signs mean."""
+        """Yields the meaning of the signs."""
         signs = [("│ prompt", CYAN), ("+ chosen", GREEN), ("- rejected", RED), ("* any other answer", YELLOW)]
         yield "  ".join(self.terminal.styled(text, style) for text, style in signs)
         special = self._line([Piece("special token", True)], "")

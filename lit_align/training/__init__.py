@@ -1,1 +1,1 @@
-"""What a training step is: modules, optimizer, schedules, checkpoints, and what keeps a step whole."""
+"""Training: modules, optimizer, schedules, checkpoints, and the guards of a training step."""

@@ -33,7 +33,7 @@ def set_hyperparameters(module: LightningModule, config: Mapping[str, Any]) -> N
         config: the configuration of the run, in plain types.
     """
     shown = AttributeDict(without_secrets(config))
-    vars(module).update(_hparams_initial=shown, _log_hyperparams=True)  # where Lightning looks for them
+    vars(module).update(_hparams_initial=shown, _log_hyperparams=True)  # Lightning reads these
 
 
 def describe_run(trainer: Trainer, model: Mapping[str, Any]) -> dict[str, Any]:

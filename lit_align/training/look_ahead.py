@@ -76,7 +76,7 @@ class LookAhead:
         """A copy of the run's optimizer, whose steps do not change the run's."""
         whole = copies_of(self._trainer.optimizers[0]) if self._trainer.optimizers else {}
         optimizer = over_float32(self._module.make_optimizer, self._trained, whole)
-        if self._trainer.optimizers:  # none where nothing is trained, as in `lit-align measure`
+        if self._trainer.optimizers:  # `lit-align measure` trains nothing and has none
             optimizer.load_state_dict(deepcopy(self._trainer.optimizers[0].state_dict()))
         return optimizer
 

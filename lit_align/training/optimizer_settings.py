@@ -94,7 +94,7 @@ def _settings_in(checkpoint: Mapping[str, Any], settings: OptimizerSettings) -> 
     """The settings that a checkpoint was made with; None if it does not hold them."""
     if "optimizer_states" not in checkpoint:
         raise ValueError(
-            "The checkpoint holds weights alone (`save_weights_only`), no state of the optimizer and the data: no run "
+            "The checkpoint holds only weights (`save_weights_only`), no state of the optimizer and the data: no run "
             "can resume from it. Resume from one with all state, or evaluate this one with `validate`."
         )
     if KEY not in checkpoint:

@@ -146,7 +146,7 @@ class PairModule(LightningModule):
         self.step_watch.check(self, optimizer, self._name_pair)
 
     def trained_buffers(self) -> Iterable[Tensor]:
-        """What training changes beside the weights."""
+        """The buffers that training changes, beside the weights."""
         return ()
 
     def _name_pair(self, batch: PairBatch, place: int) -> str:

@@ -28,7 +28,7 @@ _MODES: ContextVar[tuple[TorchFunctionMode, ...]] = ContextVar("modes", default=
 def cheaper_attention(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask]) -> Iterator[None]:
     """Makes attention cheaper for one forward pass of `model` on a CPU; changes nothing on other devices.
 
-    Long rows are attended to by segments. In half precision, attention is computed in float32 and for each row alone:
+    Long rows are attended to by segments. In half precision, attention is computed in float32 and row by row:
     the rounding then depends neither on the rows beside it nor on whether gradients are computed, and a policy that
     equals its reference gives exactly its log-probs.
 
