@@ -236,7 +236,8 @@ class AlignmentTrainer(Trainer):
                 "`reference_cache` is null, or the reference cannot be stored (a warning above says why)"
             )
         if filled["computed"] and self.is_global_zero:
-            computed, seconds = filled["computed"], filled["seconds"]
+            computed = filled["computed"]
+            seconds = filled["seconds"]
             note(
                 f"Reference log-probs: computed {computed} pairs in {seconds:.0f} s ({computed / seconds:.1f} pairs/s)"
             )
@@ -365,7 +366,7 @@ class _CheckpointPaths(_CheckpointConnector):
                     f'`ckpt_path` is "last", and there is no checkpoint in {trainer.run_folder}: give the folder of '
                     "the run (--trainer.default_root_dir), the checkpoint's own path, or no ckpt_path for the start"
                 )
-        # Known from here on, not from when it is loaded: the data's tokens depend on when the run began.
+        # Set here and not when it is loaded: the data's tokens depend on the date at which the run began.
         self._ckpt_path = super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
         if self._ckpt_path is not None:
             demand_whole(Path(self._ckpt_path))

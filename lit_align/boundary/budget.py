@@ -68,13 +68,17 @@ class MeasuringBudget:
 
     def reset(self) -> None:
         """Forgets everything: a fit begins anew."""
-        self.measuring, self.last, self._before = 0.0, None, 0.0
+        self.measuring = 0.0
+        self.last = None
+        self._before = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {"elapsed": self._elapsed(), "measuring": self.measuring, "last": self.last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._before, self.measuring, self.last = state["elapsed"], state["measuring"], state["last"]
+        self._before = state["elapsed"]
+        self.measuring = state["measuring"]
+        self.last = state["last"]
 
     def _elapsed(self) -> float:
         return self._before + (0.0 if self._started is None else self._clock() - self._started)

@@ -55,7 +55,8 @@ def student_t_quantile(probability: float, degrees: int) -> float:
 def _central_probability(t: float, degrees: int) -> float:
     """P(|T| <= t), the finite sums 26.7.3 and 26.7.4 of Abramowitz & Stegun."""
     theta = math.atan(t / math.sqrt(degrees))
-    sine, cosine = math.sin(theta), math.cos(theta)
+    sine = math.sin(theta)
+    cosine = math.cos(theta)
     odd = degrees % 2
     term = cosine if odd else 1.0
     terms = 0.0

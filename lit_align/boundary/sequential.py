@@ -115,7 +115,8 @@ class SequentialTest:
         """(low, high), within [0, 1]; the score is inside. (0, 1) while there is no prompt."""
         if not self.n:
             return 0.0, 1.0
-        low, high = self._lower_end(self._values), 1 - self._lower_end(1 - self._values)
+        low = self._lower_end(self._values)
+        high = 1 - self._lower_end(1 - self._values)
         return min(low, self.score), max(high, self.score)
 
     def _rejects(self, values: Array, mean: float) -> bool:

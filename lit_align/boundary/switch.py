@@ -91,9 +91,9 @@ class Switch:
             return _choice(stage, f"stays: undecided on fewer than {FEW_PROMPTS} prompts")
         if self.undecided == "stay" and not result.decided:
             return _choice(stage, "stays: undecided, 0.5 is inside the interval")
-        asked = 1 + self._asked_before(stage, history)
-        if asked < self.patience:
-            return _choice(stage, f"stays: {asked} of {self.patience} measurements in a row ask for the change")
+        requests = 1 + self._count_requests(stage, history)
+        if requests < self.patience:
+            return _choice(stage, f"stays: {requests} of {self.patience} measurements in a row ask for the change")
         other = Stage.INJECTION if stage is Stage.FINE_TUNING else Stage.FINE_TUNING
         return _choice(other, f"the score crossed 0.5: from {_name(stage)} to {_name(other)}{guess}")
 
@@ -102,7 +102,7 @@ class Switch:
             return score >= BOUNDARY + self.hysteresis
         return score < BOUNDARY - self.hysteresis
 
-    def _asked_before(self, stage: Stage, history: Sequence[Decision]) -> int:
+    def _count_requests(self, stage: Stage, history: Sequence[Decision]) -> int:
         """How many of the latest measurements asked to leave `stage` without its being left."""
         count = 0
         for past in (decision.result for decision in reversed(history) if decision.result is not None):
@@ -117,12 +117,12 @@ class Switch:
 
 
 def without_information(history: Sequence[Decision], has_static_pairs: bool, why: str = TIES) -> Choice:
-    """What a measurement decides that tells nothing: nothing changes.
+    """The choice after a measurement that tells nothing: nothing changes.
 
     Args:
         history: the decisions before it.
         has_static_pairs: whether a first decision can be for off-policy pairs, which then come first.
-        why: it tells nothing.
+        why: the reason why it tells nothing.
     """
     if history:
         last = history[-1]

@@ -129,8 +129,9 @@ class ChatJudge(PairwiseJudge):
         self._lately: deque[str | None] = deque(maxlen=abstention_window)  # why each abstained; None: it did not
         self.usage = Usage()
         self._shown = time.monotonic()
-        asked = json.dumps([self._settings, self._question.template, verdict], sort_keys=True).encode()
-        self.identity = f"chat:{model}@{self._server.base_url}#{hashlib.blake2b(asked, digest_size=6).hexdigest()}"
+        question = json.dumps([self._settings, self._question.template, verdict], sort_keys=True).encode()
+        digest = hashlib.blake2b(question, digest_size=6).hexdigest()
+        self.identity = f"chat:{model}@{self._server.base_url}#{digest}"
 
     @property
     def cost(self) -> float | None:
@@ -154,29 +155,29 @@ class ChatJudge(PairwiseJudge):
             TooManyAbstentions: more of the last comparisons failed than `max_abstentions` allows.
             ServerError: the server cannot be reached, or refuses every request.
         """
-        equal = [one.first == one.second for one in comparisons]
-        yield from ((n, 0.5) for n, same in enumerate(equal) if same)  # a tie, unasked
-        open_ones = [n for n, same in enumerate(equal) if not same]
-        bodies = [self._body(comparisons[n]) for n in open_ones]
+        equal = [comparison.first == comparison.second for comparison in comparisons]
+        yield from ((n, 0.5) for n, same in enumerate(equal) if same)  # a tie, without a request
+        unequal = [n for n, same in enumerate(equal) if not same]
+        bodies = [self._body(comparisons[n]) for n in unequal]
         started = time.monotonic()
         hidden = None if process_rank() == 0 else True  # None: shown on a terminal
         bar = tqdm(total=len(bodies), desc="asking the judge", leave=False, delay=1.0, disable=hidden)
         try:
             with bar, self._server.answers("/chat/completions", bodies) as answers:
                 for index, outcome in answers:
-                    started = self._waited(started)
-                    verdict = self._taken(outcome)
+                    started = self._count_wait(started)
+                    verdict = self._read_verdict(outcome)
                     bar.update()
                     self._show_progress()
-                    yield open_ones[index], verdict
+                    yield unequal[index], verdict
             self._require_verdicts()
         finally:
-            self._waited(started)
+            self._count_wait(started)
 
     def _body(self, comparison: Comparison) -> dict[str, Any]:
         return {**self._settings, "messages": [{"role": "user", "content": self._question(comparison)}]}
 
-    def _waited(self, since: float) -> float:
+    def _count_wait(self, since: float) -> float:
         now = time.monotonic()
         self.usage.seconds += now - since
         return now
@@ -203,31 +204,31 @@ class ChatJudge(PairwiseJudge):
         parts += [f"cost {self.cost:.4f}"] if self.cost is not None else []
         return ", ".join([*parts, f"{used.seconds:.1f} s"])
 
-    def _taken(self, outcome: Reply | ServerError) -> float:
+    def _read_verdict(self, outcome: Reply | ServerError) -> float:
         """The verdict in an outcome, which is counted."""
         if isinstance(outcome, ServerError):
             self.usage.failed += 1
             self.usage.retries += outcome.retries
             if isinstance(outcome, ServerUnreachable) or (isinstance(outcome, RequestRefused) and outcome.for_all):
                 raise outcome
-            return self._abstained(str(outcome))
+            return self._abstain(str(outcome))
         self.usage.add(outcome)
         text, cut = _answer(outcome.payload)
         conclusion = behind_thoughts(text)
         if conclusion is None or (cut and not self._verdict.leads):
             self.usage.unfinished += 1
             how = f"was cut (finish_reason {cut!r}, `max_tokens`)" if cut else "stops within a thought"
-            return self._abstained(f"an answer that {how}: {text[-200:]!r}")
+            return self._abstain(f"an answer that {how}: {text[-200:]!r}")
         verdict = self._verdict(conclusion)
         if verdict is None:
             self.usage.unparsed += 1
-            return self._abstained(f"an answer without exactly one verdict (`verdict`): {text[-200:]!r}")
+            return self._abstain(f"an answer without exactly one verdict (`verdict`): {text[-200:]!r}")
         self._lately.append(None)
         return verdict
 
-    def _abstained(self, why: str) -> float:
+    def _abstain(self, why: str) -> float:
         self._lately.append(why)
-        failures = [one for one in self._lately if one is not None]
+        failures = [reason for reason in self._lately if reason is not None]
         if len(self._lately) == self._lately.maxlen and len(failures) > self._max_abstentions * len(self._lately):
             raise self._too_many(failures)
         return ABSTAINED
@@ -236,7 +237,7 @@ class ChatJudge(PairwiseJudge):
         """After a batch: a judge that never gave a verdict is set up wrongly, however few it was asked for."""
         without = self.usage.unparsed + self.usage.unfinished
         if self._max_abstentions < 1 and self._lately and self.usage.answers == without:
-            raise self._too_many([one for one in self._lately if one is not None])
+            raise self._too_many([reason for reason in self._lately if reason is not None])
 
     def _too_many(self, failures: Sequence[str]) -> TooManyAbstentions:
         return TooManyAbstentions(

@@ -1,4 +1,4 @@
-"""What a chat model is asked, and what of its answer counts."""
+"""The question to a chat model, and the verdict in its answer."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Question:
         # A hash of what it encloses: no text can hold its own.
         text = "\0".join(parts.values()).encode("utf-8", "backslashreplace")
         parts["mark"] = hashlib.blake2b(text, digest_size=6).hexdigest()
-        return _PLACEHOLDER.sub(lambda found: parts[found[1]], self.template)
+        return _PLACEHOLDER.sub(lambda placeholder: parts[placeholder[1]], self.template)
 
 
 class Verdict:
@@ -113,10 +113,10 @@ class Verdict:
 
     def __call__(self, text: str) -> float | None:
         """1, 0 or 0.5 where there is exactly one verdict; else None."""
-        found = list(self._pattern.finditer(text))
-        if len(found) != 1:
+        matches = list(self._pattern.finditer(text))
+        if len(matches) != 1:
             return None
-        return next((_VALUES[name] for name, part in found[0].groupdict().items() if part is not None), None)
+        return next((_VALUES[name] for name, part in matches[0].groupdict().items() if part is not None), None)
 
 
 def _read(path: str) -> str:

@@ -1,4 +1,4 @@
-"""How good a judge is, from its verdicts on labelled pairs; and what its verdicts alone give away about it.
+"""How good a judge is, by its verdicts on labelled pairs; and doubts about it that verdicts without labels raise.
 
 Plain numbers in, plain numbers out: no judge is asked here.
 """
@@ -48,18 +48,19 @@ def quality_of(
         confidence: of the intervals, in (0, 1).
     """
     all_votes = np.asarray(votes, dtype=np.float64)
-    known = ~np.isnan(all_votes)
-    vote, length = all_votes[known], np.asarray(lengths, dtype=np.float64).reshape(-1, 2)[known]
-    group = np.asarray(_numbered(groups if groups is not None else range(len(all_votes))))[known]
+    judged = ~np.isnan(all_votes)
+    vote = all_votes[judged]
+    length = np.asarray(lengths, dtype=np.float64).reshape(-1, 2)[judged]
+    group = np.asarray(_number(groups if groups is not None else range(len(all_votes))))[judged]
     right = _right(vote)
     measures = _Measures(group, confidence)
-    order = None if orders is None else _order(np.asarray(orders, dtype=np.float64), measures, known)
+    order = None if orders is None else _order(np.asarray(orders, dtype=np.float64)[judged], measures)
     bias = _length_bias(vote, right, length, measures)
     graded = probabilities and bool(np.isin(vote, (0.0, 0.5, 1.0)).sum() < len(vote))
     return JudgeQuality(
         judge=judge,
         pairs=len(all_votes),
-        abstentions=int((~known).sum()),
+        abstentions=int((~judged).sum()),
         ties=int((vote == 0.5).sum()),
         accuracy=measures.share(right),
         order=order,
@@ -96,21 +97,23 @@ def calibration(votes: np.ndarray) -> Calibration:
     Args:
         votes: [N] P(the better answer wins), N at least 1.
     """
-    confidence, right = np.maximum(votes, 1 - votes), _right(votes)
+    confidence = np.maximum(votes, 1 - votes)
+    right = _right(votes)
     index = np.minimum(((confidence - 0.5) * 2 * BINS).astype(int), BINS - 1)
     bins = []
     for n in range(BINS):
         inside = index == n
         if inside.any():
-            low, high = 0.5 + n / (2 * BINS), 0.5 + (n + 1) / (2 * BINS)
+            low = 0.5 + n / (2 * BINS)
+            high = 0.5 + (n + 1) / (2 * BINS)
             count = int(inside.sum())
             bins.append(CalibrationBin(low, high, count, float(confidence[inside].mean()), float(right[inside].mean())))
-    error = sum(one.count * abs(one.confidence - one.accuracy) for one in bins) / len(votes)
+    error = sum(group.count * abs(group.confidence - group.accuracy) for group in bins) / len(votes)
     return Calibration(error, float(((1 - votes) ** 2).mean()), tuple(bins))
 
 
 def longer_wins(blocks: Sequence[np.ndarray], on: Sequence[Sequence[int]], off: Sequence[Sequence[int]]) -> Share:
-    """How often the longer of two answers won, from cross votes alone.
+    """How often the longer of two answers won, from cross votes only.
 
     Args:
         blocks: votes, each [K_on, K_off], as of :meth:`lit_align.judges.Judge.cross_votes`.
@@ -124,29 +127,29 @@ def longer_wins(blocks: Sequence[np.ndarray], on: Sequence[Sequence[int]], off: 
     group: list[int] = []
     for n, (block, a, b) in enumerate(zip(blocks, on, off, strict=True)):
         difference = np.subtract.outer(np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64))
-        told = ~np.isnan(block) & (block != 0.5) & (difference != 0)
-        won += ((block > 0.5) == (difference > 0))[told].astype(float).tolist()
-        group += [n] * int(told.sum())
+        decided = ~np.isnan(block) & (block != 0.5) & (difference != 0)
+        won += ((block > 0.5) == (difference > 0))[decided].astype(float).tolist()
+        group += [n] * int(decided.sum())
     return _Measures(np.asarray(group, dtype=np.int64), 0.95).share(np.asarray(won))
 
 
 def bias_warning(blocks: Sequence[np.ndarray], on: Sequence[Sequence[int]], off: Sequence[Sequence[int]]) -> str | None:
-    """What a measurement's own votes give away about its judge; None where nothing does.
+    """A doubt about the judge that a measurement's own votes raise; None without one.
 
-    Without labels a judge that looks at length alone cannot be told from one whose longer answers happen to be better,
+    Without labels a judge that only looks at length cannot be told from one whose longer answers happen to be better,
     except where nearly all verdicts follow length: at least 95 % of them, or of the shorter answers' wins.
 
     Args:
         blocks: see :func:`longer_wins`.
-        on: likewise.
-        off: likewise.
+        on: see :func:`longer_wins`.
+        off: see :func:`longer_wins`.
     """
     longer = longer_wins(blocks, on, off)
     verdicts = np.concatenate([np.asarray(block, dtype=np.float64).ravel() for block in blocks]) if blocks else ()
-    given = np.asarray(verdicts)[~np.isnan(verdicts)]
-    if len(given) and (given == 0.5).mean() > 0.5:
+    votes = np.asarray(verdicts)[~np.isnan(verdicts)]
+    if len(votes) and (votes == 0.5).mean() > 0.5:
         return (
-            f"{100 * (given == 0.5).mean():.0f} % of the judge's verdicts are ties: it hardly tells these answers "
+            f"{100 * (votes == 0.5).mean():.0f} % of the judge's verdicts are ties: it hardly tells these answers "
             "apart, or contradicts itself between the two orders (lit-align judge says which)."
         )
     if longer.value is None or max(longer.value, 1 - longer.value) < LENGTH_ALONE or longer.count < 20:
@@ -159,7 +162,7 @@ def bias_warning(blocks: Sequence[np.ndarray], on: Sequence[Sequence[int]], off:
 
 
 def contradiction_warning(right: Sequence[float], groups: Sequence[Hashable]) -> str | None:
-    """What a judge's verdicts on labelled pairs say of it, where they turn the labels round.
+    """A doubt about a judge whose verdicts on labelled pairs turn the labels round.
 
     Args:
         right: for each pair 1 where the judge prefers the answer that is labelled better, 0.5 for a tie, else 0.
@@ -168,7 +171,7 @@ def contradiction_warning(right: Sequence[float], groups: Sequence[Hashable]) ->
     Returns:
         A warning where the share of right verdicts lies below 0.5, with a chance of error of 1 %.
     """
-    share = _Measures(np.asarray(_numbered(groups), dtype=np.int64), 0.99).share(np.asarray(right, dtype=np.float64))
+    share = _Measures(np.asarray(_number(groups), dtype=np.int64), 0.99).share(np.asarray(right, dtype=np.float64))
     if share.value is None or share.high >= 0.5:
         return None
     return (
@@ -181,7 +184,8 @@ class _Measures:
     """Shares with intervals of values that come in groups."""
 
     def __init__(self, groups: np.ndarray, confidence: float) -> None:
-        self.groups, self.confidence = groups, confidence
+        self.groups = groups
+        self.confidence = confidence
 
     def share(self, values: np.ndarray, where: np.ndarray | None = None) -> Share:
         if where is not None:
@@ -202,7 +206,7 @@ class _Measures:
         return len(values) / max(1.0, effect)
 
 
-def _numbered(groups: Sequence[Hashable]) -> list[int]:
+def _number(groups: Sequence[Hashable]) -> list[int]:
     numbers: dict[Hashable, int] = {}
     return [numbers.setdefault(group, len(numbers)) for group in groups]
 
@@ -211,8 +215,8 @@ def _right(votes: np.ndarray) -> np.ndarray:
     return 0.5 * ((votes > 0.5).astype(np.float64) + (votes >= 0.5))
 
 
-def _order(orders: np.ndarray, measures: _Measures, known: np.ndarray) -> OrderConsistency:
-    better_first, worse_first = orders.reshape(-1, 2)[known].T
+def _order(orders: np.ndarray, measures: _Measures) -> OrderConsistency:
+    better_first, worse_first = orders.reshape(-1, 2).T
     sides = np.sign(better_first - 0.5), np.sign(0.5 - worse_first)  # +1: for the better answer, whatever its place
     same = (sides[0] == sides[1]).astype(np.float64)
     place = (sides[0] * sides[1] == -1).astype(np.float64)
@@ -238,27 +242,28 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
 
 
 def _warnings(accuracy: Share, order: OrderConsistency | None, length: LengthBias) -> list[str]:
-    found = []
+    warnings = []
     if accuracy.value is not None and accuracy.high < 0.5:
-        found.append(f"It is worse than a coin: it is right in {_percent(accuracy)} of the pairs. {_TURNED_ROUND}")
+        warnings.append(f"It is worse than a coin: it is right in {_percent(accuracy)} of the pairs. {_TURNED_ROUND}")
     if order is not None and order.position_decides.low > 0.5:
         decided = order.position_decides.count * (order.position_decides.value or 0.0)
-        found.append(
+        warnings.append(
             f"It prefers by order: in {_percent(order.position_decides)} of the pairs the same place won in both "
             f"orders, mostly the {'first' if 2 * order.first_place > decided else 'second'} (named so where that "
             "interval lies above 50 %)."
         )
-    longer, shorter = length.longer_is_right, length.longer_is_wrong
-    for which, one, other in (("longer", longer, shorter), ("shorter", shorter, longer)):
-        if one.low > 0.5 and other.high < 0.5:
-            found.append(
-                f"It prefers by length: it is right in {_percent(one)} of the pairs whose {which} answer is the better "
-                f"one, and in {_percent(other)} of the others (named so where the two intervals lie on different sides "
+    longer = length.longer_is_right
+    shorter = length.longer_is_wrong
+    for which, right, other in (("longer", longer, shorter), ("shorter", shorter, longer)):
+        if right.low > 0.5 and other.high < 0.5:
+            warnings.append(
+                f"It prefers by length: it is right in {_percent(right)} of the pairs whose {which} answer is the "
+                f"better one, and in {_percent(other)} of the others (named so where the two intervals lie on different sides "
                 "of 50 %)."
             )
-    if accuracy.value is not None and accuracy.low <= 0.5 and not found:
-        found.append("Its accuracy cannot be told from a coin's: the interval reaches down to 50 %.")
-    return found
+    if accuracy.value is not None and accuracy.low <= 0.5 and not warnings:
+        warnings.append("Its accuracy cannot be told from a coin's: the interval reaches down to 50 %.")
+    return warnings
 
 
 def _percent(share: Share) -> str:

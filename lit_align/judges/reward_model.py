@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
@@ -104,10 +104,10 @@ class RewardModelJudge(PointwiseJudge):
         self._model.config.get_text_config().pad_token_id = pad_id
         width = max(len(text["input_ids"]) for text in texts)
         fill = {**_FILL, "input_ids": pad_id}
-        columns = {
-            name: torch.tensor([t[name] + [fill[name]] * (width - len(t[name])) for t in texts], device=self._at)
-            for name in texts[0]
-        }
+        columns: dict[str, torch.Tensor] = {}
+        for name in texts[0]:
+            rows = [text[name] + [fill[name]] * (width - len(text[name])) for text in texts]
+            columns[name] = torch.tensor(rows, device=self._at)
         return self._model(**columns).logits[:, 0].float().tolist()
 
     def _pad_id(self, last_ids: Sequence[int]) -> int:
@@ -123,10 +123,10 @@ class RewardModelJudge(PointwiseJudge):
             inputs, tokens = encode_answer(self._tokenizer, prompt, answer, self._limit)
         if tokens > self._limit:
             self._warn_of_cut(tokens)
-        self._demand_known(inputs["input_ids"])
+        self._require_embedded(inputs["input_ids"])
         return inputs
 
-    def _demand_known(self, ids: Sequence[int]) -> None:
+    def _require_embedded(self, ids: Sequence[int]) -> None:
         rows = len(next(self._model.get_input_embeddings().parameters()))
         if max(ids) >= rows:
             raise ValueError(
@@ -213,7 +213,7 @@ def _with_adapter(model: Any, adapter: str, missing: set[str]) -> Any:
     from peft import PeftConfig
 
     saved = read_weights(adapter)
-    lacking = [key for key in sorted(missing) if not any(name.endswith(key) for name in saved)]
+    lacking = [key for key in sorted(missing) if not _ends_with(saved, key)]
     if lacking:
         raise ValueError(
             f"neither the base nor the adapter {adapter!r} has the weights {lacking}, which make the score: save the "
@@ -222,3 +222,7 @@ def _with_adapter(model: Any, adapter: str, missing: set[str]) -> Any:
     config = PeftConfig.from_pretrained(locate_adapter(adapter))
     config.inference_mode = True
     return load_adapter(adapter, model, config)
+
+
+def _ends_with(names: Iterable[str], ending: str) -> bool:
+    return any(name.endswith(ending) for name in names)

@@ -138,7 +138,8 @@ def _calibration(calibration: Calibration) -> list[str]:
     lines = [f"  calibration error {calibration.error:.3f}, Brier score {calibration.brier:.3f} (a coin: 0.25)"]
     lines.append("  confidence   mean   right   pairs")
     lines += [
-        f"  {one.low:.2f}-{one.high:.2f}  {100 * one.confidence:5.1f} % {100 * one.accuracy:5.1f} % {one.count:6}"
-        for one in calibration.bins
+        f"  {group.low:.2f}-{group.high:.2f}  {100 * group.confidence:5.1f} % {100 * group.accuracy:5.1f} % "
+        f"{group.count:6}"
+        for group in calibration.bins
     ]
     return lines

@@ -48,12 +48,12 @@ def result_record(result: BoundaryResult, how: str, sides: tuple[str, str] = SID
 def _verdict(result: BoundaryResult) -> str:
     if not result.informative:
         return "undecided: the judge told no answers apart, so the score says nothing"
-    ended = ENDED[result.stopped].format(BOUNDARY if result.stopped == "decided" else result.prompts)
+    end = ENDED[result.stopped].format(BOUNDARY if result.stopped == "decided" else result.prompts)
     if result.stopped == "decided":
-        return f"decided, {ended}"
+        return f"decided, {end}"
     if result.decided:
-        return f"decided: {BOUNDARY} lies outside the interval; {ended}"
-    return f"undecided: {BOUNDARY} lies inside the interval; {ended}"
+        return f"decided: {BOUNDARY} lies outside the interval; {end}"
+    return f"undecided: {BOUNDARY} lies inside the interval; {end}"
 
 
 def readable(record: Mapping[str, Any]) -> str:
@@ -74,7 +74,8 @@ def readable(record: Mapping[str, Any]) -> str:
 
 def _table(sides: Characteristics) -> list[str]:
     """Both sides beside each other; nothing where there are no figures."""
-    on, off = sides.get("on_policy", {}), sides.get("off_policy", {})
+    on = sides.get("on_policy", {})
+    off = sides.get("off_policy", {})
     rows = [
         f"{label:<16}  {on[name]:>10.3f}  {off[name]:>10.3f}"
         for name, label in FIGURES.items()

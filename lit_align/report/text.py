@@ -45,20 +45,21 @@ def _decisions(decisions: Sequence[Mapping[str, Any]]) -> str:
     if not decisions:
         return ""
     lines = [f"{'step':>6}  {'stage':<11}  {'on-policy':>9}  {'score':>5}  {'interval':<12}  {'prompts':>7}  {'s':>5}"]
-    for one in decisions:
-        measured = one["score"] is not None
-        interval = f"{one['low']:.2f} - {one['high']:.2f}" if measured else ""
-        score = f"{one['score']:.2f}" if measured else "-"
+    for decision in decisions:
+        measured = decision["score"] is not None
+        stage = STAGES.get(decision["stage"], decision["stage"])
+        score = f"{decision['score']:.2f}" if measured else "-"
+        interval = f"{decision['low']:.2f} - {decision['high']:.2f}" if measured else ""
         lines.append(
-            f"{one['step']:>6}  {STAGES.get(one['stage'], one['stage']):<11}  {100 * one['on_policy_share']:>7.0f} %  "
-            f"{score:>5}  {interval:<12}  {one['prompts'] or 0:>7}  {one['seconds'] or 0:>5.0f}"
+            f"{decision['step']:>6}  {stage:<11}  {100 * decision['on_policy_share']:>7.0f} %  {score:>5}  "
+            f"{interval:<12}  {decision['prompts'] or 0:>7}  {decision['seconds'] or 0:>5.0f}"
         )
-        lines.append(fill(f"        {one['reason']}", indent=" " * 8))
+        lines.append(fill(f"        {decision['reason']}", indent=" " * 8))
     return "\n".join(lines)
 
 
 def _judge(decisions: Sequence[Mapping[str, Any]]) -> str:
-    """What the last measurement gave away about its judge."""
+    """The doubt about the judge that the last measurement raised."""
     last = next((decision for decision in reversed(decisions) if decision["score"] is not None), None)
     return fill(f"The judge: {last['judge_warning']}") if last is not None and last["judge_warning"] else ""
 
@@ -75,10 +76,8 @@ def _win_rate(result: Mapping[str, Any] | None, answers: Sequence[Mapping[str, A
     if result["mean_before"] is not None:
         text += f", mean score {result['mean_before']:.2f} -> {result['mean_after']:.2f}"
     lines = [fill(text + ".")]
-    for one in answers:
-        lines.append(f"  prompt  {_one_line(one['prompt'])}")
-        lines.append(f"  before  {_one_line(one['before'])}")
-        lines.append(f"  after   {_one_line(one['after'])}")
+    for row in answers:
+        lines += [f"  {name:<7} {_one_line(row[name])}" for name in ("prompt", "before", "after")]
     return "\n".join(lines)
 
 
@@ -87,22 +86,22 @@ def _one_line(text: str) -> str:
 
 
 def _rows(counts: Mapping[str, int]) -> str:
-    """What was read and, of training and held-out rows alike, what was left out and why."""
-    left: dict[str, int] = {}
+    """The rows that were read and, of training and held-out rows alike, those that were left out, with the reason."""
+    dropped: dict[str, int] = {}
     unused: dict[str, None] = {}
     for name, count in counts.items():
         reason = name.removeprefix("val/")
         if reason.startswith(UNUSED):
             unused[_unused(reason)] = None
         elif count and not name.startswith("on_policy/") and reason not in KEPT:
-            left[reason] = left.get(reason, 0) + count
+            dropped[reason] = dropped.get(reason, 0) + count
     read = (
         f"Data: {counts.get('pairs', 0)} pairs from {counts.get('prompts', 0)} prompts to train on, "
         f"{counts.get('val/pairs', 0)} held out"
     )
     if measured := counts.get("val/prompts_measured"):
         read += f", {measured} prompts kept for measuring"
-    reasons = ", ".join([f"{count} {_reason(name)}" for name, count in left.items()])
+    reasons = ", ".join([f"{count} {_reason(name)}" for name, count in dropped.items()])
     text = f"{read}; left out or changed: {reasons or 'nothing'}."
     if unused:
         text = f"{text} Not read, unless by a judge's rule: {', '.join(unused)}."
@@ -122,12 +121,16 @@ def _reason(name: str) -> str:
 def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
     if not rounds:
         return ""
-    pairs = sum(int(one.get("pairs", 0)) for one in rounds)
-    candidates = sum(int(one.get("candidates", 0)) for one in rounds)
-    ties = sum(int(one.get("ties", 0)) for one in rounds)
+    pairs = _total(rounds, "pairs")
+    candidates = _total(rounds, "candidates")
+    ties = _total(rounds, "ties")
     text = f"On-policy rounds: {len(rounds)}, {candidates} sampled answers gave {pairs} pairs ({ties} ties)."
-    reused = sum(int(one.get("reused", 0)) for one in rounds)
+    reused = _total(rounds, "reused")
     return fill(f"{text} {reused} of the answers came from measurements." if reused else text)
+
+
+def _total(rounds: Sequence[Mapping[str, Any]], key: str) -> int:
+    return sum(int(stats.get(key, 0)) for stats in rounds)
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -108,13 +109,13 @@ class WinRateCallback(Callback):
             )
             return
         answered = self._sample(trainer, own_share(prompts), "start")
-        self._before = gather_in_turn([_record(one) for one in answered])
+        self._before = gather_in_turn([_record(candidates) for candidates in answered])
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._before:
             return
         prompts = self._prompts(trainer)
-        before = [_with_answer(one, record) for one, record in zip(prompts, self._before, strict=True)]
+        before = [_with_answer(prompt, record) for prompt, record in zip(prompts, self._before, strict=True)]
         after = self._sample(trainer, own_share(prompts), "end")
         started = time.perf_counter()
         judge = self.judge or datamodule_of(trainer).judge
@@ -168,23 +169,24 @@ def _judged(before: list[CandidateSet], after: list[CandidateSet], judge: Judge)
 
 def _means(answers: list[dict[str, Any]]) -> tuple[float | None, float | None]:
     scores = [(row["score_before"], row["score_after"]) for row in answers]
-    known = [pair for pair in scores if math.isfinite(sum(pair))]
-    if not known:
+    finite = [pair for pair in scores if math.isfinite(sum(pair))]
+    if not finite:
         return None, None
-    return sum(b for b, _ in known) / len(known), sum(a for _, a in known) / len(known)
+    return fmean(before for before, _ in finite), fmean(after for _, after in finite)
 
 
-def _record(one: CandidateSet) -> dict[str, Any]:
-    """One answer as plain types, which is what a checkpoint may hold."""
-    answer = one.candidates[0]
-    return {"prompt": prompt_text(one.prompt), "text": answer.text, "finish_reason": answer.finish_reason.value}
+def _record(candidates: CandidateSet) -> dict[str, Any]:
+    """The first answer as plain types, for a checkpoint."""
+    answer = candidates.candidates[0]
+    return {"prompt": prompt_text(candidates.prompt), "text": answer.text, "finish_reason": answer.finish_reason.value}
 
 
-def _with_answer(one: CandidateSet, record: dict[str, Any]) -> CandidateSet:
-    if record["prompt"] != prompt_text(one.prompt):
+def _with_answer(candidates: CandidateSet, record: dict[str, Any]) -> CandidateSet:
+    if record["prompt"] != prompt_text(candidates.prompt):
         raise ValueError(
             f"the checkpoint holds the start's answer to {record['prompt'][:60]!r}, but the data now give "
-            f"{prompt_text(one.prompt)[:60]!r} in its place: go on with the data and the seed that the run began with"
+            f"{prompt_text(candidates.prompt)[:60]!r} in its place: go on with the data and the seed that the run "
+            "began with"
         )
     answer = Candidate(record["text"], finish_reason=FinishReason(record["finish_reason"]))
-    return replace(one, candidates=(answer,))
+    return replace(candidates, candidates=(answer,))

@@ -70,8 +70,8 @@ class RewardEncoder(Encoder):
             return rows[0]["token_type_ids"].index(1)
         first, second = (np.asarray(row["input_ids"]) for row in rows)
         size = min(len(first), len(second))
-        apart = np.flatnonzero(first[:size] != second[:size])
-        return min(int(apart[0]) if len(apart) else size, len(self._prompt_ids(prompt)))
+        differences = np.flatnonzero(first[:size] != second[:size])
+        return min(int(differences[0]) if len(differences) else size, len(self._prompt_ids(prompt)))
 
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if self.tokenizer.chat_template is not None:

@@ -46,7 +46,8 @@ def load_reward_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     An encoder's, which has no end-of-sequence token, ends a text with its separator. A decoder's score is read at the
     last token that is no padding: it pads as the model's config says, else with a token that ends no text.
     """
-    tokenizer, config = load_tokenizer(spec), _config(spec)
+    tokenizer = load_tokenizer(spec)
+    config = _config(spec)
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.sep_token
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(_pad_id(tokenizer, config))
@@ -101,8 +102,8 @@ def save_reward_model(model: nn.Module, spec: PolicySpec, tokenizer: PreTrainedT
 
 def _config(spec: PolicySpec) -> PretrainedConfig:
     config = read_config(spec, num_labels=1)
-    known = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or hasattr(config, "auto_map")
-    if not known or config.is_encoder_decoder:
+    has_classifier = type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or hasattr(config, "auto_map")
+    if not has_classifier or config.is_encoder_decoder:
         raise ValueError(
             f"{spec.model!r} (its config says {config.model_type!r}) cannot be a reward model: expected a decoder or "
             "an encoder of which transformers has a sequence classifier"
@@ -118,7 +119,7 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int
     example = encode_answer(tokenizer, (Message("user", "a"),), Candidate("b"))[0]["input_ids"]
     ends = {tokenizer.eos_token_id, example[-1]}
     candidates = [tokenizer.pad_token_id, *tokenizer.all_special_ids, *range(len(ends) + 1)]
-    return next(one for one in candidates if one is not None and one not in ends)
+    return next(token for token in candidates if token is not None and token not in ends)
 
 
 def _classifier(spec: PolicySpec) -> PreTrainedModel:
@@ -150,10 +151,10 @@ def _check_head(model: PreTrainedModel, missing: set[str], name: str) -> None:
 
 
 def _output_layer(model: PreTrainedModel, name: str) -> nn.Linear:
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
-    if not found:
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1]
+    if not layers:
         raise ValueError(f"{name!r} has no linear layer with one output in its head: expected a sequence classifier")
-    return found[-1]
+    return layers[-1]
 
 
 def _in_float32(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:

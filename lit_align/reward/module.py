@@ -39,7 +39,7 @@ class RewardModule(PairModule):
     """Trains a Bradley-Terry reward model on preference pairs and saves it for `RewardModelJudge`.
 
     At the end of a fit `reward_model/` in the run folder holds the model with its tokenizer, and
-    `reward_quality.json` what the last validation found. The data are those of
+    `reward_quality.json` the judge's quality at the last validation. The data are those of
     :class:`lit_align.reward.RewardDataModule`.
 
     Args:
@@ -70,7 +70,8 @@ class RewardModule(PairModule):
                 raise ValueError(f"expected {key} to be at least 0, got {weight}")
         super().__init__(optimizer, lr_scheduler, on_nonfinite)
         self.spec = base
-        self.margin_weight, self.centring = margin_weight, centring
+        self.margin_weight = margin_weight
+        self.centring = centring
         self.model: nn.Module | None = None
         self.quality: JudgeQuality | None = None
         self._verdicts: list[Verdict] = []
@@ -169,9 +170,10 @@ class RewardModule(PairModule):
         lengths = list(zip(chosen, rejected, strict=True))
         self.quality = quality_of(f"reward model on {self.spec.model}", wins, lengths, groups=prompts)
         self._log_shares(prefix, accuracy=self.quality.accuracy, longer_rule=self.quality.length.longer_rule)
-        found = self.quality.calibration
-        if found is not None:
-            self.log_dict({f"{prefix}calibration_error": found.error, f"{prefix}brier": found.brier}, sync_dist=True)
+        measured = self.quality.calibration
+        if measured is not None:
+            errors = {f"{prefix}calibration_error": measured.error, f"{prefix}brier": measured.brier}
+            self.log_dict(errors, sync_dist=True)
 
     def _log_shares(self, prefix: str, **shares: Share) -> None:
         for name, share in shares.items():
@@ -230,6 +232,7 @@ def _verdicts(batch: PairBatch, differences: Tensor) -> list[Verdict]:
         batch.only_counted(value).tolist()
         for value in (differences.sigmoid(), batch.chosen.lengths, batch.rejected.lengths)
     )
-    ids, mask = batch.only_counted(batch.prompt.ids).cpu(), batch.only_counted(batch.prompt.mask).cpu()
-    prompts = [row[real].numpy().tobytes() for row, real in zip(ids, mask, strict=True)]
+    ids = batch.only_counted(batch.prompt.ids).cpu()
+    masks = batch.only_counted(batch.prompt.mask).cpu()
+    prompts = [row[mask].numpy().tobytes() for row, mask in zip(ids, masks, strict=True)]
     return list(zip(wins, chosen, rejected, prompts, strict=True))

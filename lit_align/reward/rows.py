@@ -20,7 +20,7 @@ def classifier_rows(batch: PairBatch, pad_id: int, segments: bool) -> dict[str, 
         `input_ids`, `attention_mask` and, with `segments`, `token_type_ids`, each [2B, T] int64.
     """
     prompts = Padded(torch.cat([batch.prompt.ids] * 2), torch.cat([batch.prompt.mask] * 2))
-    answers = _stacked(batch.chosen, batch.rejected, pad_id)
+    answers = _stack(batch.chosen, batch.rejected, pad_id)
     mask = torch.cat([prompts.mask, answers.mask], 1)
     order = (~mask).to(torch.int8).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
     mask = mask.gather(1, order)
@@ -31,9 +31,9 @@ def classifier_rows(batch: PairBatch, pad_id: int, segments: bool) -> dict[str, 
     return rows
 
 
-def _stacked(first: Padded, second: Padded, pad_id: int) -> Padded:
+def _stack(first: Padded, second: Padded, pad_id: int) -> Padded:
     width = max(first.ids.shape[1], second.ids.shape[1])
     pad = torch.nn.functional.pad
-    ids = [pad(one.ids, (0, width - one.ids.shape[1]), value=pad_id) for one in (first, second)]
-    masks = [pad(one.mask, (0, width - one.mask.shape[1]), value=False) for one in (first, second)]
+    ids = [pad(side.ids, (0, width - side.ids.shape[1]), value=pad_id) for side in (first, second)]
+    masks = [pad(side.mask, (0, width - side.mask.shape[1]), value=False) for side in (first, second)]
     return Padded(torch.cat(ids), torch.cat(masks))
