@@ -258,8 +258,8 @@ def _warnings(accuracy: Share, order: OrderConsistency | None, length: LengthBia
         if right.low > 0.5 and other.high < 0.5:
             warnings.append(
                 f"It prefers by length: it is right in {_percent(right)} of the pairs whose {which} answer is the "
-                f"better one, and in {_percent(other)} of the others (named so where the two intervals lie on different "
-                "sides of 50 %)."
+                f"better one, and in {_percent(other)} of the others (named so where the two intervals lie "
+                "on different sides of 50 %)."
             )
     if accuracy.value is not None and accuracy.low <= 0.5 and not warnings:
         warnings.append("Its accuracy cannot be told from a coin's: the interval reaches down to 50 %.")
