@@ -305,7 +305,9 @@ def test_prompts_alone_train_on_policy_beside_rows_with_answers(
 def test_prompts_alone_need_a_sampler_a_judge_and_an_on_policy_run(tmp_path: Path) -> None:
     train = write(tmp_path / "a.jsonl", [{"prompt": f"q{n}"} for n in range(8)])
     for lacking in ("sampler", "judge"):
-        with pytest.raises(BadRow, match=r"a\.jsonl, row 1: expected `prompt` with `candidates`"):
+        with pytest.raises(
+            BadRow, match=r"a\.jsonl, row 1: expected `prompt` with `candidates`.*alone takes a sampler"
+        ):
             data_module(train, **{lacking: None})
     data = data_module(train, on_policy_share=1.0)
     assert len(data.train_sets) == 8 and not data.train_pairs

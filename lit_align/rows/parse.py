@@ -69,7 +69,8 @@ def _record(
         return _pair(row, where, counts)
     keys = ", ".join(sorted(key for key, value in row.items() if value is not None)) or "nothing"
     missing = "expected `prompt` with `candidates`, or `chosen` and `rejected` with or without `prompt`"
-    raise Problem("missing_keys", f"{missing}; got {keys}")
+    alone = ", which alone takes a sampler and a judge (`data.sampler`, `data.judge`)" if _is_prompt_alone(row) else ""
+    raise Problem("missing_keys", f"{missing}; got {keys}{alone}")
 
 
 def _with_system(prompt: Prompt, system: Any) -> Prompt:
