@@ -28,7 +28,7 @@ from lit_align.reward.load import load_reward_model, load_reward_tokenizer, save
 from lit_align.reward.loss import bradley_terry_loss
 from lit_align.reward.rows import classifier_rows
 from lit_align.run_parts import datamodule_of, find_callback, is_trial
-from lit_align.training.pair_module import PairModule
+from lit_align.training.pair_module import PairModule, pair_values
 from lit_align.training.step_watch import OnNonFinite
 
 Verdict = tuple[float, int, int, bytes]
@@ -139,21 +139,15 @@ class RewardModule(PairModule):
 
     # ------------------------------------------------------------------ quality
 
-    def on_validation_epoch_start(self) -> None:
-        super().on_validation_epoch_start()
+    def begin_evaluation(self) -> None:
+        """See :meth:`PairModule.begin_evaluation`."""
+        super().begin_evaluation()
         self._verdicts = []
 
-    def on_test_epoch_start(self) -> None:
-        super().on_test_epoch_start()
-        self._verdicts = []
-
-    def on_validation_epoch_end(self) -> None:
-        super().on_validation_epoch_end()
-        self._measure("val/")
-
-    def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()
-        self._measure("test/")
+    def end_evaluation(self, prefix: str) -> None:
+        """See :meth:`PairModule.end_evaluation`."""
+        super().end_evaluation(prefix)
+        self._measure(prefix)
 
     def on_validation_end(self) -> None:
         if self.trainer.state.fn == TrainerFn.VALIDATING:  # within a fit its end says it
@@ -214,16 +208,9 @@ class RewardModule(PairModule):
 
 
 def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    """What is logged of a step, [B] by name; a tie is half right."""
-    difference = chosen - rejected
-    return {
-        "loss": losses,
-        "rewards/accuracies": 0.5 * ((difference > 0).float() + (difference >= 0).float()),
-        "rewards/margins": difference,
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/mean": (chosen + rejected) / 2,
-    }
+    """The logged values of a step, [B] by name; a tie is half right."""
+    right = 0.5 * ((chosen > rejected).float() + (chosen >= rejected).float())
+    return {**pair_values(losses, chosen, rejected, right), "rewards/mean": (chosen + rejected) / 2}
 
 
 def _verdicts(batch: PairBatch, differences: Tensor) -> list[Verdict]:

@@ -22,7 +22,7 @@ from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
 from lit_align.training.out_of_memory import Run, SplitOnOOM, explain_out_of_memory
-from lit_align.training.pair_module import PairModule
+from lit_align.training.pair_module import PairModule, pair_values
 from lit_align.training.pairs import ReferencePairLogps, make_pair_logps
 from lit_align.training.step_watch import OnNonFinite
 
@@ -264,11 +264,7 @@ def _values(pairs: PairLogps, output: LossOutput) -> dict[str, Tensor]:
     chosen = output.chosen_rewards
     rejected = output.rejected_rewards
     return {
-        "loss": output.losses,
-        "rewards/accuracies": chosen > rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
+        **pair_values(output.losses, chosen, rejected, right=chosen > rejected),
         "logps/chosen": pairs.policy_chosen_logps,
         "logps/rejected": pairs.policy_rejected_logps,
         **output.metrics,

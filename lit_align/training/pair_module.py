@@ -208,19 +208,27 @@ class PairModule(LightningModule):
             "margins": (chosen - rejected).tolist(),
         }
 
-    def on_validation_epoch_start(self) -> None:
+    def begin_evaluation(self) -> None:
+        """Called before the first held-out pair of a validation or a test."""
         self._held_out_means = PairMeans()
+
+    def end_evaluation(self, prefix: str) -> None:
+        """Called after the last held-out pair, to log what was measured under `prefix`."""
+        self._log_means(prefix, self._held_out_means)
+
+    def on_validation_epoch_start(self) -> None:
+        self.begin_evaluation()
 
     def on_test_epoch_start(self) -> None:
-        self._held_out_means = PairMeans()
+        self.begin_evaluation()
 
     def on_validation_epoch_end(self) -> None:
-        self._log_means("val/", self._held_out_means)
+        self.end_evaluation("val/")
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             self._step_plateau()
 
     def on_test_epoch_end(self) -> None:
-        self._log_means("test/", self._held_out_means)
+        self.end_evaluation("test/")
 
     def _log_means(self, prefix: str, pair_means: PairMeans) -> None:
         """Logs means that are the same on all ranks; without `sync_dist` Lightning would warn at an epoch's end."""
@@ -264,6 +272,24 @@ class PairModule(LightningModule):
         self.step_watch.skipped = checkpoint.get(SKIPPED_KEY, 0)
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
+
+
+def pair_values(losses: Tensor, chosen: Tensor, rejected: Tensor, right: Tensor) -> dict[str, Tensor]:
+    """The values that are logged of pairs whatever the model, by name.
+
+    Args:
+        losses: [B].
+        chosen: [B] rewards of the chosen completions.
+        rejected: [B] rewards of the rejected completions.
+        right: [B] whether the chosen completion is preferred, in [0, 1].
+    """
+    return {
+        "loss": losses,
+        "rewards/accuracies": right,
+        "rewards/margins": chosen - rejected,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+    }
 
 
 def _dtypes(parameters: Iterable[nn.Parameter]) -> str:
