@@ -125,7 +125,7 @@ def test_columns_and_keys_that_nothing_reads_are_counted_and_named() -> None:
     counts: Counter[str] = Counter(pairs=2)
     turns = [{"role": "user", "content": "Is it warm?", "mood": "calm"}]
     pair(counts, prompt=turns, source="web", score_chosen=1.0, empty=None, id=7)
-    pair(counts, source="book")
+    pair(counts, source="book", prompt_id="a1")
     assert counts == {"unused_column/source": 2, "unused_key/mood": 1, "pairs": 2}
     text = " ".join(_rows({**counts, "val/unused_column/source": 1}).split())
     assert text.endswith("changed: nothing. Not read, unless by a judge's rule: column `source`, key `mood`.")

@@ -23,7 +23,7 @@ from lit_align.rows.turns import (
 
 COLUMNS = (
     "prompt", "candidates", "chosen", "rejected", "chosen_score", "rejected_score", "score_chosen", "score_rejected",
-    "target", "system", "tools", "chat_template_kwargs", "id",
+    "target", "system", "tools", "chat_template_kwargs", "id", "prompt_id",
 )  # fmt: skip
 """The columns of a row that have a meaning here; any other is for the judge's rule."""
 _OF_CANDIDATE = ("text", "score", "model")
