@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
@@ -61,24 +62,30 @@ def test_a_step_of_both_sides_is_timed(tmp_path: Path) -> None:
     output = tmp_path / "step.json"
     tiny = ["--hidden", "48", "--layers", "2", "--vocabulary", "300", "--pairs", "2"]
     turns = ["--repeats", "2", "--consecutive", "2"]
-    ran = run("step.py", output, "--peer", "trl", *tiny, *turns, "--shapes", "12+2x8", "9+2x5")
+    ran = run("step.py", output, "--peer", "trl", *tiny, *turns, "--shapes", "12+2x8")
     assert ran.returncode == 0, ran.stderr
     written = json.loads(output.read_text())
     assert written["machine"]["threads"] == 1 and written["machine"]["versions"]["trl"].startswith("1.")
-    first, second = written["results"]
-    assert (first["shape"]["prompt"], first["shape"]["completion"]) == (12, 8)
-    assert second["work"]["multiply_adds"] < first["work"]["multiply_adds"]
-    for result in (first, second):
-        lit, peer = result["lit_align"], result["peer"]
-        for timed in (lit, peer):
-            assert len(timed["all_seconds"]) == 2 * 2 and min(timed["all_seconds"]) > 0
-            assert timed["peak_memory"] >= timed["resident_before_training"] > 0
-            assert timed["pairs_per_second"] == pytest.approx(2 / timed["seconds"])
-        assert result["speed_ratio"] == pytest.approx(peer["seconds"] / lit["seconds"])
-        assert result["floor_seconds"] > 0 and lit["of_floor"] == pytest.approx(
-            lit["seconds"] / result["floor_seconds"]
-        )
+    (result,) = written["results"]
+    assert (result["shape"]["prompt"], result["shape"]["completion"]) == (12, 8)
+    assert result["work"]["multiply_adds"] > result["work"]["parameters"] > result["work"]["trained"] > 0
+    lit, peer = result["lit_align"], result["peer"]
+    for timed in (lit, peer):
+        assert len(timed["all_seconds"]) == 2 * 2 and min(timed["all_seconds"]) > 0
+        assert timed["peak_memory"] >= timed["resident_before_training"] > 0
+        assert timed["pairs_per_second"] == pytest.approx(2 / timed["seconds"])
+    assert result["speed_ratio"] == pytest.approx(peer["seconds"] / lit["seconds"])
+    assert result["floor_seconds"] > 0
+    assert lit["of_floor"] == pytest.approx(lit["seconds"] / result["floor_seconds"])
     assert "| 12 + 2x8 " in ran.stdout
+
+
+def test_shapes_are_measured_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    step = importlib.import_module("step")
+    monkeypatch.setattr(sys, "argv", ["step.py", "--shapes", "12+2x8", "chat", "9+2x5"])
+    shapes = [(shape.prompt, shape.completion) for shape in step._options().shapes]
+    assert shapes == [(12, 8), (60, 120), (9, 5)]
 
 
 def test_a_side_that_fails_says_why(tmp_path: Path) -> None:
@@ -139,3 +146,4 @@ def test_the_work_of_a_step_by_hand(side: ModuleType) -> None:
     seen = 1 + 2 + 3 + 3  # each completion token sees the prompt and itself
     attention = 2 * 6 * 4 * 3 * seen  # layers, products, width, pairs
     assert work == {"multiply_adds": linear + head + attention, "parameters": 16 + 8 + 40, "trained": 8}
+    assert side.work(OneLayer(), {**settings, "prompt": 1})["multiply_adds"] < work["multiply_adds"]
