@@ -198,7 +198,7 @@ class AlignmentTrainer(Trainer):
             sequential: stop once it is decided, or take all prompts; None means as the boundary callback says.
             alpha: the chance of error, in (0, 1); None means as the boundary callback says.
             graded: go by how much better an answer is, not by votes; None means as the boundary callback says.
-            seed: draws other prompts and other answers than the run's seed alone.
+            seed: joins the run's seed, for other prompts and other answers.
             ckpt_path: a checkpoint to measure instead of the starting policy.
 
         Returns:
@@ -252,7 +252,7 @@ class AlignmentTrainer(Trainer):
         completion_tokens: int | None = None,
         output: str | None = None,
     ) -> dict[str, Any]:
-        """Tells what a fit needs of memory, from the model's config alone: no weights and no data are read.
+        """Tells what a fit needs of memory, only from the model's config: no weights and no data are read.
 
         Args:
             model: the alignment module.
@@ -337,7 +337,7 @@ class AlignmentTrainer(Trainer):
         """The checkpoint of the latest step in the run folder and where the checkpoint callbacks write, if any.
 
         Args:
-            to_resume: leaves out files that hold weights alone.
+            to_resume: leaves out files that only hold weights.
         """
         written = {getattr(callback, "dirpath", None) for callback in self.checkpoint_callbacks}
         folders = {Path(folder).absolute() for folder in written if folder}

@@ -67,7 +67,7 @@ class BoundaryCallback(Callback):
         sequential: stop a measurement once it is decided; false takes `max_prompts` prompts in any case, with
             an interval for a fixed number of prompts.
         graded: the score goes by how much better an answer is, in units of the range of its prompt's scores, and not
-            by votes alone (docs/measurement.md).
+            only by votes (docs/measurement.md).
         batch_prompts: prompts that are sampled and judged, by all processes together, before the test is asked again;
             several times the number of processes keeps each of them busy.
         max_share_of_training: time of measuring over time of training, such as 0.02: a due measurement waits
@@ -108,7 +108,7 @@ class BoundaryCallback(Callback):
         self.budget = MeasuringBudget(max_share_of_training)
         self.refresh_reference = refresh_reference
         self.samples_to_keep = samples_to_keep
-        self.draw_seed: int | None = None  # set by `lit-align measure --seed`; otherwise the data's seed alone
+        self.draw_seed: int | None = None  # set by `lit-align measure --seed`; None: only the data's seed
         self.history: list[Decision] = []
         self._resumed = False
         self._has_static_pairs = True
@@ -245,7 +245,7 @@ class BoundaryCallback(Callback):
             sequential: stop once it is decided.
             alpha: the chance of error, in (0, 1).
             graded: go by how much better an answer is, not by votes.
-            draw_seed: draws other prompts and other answers than the data's seed alone.
+            draw_seed: joins the data's seed, for other prompts and other answers.
 
         Raises:
             ValueError: a setting is out of range.

@@ -1,4 +1,4 @@
-"""What the boundary asks of the data, and the prompts that it draws from them."""
+"""The data module as the boundary sees it: prompts are drawn from it, and it follows the decisions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_align.seeding import derive_seed
 
 
 class BoundaryData(Protocol):
-    """What the callback asks of the data module (`AlignmentDataModule` has it all)."""
+    """The part of `AlignmentDataModule` that the callback uses."""
 
     judge: Judge | None
     seed: int

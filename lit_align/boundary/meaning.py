@@ -1,4 +1,4 @@
-"""What a measurement means for the data to train on, in words."""
+"""The meaning of a measurement for the data to train on, in words."""
 
 from __future__ import annotations
 

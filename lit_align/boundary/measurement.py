@@ -65,7 +65,7 @@ class Measurement:
         sequential: stop as soon as 0.5 is outside an anytime-valid interval (:class:`SequentialTest`);
             otherwise take all prompts and Student's t interval, which is narrower at the end, and valid only there.
         graded: the score goes by how much better an answer is (:func:`~lit_align.judges.base.graded_votes`), and not
-            by votes alone.
+            only by votes.
         labels: (better, worse) static answers to prompts, which the judge is held against in passing.
     """
 

@@ -23,7 +23,7 @@ Method = Literal["betting", "student_t"]
 """How an interval was made: valid however often one looks, or for a number of prompts that was fixed before."""
 
 Stopped = Literal["decided", "budget", "pool"]
-"""What ended a measurement: 0.5 was outside the interval, all `max_prompts` were used, or all that there are."""
+"""The end of a measurement: 0.5 was outside the interval, all `max_prompts` were used, or all that there are."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class BoundaryResult:
         method: how the interval was made, "betting" (anytime-valid) or "student_t" (fixed sample).
         alpha: the chance that the interval misses the true score.
         stopped: what ended the measurement, "decided", "budget" or "pool".
-        judge_warning: where the votes give the judge away, such as one that prefers by length alone: in words.
+        judge_warning: a doubt about the judge that the votes raise, such as that it only goes by length; None without.
         characteristics: diversity and quality of the candidates of both sides.
         graded: whether the score goes by how much better an answer is, 0.5 being as good, and not by votes.
     """

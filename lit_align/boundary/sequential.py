@@ -33,7 +33,7 @@ class SequentialTest:
     - `decided` says that 0.5 is outside of it. The chance of ever being decided on the wrong side is at
       most alpha / 2.
 
-    Both capitals depend on the prompts alone, not on their order or on how they were split into batches.
+    Both capitals depend only on the prompts, not on their order or on how they were split into batches.
 
     What is assumed: the prompts are drawn at random (independently, or without replacement from a pool that
     was) from the population of prompts whose mean share is asked for. Shares may have any distribution in

@@ -1,4 +1,4 @@
-"""What a measurement lacks to decide, said before it is taken."""
+"""Whether there are enough prompts to decide, checked before a measurement."""
 
 from __future__ import annotations
 

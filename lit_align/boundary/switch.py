@@ -14,7 +14,7 @@ TIES = "the judge told no answers apart"
 
 
 class Choice(NamedTuple):
-    """What holds from here on.
+    """The share of on-policy pairs from here on, with its reason.
 
     Args:
         share: share of on-policy pairs, in [0, 1].

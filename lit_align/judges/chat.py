@@ -29,7 +29,7 @@ class TooManyAbstentions(RuntimeError):
 
 @dataclass
 class Usage:
-    """What a chat judge has done in this process so far.
+    """The requests of a chat judge in this process so far, with their cost.
 
     Args:
         answers: requests that were answered.

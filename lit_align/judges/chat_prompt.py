@@ -46,11 +46,11 @@ _THOUGHTS = (
     ("◁think▷", "◁/think▷"),
     ("<|channel|>analysis", "<|channel|>final"),
 )
-"""What opens and what closes a model's thoughts in its answer."""
+"""The opening and the closing marks of a model's thoughts in its answer."""
 
 
 def behind_thoughts(text: str) -> str | None:
-    """What an answer says behind the model's thoughts, if it shows them; None where one is not finished."""
+    """The text of an answer behind the model's thoughts, if it shows them; None if a thought is not finished."""
     for opening, closing in _THOUGHTS:
         text = text.rpartition(closing)[2]
         if opening in text:

@@ -111,9 +111,10 @@ class RewardModelJudge(PointwiseJudge):
         return self._model(**columns).logits[:, 0].float().tolist()
 
     def _pad_id(self, last_ids: Sequence[int]) -> int:
-        """What fills up shorter rows. A causal body is read at the last token that is not its config's padding.
+        """The token that fills up shorter rows: the padding of the config, if it has one.
 
-        So that is what fills up. A config without one reads the last token, and any other id fills up.
+        A causal body is read at the last token that is not this one. Without a padding in the config it is read at the
+        last token, and any id that ends no row can fill up.
         """
         pad_id = padding_of(self._config)
         return pad_id if pad_id is not None else min(set(range(len(last_ids) + 1)) - set(last_ids))
@@ -192,7 +193,7 @@ class RewardModelJudge(PointwiseJudge):
                 config, trust_remote_code=self.spec.trust_remote_code
             )
         settings = nf4_settings(config.dtype if self.spec.dtype == "auto" else getattr(torch, self.spec.dtype))
-        # All but the body: a score is worth its few bytes. Left to itself, transformers keeps the last layer alone.
+        # All but the body: a score is worth its few bytes. By default transformers only keeps the last layer.
         settings.llm_int8_skip_modules = [n for n, _ in empty.named_children() if n != empty.base_model_prefix]
         return {"quantization_config": settings, "device_map": {"": self._at}}
 

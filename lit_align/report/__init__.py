@@ -1,4 +1,4 @@
-"""What a run says about itself: the win rate against its start and the summary at its end."""
+"""The report of a run: the win rate against its start and the summary at its end."""
 
 from lit_align.report.summary import RunSummary
 from lit_align.report.win_rate import WinRateCallback

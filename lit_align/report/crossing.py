@@ -1,4 +1,4 @@
-"""What a run's measurements say, in sentences: whether it crossed the boundary, and what the next run needs."""
+"""The measurements of a run in sentences: whether it crossed the boundary, and what the next run needs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def crossing(decisions: Sequence[Decision]) -> dict[str, Any]:
 
 
 def for_the_next_run(decisions: Sequence[Decision], sides: tuple[str, str] = SIDES) -> str:
-    """What the last measurement means for the data of the next run.
+    """The meaning of the last measurement for the data of the next run.
 
     Args:
         decisions: of the run, oldest first.

@@ -169,7 +169,7 @@ def judge_reports(trainer: Trainer) -> list[str]:
 
 
 def _outputs(trainer: Trainer) -> dict[str, str]:
-    """What a reader would open next, by what it is."""
+    """The files that a reader would open next, by their kind."""
     root = _root(trainer)
     files = {
         "run folder": root,

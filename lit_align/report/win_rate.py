@@ -130,7 +130,7 @@ class WinRateCallback(Callback):
             self._report(trainer, self.result)
 
     def _prompts(self, trainer: Trainer) -> list[CandidateSet]:
-        """The same prompts at both ends and after a resume: chosen by the run's seed alone, none like another."""
+        """The same prompts at both ends and after a resume: chosen only by the run's seed, none like another."""
         data = datamodule_of(trainer)
         rng = random.Random(derive_seed(data.seed, "win_rate", "prompts"))
         return draw_unlike(data.evaluated_on, data.group_of, self.num_prompts, rng)

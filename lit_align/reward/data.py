@@ -19,5 +19,5 @@ class RewardDataModule(AlignmentDataModule):
     """
 
     def make_encoder(self, tokenizer: PreTrainedTokenizerBase) -> RewardEncoder:
-        """What tokenises the pairs."""
+        """The encoder, which tokenises the pairs."""
         return RewardEncoder(tokenizer, self.max_prompt_tokens, self.max_completion_tokens, self.too_long)

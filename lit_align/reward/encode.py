@@ -23,8 +23,8 @@ class RewardEncoder(Encoder):
     Args:
         tokenizer: the reward model's; its `model_max_length` is the longest row.
         max_prompt_tokens: see :class:`lit_align.data.Encoder`.
-        max_completion_tokens: likewise.
-        too_long: likewise.
+        max_completion_tokens: see :class:`lit_align.data.Encoder`.
+        too_long: see :class:`lit_align.data.Encoder`.
     """
 
     def encode_pair(self, pair: PreferencePair, counts: Counter[str] | None = None) -> TokenizedPair | str:
