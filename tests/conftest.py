@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import lightning  # noqa: F401  # sets an environment variable when it is first imported
-import pytest
-import torch
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub; read by it when it is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import lightning  # noqa: E402, F401  # sets an environment variable when it is first imported
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from tests.helpers.tiny import save_tiny_model  # noqa: E402
 
