@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"boundary"},
     {"report"},
     {"reward"},
-    {"plan", "preview"},
+    {"export", "plan", "preview"},
     {"trainer_defaults"},
     {"trainer"},
     {"cli"},

@@ -38,7 +38,7 @@ OF_LIGHTNINGS_COMMANDS = {
     "test": "Runs the held-out pairs through a model or a checkpoint, with metrics that are logged as test.",
     "predict": "Writes the rewards of the held-out pairs to a file in the run folder.",
 }
-OF_POLICIES = ("measure", "precompute", "plan")
+OF_POLICIES = ("measure", "precompute", "plan", "export")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -80,7 +80,8 @@ class AlignmentCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         own = {"model", "datamodule"}
-        return {**LightningCLI.subcommands(), "measure": own, "precompute": own, "plan": own, "preview": own}
+        commands = ("measure", "precompute", "plan", "preview", "export")
+        return {**LightningCLI.subcommands(), **dict.fromkeys(commands, own)}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
