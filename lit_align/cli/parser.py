@@ -39,7 +39,7 @@ def shorten(message: str) -> str:
     """Shortens an error of jsonargparse to the key and the reasons.
 
     Example:
-        >>> shortened('Parser key "a":\\n  Errors:\\n  - Parser key "b":\\n    Expected a <class \\'int\\'>. Got: x')
+        >>> shorten('Parser key "a":\\n  Errors:\\n  - Parser key "b":\\n    Expected a <class \\'int\\'>. Got: x')
         '`a.b`: expected int. Got: x'
     """
     keys: list[str] = []
