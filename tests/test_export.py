@@ -60,7 +60,7 @@ def trained(model: Path, lora: LoraSpec | None) -> nn.Module:
 def test_what_comes_out_gives_the_numbers_of_what_was_trained(
     run: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["export", "--config", "c.yaml", "--output", "out"]) == 0
+    assert main(["export", "--config", "run/config.yaml", "--output", "out"]) == 0
     printed = capsys.readouterr().out
     own = logits(trained(tiny_model, None if run == "null" else LoraSpec(r=2)))
     if run == "null":

@@ -38,6 +38,8 @@ OF_LIGHTNINGS_COMMANDS = {
     "test": "Runs the held-out pairs through a model or a checkpoint, with metrics that are logged as test.",
     "predict": "Writes the rewards of the held-out pairs to a file in the run folder.",
 }
+OF_ONE_FIT = ("ckpt_path", "weights_only")
+"""What a command is told of one fit, and the run's configuration does not keep: so that every command takes it."""
 OF_POLICIES = ("measure", "precompute", "plan", "export")
 
 
@@ -45,12 +47,15 @@ class SaveConfig(SaveConfigCallback):
     """Writes the run's whole configuration to `config.yaml` in the run folder, and gives it to the loggers."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        set_hyperparameters(pl_module, yaml.safe_load(self.parser.dump(self.config, skip_unset=False)))
+        config = self.config.clone()
+        for key in OF_ONE_FIT:
+            config.pop(key, None)
+        set_hyperparameters(pl_module, yaml.safe_load(self.parser.dump(config, skip_unset=False)))
         if stage != "fit":
             return
         path = Path(trainer.default_root_dir) / run_folder.CONFIG
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(path), skip_unset=False, overwrite=True, multifile=False)
+        self.parser.save(config, str(path), skip_unset=False, overwrite=True, multifile=False)
 
 
 class AlignmentCLI(LightningCLI):
