@@ -13,7 +13,7 @@ COMMANDS = {
     "validate": "run the held-out pairs through a model or checkpoint",
     "test": "the same, logged as test",
     "predict": "write the rewards of the held-out pairs",
-    "export": "write the trained model as a folder that transformers and peft load",
+    "export": "write the trained model for transformers and peft to load",
     "measure": "tell which of the two stages a model is in, without training it",
     "judge": "tell how good a judge is, on labelled pairs",
 }
