@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import GenerationConfig
 
 from lit_align.files import written_whole
 from lit_align.policy.base_record import demand_same_base
-from lit_align.policy.load import load_model, load_tokenizer
-from lit_align.policy.source import locate_model
+from lit_align.policy.load import load_generation_config, load_model, load_tokenizer
 from lit_align.policy.spec import PolicySpec
 from lit_align.sampling.engine import save_adapter
 
@@ -40,7 +38,9 @@ def export_policy(spec: PolicySpec, checkpoint: Path, output: Path) -> None:
     with written_whole(output) as folder:
         _save(policy, folder)
         load_tokenizer(spec).save_pretrained(folder)
-        _save_generation_config(spec, folder)
+        generation = load_generation_config(spec)
+        if generation is not None:
+            generation.save_pretrained(folder)
 
 
 def describe_loading(spec: PolicySpec, output: Path) -> str:
@@ -77,12 +77,3 @@ def _save(policy: Any, folder: Path) -> None:
         save_adapter(policy, folder)
     else:
         policy.save_pretrained(folder)
-
-
-def _save_generation_config(spec: PolicySpec, folder: Path) -> None:
-    """The base's own, if it has one: how it samples and where its answers end."""
-    try:
-        config = GenerationConfig.from_pretrained(locate_model(spec.model), revision=spec.revision or "main")
-    except OSError:
-        return
-    config.save_pretrained(folder)

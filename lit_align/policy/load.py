@@ -53,13 +53,18 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_generation_config(spec: PolicySpec) -> GenerationConfig | None:
+    """The model's own generation config: how it samples and where its answers end; None if it has no such file."""
+    try:
+        return GenerationConfig.from_pretrained(locate_model(spec.model), revision=spec.revision or "main")
+    except OSError:
+        return None
+
+
 def load_stop_ids(spec: PolicySpec) -> tuple[int, ...]:
     """The end-of-sequence ids of the model's generation config; none if it has no such file."""
-    try:
-        config = GenerationConfig.from_pretrained(locate_model(spec.model), revision=spec.revision or "main")
-    except OSError:
-        return ()
-    ids = config.eos_token_id
+    config = load_generation_config(spec)
+    ids = None if config is None else config.eos_token_id
     return () if ids is None else tuple(ids) if isinstance(ids, list) else (int(ids),)
 
 
