@@ -319,6 +319,8 @@ class AlignmentTrainer(Trainer):
         from lit_align.export import describe_loading, export_policy
 
         path = self.last_checkpoint() if ckpt_path == "last" else Path(ckpt_path)
+        if path is not None:
+            demand_whole(path)
         if path is None or not path.is_file():
             raise FileNotFoundError(
                 f"there is no checkpoint to export: expected {path or f'one in {self.run_folder}'}. A fit writes it; "

@@ -90,6 +90,10 @@ def test_a_missing_checkpoint_and_another_base_are_sentences(
     command = ["export", "--config", "c.yaml", "--output", "out"]
     assert main([*command, "--trainer.default_root_dir", "elsewhere"]) == 1
     assert "there is no checkpoint to export" in capsys.readouterr().err
+    cut = Path("cut.ckpt")
+    cut.write_bytes(Path("run/checkpoints/last.ckpt").read_bytes()[:2000])
+    assert main([*command, "--ckpt_path", str(cut)]) == 1
+    assert "cut.ckpt is broken or cut short" in capsys.readouterr().err
     other = save_tiny_model(tmp_path / "other", seed=3)
     assert main([*command, "--model.policy.model", str(other)]) == 1
     assert "The checkpoint was made on" in capsys.readouterr().err
