@@ -111,8 +111,10 @@ def run_lit(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
 
 
 def run_plain(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
-    """Trains the same module without its fast paths: two plain rows per pair, peft's LoRA layers, the reference in
-    every step."""
+    """Trains the same module without its fast paths.
+
+    Two plain rows per pair, peft's LoRA layers, and the reference in every step.
+    """
     InPlaceLoraLinear.forward = LoraLinear.forward  # type: ignore[method-assign]
     module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE)
     module._forward = plain_logps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import fmean
 
 from experiments.arm import SCHEDULES, Arm
@@ -28,7 +29,7 @@ def curve(arm: Arm, records: Mapping[Arm, Record], gauge: Gauge) -> list[tuple[f
 
 def value_at(points: Sequence[tuple[float, float]], x: float) -> float:
     """Interpolates linearly between points; after the last point its value stays."""
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(points):
         if x <= x1:
             return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
     return points[-1][1]

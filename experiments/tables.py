@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from statistics import fmean
 from typing import Any, NamedTuple, TypeVar
 
@@ -96,7 +96,7 @@ def how_often_right(forks: Sequence[Fork], gauge: Gauge) -> Table:
     """Counts how often the score predicts the better source, in several groups of forks."""
     unequal = [fork for fork in forks if fork.on_pays is not None]
     groups = {"all": unequal, "clear (0 outside the interval of the difference)": [f for f in unequal if _clear(f)]}
-    for low, high in zip(BINS, BINS[1:], strict=False):
+    for low, high in pairwise(BINS):
         end = high if high < BINS[-1] else math.inf
         groups[f"score {low:g} to {high:g} from 0.5"] = [f for f in unequal if low <= abs(published(f.start)) < end]
     groups |= {f"task {task}": group for task, group in _grouped(unequal, lambda f: f.start.arm.task).items()}

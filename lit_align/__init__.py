@@ -70,6 +70,7 @@ _HOME = {
 }
 
 __all__ = [
+    "DPO",
     "AlignmentCheckpoint",
     "AlignmentDataModule",
     "AlignmentModule",
@@ -80,7 +81,6 @@ __all__ = [
     "CachedJudge",
     "ChatJudge",
     "CombinedJudge",
-    "DPO",
     "Decision",
     "LoraSpec",
     "PairRM",

@@ -7,11 +7,11 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the hub; read by it when it is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import lightning  # noqa: E402, F401  # sets an environment variable when it is first imported
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import lightning  # noqa: F401  # sets an environment variable when it is first imported
+import pytest
+import torch
 
-from tests.helpers.tiny import save_tiny_model  # noqa: E402
+from tests.helpers.tiny import save_tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -213,7 +213,10 @@ def test_prompts_without_a_partner_are_counted() -> None:
     on = [scored("a", 0.9), scored("b", 0.9, where="on.jsonl:2"), scored("c", 0.9)]
     with pytest.warns(UserWarning, match=r"2 of 3 on-policy prompts have no off-policy candidates.*'b' \(on.jsonl:2\)"):
         assert measure_sets(on, [scored("a", 0.1)], RecordedScores()).prompts == 1
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match="no prompt has a cross vote"):
+    with (
+        pytest.warns(UserWarning, match="off-policy candidates"),
+        pytest.raises(ValueError, match="no prompt has a cross vote"),
+    ):
         measure_sets(on, [scored("z", 0.1)], RecordedScores())
 
 

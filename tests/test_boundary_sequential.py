@@ -34,9 +34,10 @@ def test_the_weights_are_a_distribution() -> None:
 
 @pytest.mark.parametrize("share", [1.0, 0.0])
 def test_wins_alone_decide_where_the_capital_multiplied_out_does(share: float) -> None:
-    """n shares of 1 multiply a bet c by (1 + c)^n; the mixture over 2 (1 - c) is then worth
+    """n shares of 1 multiply a bet c by (1 + c)^n.
 
-    2 (2 (2^(n+1) - 1) / (n + 1) - (2^(n+2) - 1) / (n + 2)): 37.0 after 9, 61.9 after 10; 40 are needed.
+    The mixture over 2 (1 - c) is then worth 2 (2 (2^(n+1) - 1) / (n + 1) - (2^(n+2) - 1) / (n + 2)): 37.0 after 9, 61.9
+    after 10; 40 are needed.
     """
     needed = next(n for n in range(1, 100) if capital([1.0] * n, 0.5) >= 2 / 0.05)
     assert needed == 10

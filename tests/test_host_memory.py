@@ -46,5 +46,5 @@ def test_freed_memory_is_kept() -> None:
 
 
 def test_what_a_user_has_set_stays() -> None:
-    done, before, after = counted(MALLOC_ARENA_MAX="4")
+    done, _, after = counted(MALLOC_ARENA_MAX="4")
     assert not done and after > PAGES / 2

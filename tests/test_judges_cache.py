@@ -13,7 +13,7 @@ import sqlite3
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -212,7 +212,7 @@ def test_what_was_paid_before_a_failure_is_kept(path: Path) -> None:
 
 def test_a_judge_that_answers_wrongly_is_named_and_nothing_is_kept(path: Path) -> None:
     class Wrong(Longer):
-        answers = [1.5, 0.5]
+        answers: ClassVar = [1.5, 0.5]
 
         def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
             return self.answers

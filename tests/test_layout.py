@@ -67,7 +67,7 @@ def test_imports_run_down(room: str) -> None:
         if name.split(".")[1] == room
         for target in imports_of(path)
         if (other := target.split(".")[1]) != room
-        and not (floor[other] < floor[room] or room in GROUND and other in GROUND)
+        and not (floor[other] < floor[room] or (room in GROUND and other in GROUND))
     ]
     assert not upward
 

@@ -85,7 +85,7 @@ class TestEveryLoss:
         without = {name: None for names, needed in wants.items() if not needed for name in names}
         torch.testing.assert_close(loss(replace(ordinary(), **without)).losses, expected)
         for names in (names for names, needed in wants.items() if needed):
-            bare = replace(ordinary(), **{name: None for name in names})
+            bare = replace(ordinary(), **dict.fromkeys(names))
             if names[0].startswith("reference") and loss.needs_token_logps and bare.tokens is not None:
                 tokens = replace(bare.tokens, reference_chosen_logps=None, reference_rejected_logps=None)
                 bare = replace(bare, tokens=tokens)

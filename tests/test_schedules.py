@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_the_adaptive_schedule_measures_often_near_the_boundary(tmp_path: Path) 
         assert score is not None
         assert following == step + round(2 * min(3, 1 + abs(score - 0.5) / 0.05))
     assert steps[:2] == [0, 6] and steps[-1] - steps[-2] <= 6
-    assert min(b - a for a, b in zip(steps, steps[1:], strict=False)) <= 3, "it came back sooner near 0.5"
+    assert min(b - a for a, b in pairwise(steps)) <= 3, "it came back sooner near 0.5"
 
 
 def test_the_adaptive_schedule_goes_on_from_the_decisions_of_a_checkpoint() -> None:
@@ -123,7 +124,7 @@ def test_the_adaptive_schedule_goes_on_from_the_decisions_of_a_checkpoint() -> N
     for score, gap in ((0.5, 4), (0.6, 8), (0.35, 10), (0.0, 24), (1.0, 24)):
         measured = BoundaryResult(score, score, score, 9, 5, 4, 0)
         schedule.history = [Decision(10, "injection", 0.0, "", measured), Decision(12, "injection", 0.0, "by hand")]
-        assert [step for step in range(10, 60) if schedule.should_measure(step)][0] == 10 + gap
+        assert next(step for step in range(10, 60) if schedule.should_measure(step)) == 10 + gap
     schedule.max_stretch = 2
     assert schedule.should_measure(18) and not schedule.should_measure(17)
 

@@ -83,7 +83,7 @@ def test_a_resumed_run_compares_with_the_true_start(tmp_path: Path) -> None:
     first = WinRateCallback(num_prompts=3)
     first.on_train_start(fake_trainer(data, tmp_path), MODULE)
     assert data.asked == 3
-    data.skill = {name: 9 for name in data.skill}
+    data.skill = dict.fromkeys(data.skill, 9)
     second = WinRateCallback(num_prompts=3)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))  # plain types only
     trainer = fake_trainer(data, tmp_path, step=4)

@@ -36,10 +36,10 @@ class Parser(LightningArgumentParser):
 
 
 def shorten(message: str) -> str:
-    """Shortens an error of jsonargparse to the key and the reasons.
+    r"""Shortens an error of jsonargparse to the key and the reasons.
 
     Example:
-        >>> shorten('Parser key "a":\\n  Errors:\\n  - Parser key "b":\\n    Expected a <class \\'int\\'>. Got: x')
+        >>> shorten('Parser key "a":\n  Errors:\n  - Parser key "b":\n    Expected a <class \'int\'>. Got: x')
         '`a.b`: expected int. Got: x'
     """
     keys: list[str] = []

@@ -55,5 +55,5 @@ def padding_of(config: Any) -> int | None:
 
 
 @lru_cache(maxsize=8)
-def _template(tokenizer: Any, source: str) -> ChatTemplate:  # noqa: ARG001  # a template that is set anew is another
+def _template(tokenizer: Any, source: str) -> ChatTemplate:  # a template that is set anew is another
     return ChatTemplate(tokenizer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -178,7 +177,8 @@ def _compare_ends(template: str, text: str) -> Comparison:
 
 def _common_length(first: str, second: str) -> int:
     """The number of characters that two texts begin with alike."""
-    return len(os.path.commonprefix([first, second]))
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (left, right) in pairs if left != right), min(len(first), len(second)))
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:

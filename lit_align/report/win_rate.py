@@ -51,9 +51,10 @@ class WinRate:
 
 
 class WinRateCallback(Callback):
-    """Samples one answer to each of some held-out prompts at the start of a fit and at its end, and lets the judge
-    compare them. The result goes to the loggers as `win_rate/*`, to the summary, and with all answers to
-    `answers.jsonl` in the run folder.
+    """Lets the judge compare answers that the policy gave at the end of a fit with those it gave at the start.
+
+    One answer is sampled to each of some held-out prompts. The result goes to the loggers as `win_rate/*`, to the
+    summary, and with all answers to `answers.jsonl` in the run folder.
 
     The start's answers are in the checkpoints, so a resumed run is compared with the true start. Ranks share the
     prompts among them.

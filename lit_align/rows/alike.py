@@ -30,11 +30,11 @@ _SEEN = _Seen()
 
 
 def normal_form(prompt: Prompt) -> str:
-    """A prompt without what does not count: blanks, letter case, Unicode form and invisible characters.
+    r"""A prompt without what does not count: blanks, letter case, Unicode form and invisible characters.
 
     Example:
         >>> from lit_align.records import Message
-        >>> normal_form((Message("user", " Name a\\u00a0 Colour\\u200b!"),))
+        >>> normal_form((Message("user", " Name a\u00a0 Colour\u200b!"),))
         'name a colour!'
     """
     text = prompt_identity(prompt).casefold()

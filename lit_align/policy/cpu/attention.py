@@ -64,7 +64,7 @@ def _row_modes(model: nn.Module, rows: SharedRows, mask: Mask | dict[str, Mask])
     Short rows in float32 stay together: few large kernels are faster, and float32 rounds 2^16 times finer.
     """
     config: Any = model.config
-    masks = mask if isinstance(mask, dict) else {kind: mask for kind in layer_kinds(config)}
+    masks = mask if isinstance(mask, dict) else dict.fromkeys(layer_kinds(config), mask)
     dense = {kind: m for kind, m in masks.items() if isinstance(m, Tensor) and m.dtype == torch.bool}
     if dtype_of_products(model) not in HALF_PRECISIONS:
         dense = {kind: m for kind, m in dense.items() if kind == FULL and m.shape[-1] >= LONG_ROW}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -94,8 +95,7 @@ class _LongRow:
         prompt = self._sizes[0]
         ends = sizes.cumsum(0).tolist()
         self._masks = [
-            torch.cat([mask[start:end, :prompt], mask[start:end, start:end]], 1)
-            for start, end in zip(ends, ends[1:], strict=False)
+            torch.cat([mask[start:end, :prompt], mask[start:end, start:end]], 1) for start, end in pairwise(ends)
         ]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> Tensor:
