@@ -2,6 +2,7 @@
 # make test         all tests
 # make release-check   the wheel, installed elsewhere, makes a working folder, and a run is planned there
 # make evidence     does the measured stage tell which data pays? (hours; goes on where it was stopped)
+# make docs         the documentation site, into build/site
 # Each makes .venv first, from pyproject.toml under the pins of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: install quickstart test lint release-check evidence clean
+.PHONY: install quickstart test lint docs release-check evidence clean
 
 install: $(STAMP)
 
@@ -34,6 +35,12 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Any warning ends it: a link without its target, a page outside the navigation, a class that is not found.
+docs: install
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python docs/hooks/check_site.py build/site
+	@echo "Look at it with: $(BIN)/python -m http.server --directory build/site"
 
 # Nothing of the clone is seen from the folder it runs in.
 release-check: install
