@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from lit_align.report import WinRateCallback
     from lit_align.reward import RewardDataModule, RewardModule
     from lit_align.sampling import ServerSampler, TransformersSampler
+    from lit_align.trained import TrainedRun, open_run
     from lit_align.trainer import AlignmentTrainer
     from lit_align.training.checkpoint import AlignmentCheckpoint
     from lit_align.training.lr_schedulers import ScheduleSequence, WarmupSchedule
@@ -63,10 +64,12 @@ _HOME = {
     "ScheduleSequence": "training.lr_schedulers",
     "SequentialTest": "boundary",
     "ServerSampler": "sampling",
+    "TrainedRun": "trained",
     "TransformersSampler": "sampling",
     "WarmupSchedule": "training.lr_schedulers",
     "WinRateCallback": "report",
     "measure_sets": "boundary",
+    "open_run": "trained",
 }
 
 __all__ = [
@@ -96,10 +99,12 @@ __all__ = [
     "ScheduleSequence",
     "SequentialTest",
     "ServerSampler",
+    "TrainedRun",
     "TransformersSampler",
     "WarmupSchedule",
     "WinRateCallback",
     "measure_sets",
+    "open_run",
 ]
 
 

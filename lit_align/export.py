@@ -5,18 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
-from torch import nn
 
 from lit_align.files import written_whole
-from lit_align.policy.base_record import demand_same_base
 from lit_align.policy.load import load_generation_config, load_model, load_tokenizer
 from lit_align.policy.spec import PolicySpec
 from lit_align.sampling.engine import save_adapter
-
-_POLICY = "policy."
-"""What the names of a policy's weights begin with in a checkpoint."""
+from lit_align.trained.policy import restore
 
 
 def export_policy(spec: PolicySpec, checkpoint: Path, output: Path) -> None:
@@ -34,7 +29,7 @@ def export_policy(spec: PolicySpec, checkpoint: Path, output: Path) -> None:
     if output.exists():
         raise FileExistsError(f"{output} is there already, and export overwrites nothing: choose another --output")
     policy = load_model(spec)
-    _restore(policy, checkpoint, spec)
+    restore(policy, checkpoint, spec)
     with written_whole(output) as folder:
         _save(policy, folder)
         load_tokenizer(spec).save_pretrained(folder)
@@ -51,25 +46,6 @@ def describe_loading(spec: PolicySpec, output: Path) -> str:
             f'model = AutoModelForCausalLM.from_pretrained("{output}", dtype="auto")'
         )
     return f'from peft import AutoPeftModelForCausalLM\nmodel = AutoPeftModelForCausalLM.from_pretrained("{output}")'
-
-
-def _restore(policy: nn.Module, path: Path, spec: PolicySpec) -> None:
-    """Puts the trained weights of a checkpoint into a policy as it was before the fit."""
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    demand_same_base(checkpoint, spec)
-    weights = {
-        name.removeprefix(_POLICY): weight
-        for name, weight in checkpoint["state_dict"].items()
-        if name.startswith(_POLICY)
-    }
-    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    missing = sorted(trained - weights.keys())
-    if missing:
-        raise ValueError(
-            f"expected the {len(trained)} trained weights of the policy in {path}, {len(missing)} are not there, first "
-            f"{missing[0]!r}: give the config that the run was trained with (config.yaml in its folder)"
-        )
-    policy.load_state_dict({name: weights[name] for name in trained}, strict=False)
 
 
 def _save(policy: Any, folder: Path) -> None:

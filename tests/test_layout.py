@@ -19,6 +19,7 @@ FLOORS: list[set[str]] = [
     {"rows", "policy"},
     {"judges", "sampling", "reference", "training"},
     {"data"},
+    {"trained"},
     {"boundary"},
     {"report"},
     {"reward"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -44,6 +44,23 @@ def load_adapter(adapter: str, model: PreTrainedModel, config: PeftConfig) -> Pe
             f"made on {recorded!r}: give that model, or save the adapter anew with the version of peft that made it."
         )
     return adapted
+
+
+def fill_adapter(policy: nn.Module, adapter: str) -> None:
+    """Puts the weights of a saved adapter into a policy that has one of the same settings.
+
+    Args:
+        policy: the base with an adapter to train.
+        adapter: a folder that peft saved, or a hub id.
+
+    Raises:
+        FileNotFoundError: the folder holds no weights.
+        ValueError: the weights are not those of the policy's adapter.
+    """
+    fixed = {id(parameter) for parameter in policy.parameters() if not parameter.requires_grad}
+    problem = _fill(cast("PeftModel", policy), read_weights(adapter), fixed)
+    if problem is not None:
+        raise ValueError(f"The adapter {adapter!r} is not that of this run: {problem}. Was config.yaml changed?")
 
 
 def demand_own_base(spec: PolicySpec, located: str) -> None:

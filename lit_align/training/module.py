@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from lit_align.training.step_watch import OnNonFinite
 
 REFRESHES_KEY = "reference_refreshes"
 SPLIT_KEY = "computed_in_parts"
+POLICY_KEY = "policy_spec"
+"""The key of the policy's settings in a checkpoint, for readers that have no configuration."""
 
 
 class AlignmentModule(PairModule):
@@ -233,6 +236,7 @@ class AlignmentModule(PairModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint[REFRESHES_KEY] = self.reference.refreshes if self.reference is not None else 0
         checkpoint[SPLIT_KEY] = self._split.state(self._device_of_run())
+        checkpoint[POLICY_KEY] = asdict(self.spec)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """See :meth:`PairModule.on_load_checkpoint`."""
