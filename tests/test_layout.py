@@ -21,6 +21,7 @@ FLOORS: list[set[str]] = [
     {"data"},
     {"trained"},
     {"boundary"},
+    {"evaluate"},
     {"report"},
     {"reward"},
     {"export", "plan", "preview"},
