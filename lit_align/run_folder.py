@@ -6,13 +6,14 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from lit_align.console import note
 from lit_align.files import written_whole
 
 LOCK = ".lock"
@@ -105,6 +106,20 @@ def put_back(root: Path, moved: Path) -> None:
     moved.rmdir()
     if not any((root / PREVIOUS).iterdir()):
         (root / PREVIOUS).rmdir()
+
+
+@contextmanager
+def earlier_put_aside(root: Path, has_trained: Callable[[], bool]) -> Iterator[None]:
+    """Archives the earlier run in `root`; if the block fails before it trained, puts it back: nothing replaces it."""
+    moved = archive(root)
+    try:
+        yield
+    except BaseException:
+        if moved is not None and not has_trained():
+            put_back(root, moved)
+        raise
+    if moved is not None:
+        note(f"The earlier run in this folder is now in {moved}")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
-from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
 from lit_align.run_parts import find_callback, is_trial, process_rank
-from lit_align.trainer_defaults import check_accumulation, default_loggers, epochs_by_default, own_callbacks
-from lit_align.training.checkpoint import demand_whole, last_checkpoint
+from lit_align.trainer_defaults import all_callbacks, check_accumulation, default_loggers, epochs_by_default
+from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, demand_whole, last_checkpoint
 from lit_align.training.strategies import check_strategy
 
 DEFAULT_ROOT = "runs/default"
@@ -91,38 +87,35 @@ class AlignmentTrainer(Trainer):
         check_accumulation(accumulate_grad_batches)
         root = str(default_root_dir or DEFAULT_ROOT)
         present = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
-        enable_checkpointing, enable_progress_bar = (
-            not barebones if enabled is None else enabled for enabled in (enable_checkpointing, enable_progress_bar)
-        )
-        own = own_callbacks(present, enable_checkpointing, enable_progress_bar)
-        for callback in [*present, *own]:
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                callback.dirpath = str(Path(root, run_folder.CHECKPOINTS).absolute())
+        checkpointing = not barebones if enable_checkpointing is None else enable_checkpointing
+        bar = not barebones if enable_progress_bar is None else enable_progress_bar
+        if max_epochs is None:
+            max_epochs = epochs_by_default(present, max_steps, max_time, min_epochs)
+        if log_every_n_steps is None:
+            log_every_n_steps = 0 if barebones else 1
         super().__init__(
             default_root_dir=root,
             max_steps=max_steps,
-            max_epochs=epochs_by_default(present, max_steps, max_time, min_epochs)
-            if max_epochs is None
-            else max_epochs,
+            max_epochs=max_epochs,
             min_epochs=min_epochs,
             max_time=max_time,
             accumulate_grad_batches=accumulate_grad_batches,
             strategy=strategy,
             barebones=barebones,
             logger=default_loggers(root) if logger is True or (logger is None and not barebones) else logger,
-            callbacks=[*present, *own],
-            log_every_n_steps=(0 if barebones else 1) if log_every_n_steps is None else log_every_n_steps,
+            callbacks=all_callbacks(present, checkpointing, bar, Path(root)),
+            log_every_n_steps=log_every_n_steps,
             gradient_clip_val=gradient_clip_val,
             num_sanity_val_steps=num_sanity_val_steps,
             use_distributed_sampler=use_distributed_sampler,
             enable_model_summary=enable_model_summary,
-            enable_progress_bar=enable_progress_bar,
-            enable_checkpointing=enable_checkpointing,
+            enable_progress_bar=bar,
+            enable_checkpointing=checkpointing,
             **kwargs,
         )
-        self._checkpoint_connector = _CheckpointPaths(self)
-        self.measured: dict[str, Any] = {}
-        self._in_place_of_stage: Callable[[], None] | None = None  # set while `measure` or `precompute` runs
+        self._checkpoint_connector = CheckpointPaths(self)
+        self._in_place_of_stage: Callable[[], dict[str, Any]] | None = None  # set while `measure` or `precompute` runs
+        self._result_in_place: dict[str, Any] = {}
 
     @property
     def run_folder(self) -> Path:
@@ -152,26 +145,18 @@ class AlignmentTrainer(Trainer):
         Raises:
             RunFolderInUse: another fit is under way in the run folder.
         """
-        with run_folder.locked(self.run_folder) if process_rank() == 0 else nullcontext():
-            self._fit_in_own_folder(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        with nullcontext() if process_rank() else run_folder.locked(self.run_folder):
+            if ckpt_path == "last":
+                ckpt_path = self.last_checkpoint(to_resume=True)
+                if ckpt_path is None and process_rank() == 0:
+                    note(f"There is no checkpoint in {self.run_folder}: the run begins at its first step.")
+            # Only by rank 0, and before the loggers choose their version numbers in this folder.
+            stays = process_rank() != 0 or ckpt_path is not None or is_trial(self)
+            with nullcontext() if stays else run_folder.earlier_put_aside(self.run_folder, self._has_trained):
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
-    def _fit_in_own_folder(
-        self, model: LightningModule, train: Any, val: Any, data: LightningDataModule | None,
-        ckpt_path: str | Path | None, weights_only: bool | None,
-    ) -> None:  # fmt: skip
-        if ckpt_path == "last":
-            ckpt_path = self.last_checkpoint(to_resume=True)
-            if ckpt_path is None:
-                self._say_afresh()
-        moved = self._put_earlier_run_aside() if ckpt_path is None else None
-        try:
-            super().fit(model, train, val, data, ckpt_path, weights_only)
-        except BaseException:  # a run that failed at the start has nothing to show for the one it put aside
-            if moved is not None and self.fit_loop.epoch_loop.batch_progress.total.ready == 0:
-                run_folder.put_back(self.run_folder, moved)
-            raise
-        if moved is not None:
-            note(f"The earlier run in this folder is now in {moved}")
+    def _has_trained(self) -> bool:
+        return self.fit_loop.epoch_loop.batch_progress.total.ready > 0
 
     def measure(
         self,
@@ -204,13 +189,18 @@ class AlignmentTrainer(Trainer):
         Returns:
             What was written.
         """
-        boundary = self._boundary_callback().with_settings(
+        boundary = (find_callback(self, BoundaryCallback) or BoundaryCallback()).with_settings(
             max_prompts=max_prompts, sequential=sequential, alpha=alpha, graded=graded, draw_seed=seed
         )
-        self._run_in_place(lambda: self._measure(boundary), model, datamodule, ckpt_path)
-        if output is not None and self.is_global_zero:
-            run_folder.write_json(Path(output), self.measured)
-        return self.measured
+
+        def measure() -> dict[str, Any]:
+            boundary.say_what_is_short(self)
+            result = boundary.measure_isolated(self, self.lightning_module).result
+            return result_record(result, "measured on held-out prompts", boundary.sides)
+
+        record = self._run_in_place(measure, model, datamodule, ckpt_path)
+        self._tell(readable(record), record, output)
+        return record
 
     def precompute(self, model: LightningModule, datamodule: LightningDataModule) -> dict[str, Any]:
         """Computes the reference's log-probs of all static pairs, held-out ones included, and stores them for `fit`.
@@ -227,19 +217,11 @@ class AlignmentTrainer(Trainer):
         Raises:
             ValueError: where there is nothing to store: the loss needs no reference, or it is not to be kept.
         """
-        filled: dict[str, Any] = {}
-        data = cast(Any, datamodule)
-        self._run_in_place(lambda: filled.update(data.fill_reference()), model, datamodule)
+        filled = self._run_in_place(cast(Any, datamodule).fill_reference, model, datamodule)
         if not filled:
             raise ValueError(
                 "there are no reference log-probs to store: the loss needs no reference, or the data's "
                 "`reference_cache` is null, or the reference cannot be stored (a warning above says why)"
-            )
-        if filled["computed"] and self.is_global_zero:
-            computed = filled["computed"]
-            seconds = filled["seconds"]
-            note(
-                f"Reference log-probs: computed {computed} pairs in {seconds:.0f} s ({computed / seconds:.1f} pairs/s)"
             )
         return filled
 
@@ -268,10 +250,7 @@ class AlignmentTrainer(Trainer):
         from lit_align.plan.run import plan_run  # it imports much that no other subcommand needs
 
         planned = plan_run(self, cast(Any, model), cast(Any, datamodule), card_gib, prompt_tokens, completion_tokens)
-        if self.is_global_zero:
-            note(planned.text)
-            if output is not None:
-                run_folder.write_json(Path(output), planned.record)
+        self._tell(planned.text, planned.record, output)
         return planned.record
 
     def preview(
@@ -332,35 +311,32 @@ class AlignmentTrainer(Trainer):
 
     def _run_in_place(
         self,
-        work: Callable[[], None],
+        work: Callable[[], dict[str, Any]],
         model: LightningModule,
         datamodule: LightningDataModule,
         ckpt_path: str | Path | None = None,
-    ) -> None:
+    ) -> dict[str, Any]:
         """Sets everything up as for a validation and does `work` in its place."""
         self._in_place_of_stage = work
         try:
             self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
         finally:
             self._in_place_of_stage = None
-
-    def _boundary_callback(self) -> BoundaryCallback:
-        """The run's boundary callback, or a plain one."""
-        return find_callback(self, BoundaryCallback) or BoundaryCallback()
+        return self._result_in_place
 
     def _run_stage(self) -> Any:
         """As Lightning's, or what runs in place of its loops."""
         if self._in_place_of_stage is None:
             return super()._run_stage()
-        self._in_place_of_stage()
+        self._result_in_place = self._in_place_of_stage()
         return []
 
-    def _measure(self, boundary: BoundaryCallback) -> None:
-        boundary.say_what_is_short(self)
-        result = boundary.measure_isolated(self, self.lightning_module).result
-        self.measured = result_record(result, "measured on held-out prompts", boundary.sides)
+    def _tell(self, text: str, record: dict[str, Any], output: str | None) -> None:
+        """Prints what a command has to say, and writes its record if a file is named."""
         if self.is_global_zero:
-            note(readable(self.measured))
+            note(text)
+            if output is not None:
+                run_folder.write_json(Path(output), record)
 
     def last_checkpoint(self, to_resume: bool = False) -> Path | None:
         """The checkpoint of the latest step in the run folder and where the checkpoint callbacks write, if any.
@@ -368,35 +344,6 @@ class AlignmentTrainer(Trainer):
         Args:
             to_resume: leaves out files that only hold weights.
         """
-        written = {getattr(callback, "dirpath", None) for callback in self.checkpoint_callbacks}
-        folders = {Path(folder).absolute() for folder in written if folder}
-        return last_checkpoint({*folders, Path(self.run_folder, run_folder.CHECKPOINTS).absolute()}, to_resume)
-
-    @rank_zero_only
-    def _say_afresh(self) -> None:
-        note(f"There is no checkpoint in {self.run_folder}: the run begins at its first step.")
-
-    def _put_earlier_run_aside(self) -> Path | None:
-        # Only by rank 0, and before the loggers choose their version numbers in this folder.
-        if process_rank() != 0 or is_trial(self):
-            return None
-        return run_folder.archive(self.run_folder)
-
-
-class _CheckpointPaths(_CheckpointConnector):
-    """Lightning's, for which "last" is what :meth:`AlignmentTrainer.last_checkpoint` finds."""
-
-    def _parse_ckpt_path(self, state_fn: TrainerFn, ckpt_path: Any, model_provided: bool, model_connected: bool) -> Any:
-        trainer = cast(AlignmentTrainer, self.trainer)
-        if ckpt_path == "last" and state_fn != TrainerFn.FITTING:
-            ckpt_path = trainer.last_checkpoint()
-            if ckpt_path is None:
-                raise FileNotFoundError(
-                    f'`ckpt_path` is "last", and there is no checkpoint in {trainer.run_folder}: give the folder of '
-                    "the run (--trainer.default_root_dir), the checkpoint's own path, or no ckpt_path for the start"
-                )
-        # Set here and not when it is loaded: the data's tokens depend on the date at which the run began.
-        self._ckpt_path = super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
-        if self._ckpt_path is not None:
-            demand_whole(Path(self._ckpt_path))
-        return self._ckpt_path
+        return last_checkpoint(
+            checkpoint_folders(self) | {(self.run_folder / run_folder.CHECKPOINTS).absolute()}, to_resume
+        )

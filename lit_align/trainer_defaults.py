@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer
@@ -40,16 +41,28 @@ def epochs_by_default(
     return MANY_EPOCHS if timed or max_steps != -1 else max(1, min_epochs or 1)
 
 
-def own_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool) -> list[Callback]:
-    """The default callbacks (checkpoint, progress bar, summary) that a run neither has nor switches off."""
-    own: list[Callback] = []
-    if bar and not any(isinstance(callback, ProgressBar) for callback in callbacks):
-        own.append(AlignmentProgressBar())
-    if not any(isinstance(callback, RunSummary) for callback in callbacks):
-        own.append(RunSummary())
-    if checkpointing and not any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
-        own.append(AlignmentCheckpoint())
-    return own
+def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool, root: Path) -> list[Callback]:
+    """The callbacks of a run, followed by the default ones that it neither has nor switches off.
+
+    Args:
+        callbacks: the run's own.
+        checkpointing: whether checkpoints are kept; without a folder of their own they go to the run folder's.
+        bar: whether a progress bar is shown.
+        root: the run folder.
+    """
+    defaults: list[tuple[type[Callback], Callable[[], Callback], bool]] = [
+        (ProgressBar, AlignmentProgressBar, bar),
+        (RunSummary, RunSummary, True),
+        (ModelCheckpoint, AlignmentCheckpoint, checkpointing),
+    ]
+    complete = list(callbacks)
+    for kind, make, enabled in defaults:
+        if enabled and not any(isinstance(callback, kind) for callback in callbacks):
+            complete.append(make())
+    for callback in complete:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str((root / run_folder.CHECKPOINTS).absolute())
+    return complete
 
 
 def default_loggers(root: str) -> list[Logger]:

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 from lit_align import AlignmentTrainer
-from lit_align.training.checkpoint import last_checkpoint
+from lit_align.training.checkpoint_paths import last_checkpoint
 
 
 def save(path: Path, step: int, age: int, **more: Any) -> Path:

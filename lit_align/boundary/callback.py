@@ -229,33 +229,15 @@ class BoundaryCallback(Callback):
         if short is not None:
             note(f"boundary: {short}")
 
-    def with_settings(
-        self,
-        *,
-        max_prompts: int | None = None,
-        sequential: bool | None = None,
-        alpha: float | None = None,
-        graded: bool | None = None,
-        draw_seed: int | None = None,
-    ) -> BoundaryCallback:
-        """A copy that measures by other settings; None keeps this one's.
-
-        Args:
-            max_prompts: held-out prompts a measurement at most.
-            sequential: stop once it is decided.
-            alpha: the chance of error, in (0, 1).
-            graded: go by how much better an answer is, not by votes.
-            draw_seed: joins the data's seed, for other prompts and other answers.
+    def with_settings(self, **settings: object) -> BoundaryCallback:
+        """A copy that measures by other settings, such as `alpha=0.1` or `draw_seed=1`; None keeps this one's.
 
         Raises:
             ValueError: a setting is out of range.
         """
         callback = copy(self)
-        callback.max_prompts = self.max_prompts if max_prompts is None else max_prompts
-        callback.sequential = self.sequential if sequential is None else sequential
-        callback.alpha = self.alpha if alpha is None else alpha
-        callback.graded = self.graded if graded is None else graded
-        callback.draw_seed = self.draw_seed if draw_seed is None else draw_seed
+        for name, value in settings.items():
+            setattr(callback, name, getattr(self, name) if value is None else value)
         callback._require_in_range()
         return callback
 

@@ -95,11 +95,14 @@ class ReferenceFeed:
         missing = len(logps.missing(pairs))
         began = time.perf_counter()
         self._fill(logps, pairs)
+        seconds = time.perf_counter() - began
+        if missing and self._run.rank == 0:
+            note(f"Reference log-probs: computed {missing} pairs in {seconds:.0f} s ({missing / seconds:.1f} pairs/s)")
         return {
             "pairs": len(pairs),
             "found": len(pairs) - missing,
             "computed": missing,
-            "seconds": time.perf_counter() - began,
+            "seconds": seconds,
             "folder": str(logps.store.folder),
         }
 

@@ -19,7 +19,8 @@ from lit_align.report.crossing import crossing, for_the_next_run
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateCallback
 from lit_align.run_parts import callbacks_of, datamodule_of, find_callback, is_trial
-from lit_align.training.checkpoint import AlignmentCheckpoint, last_checkpoint
+from lit_align.training.checkpoint import AlignmentCheckpoint
+from lit_align.training.checkpoint_paths import checkpoint_folders, last_checkpoint
 from lit_align.training.module import AlignmentModule
 from lit_align.training.step_watch import StepWatch
 
@@ -137,8 +138,7 @@ def _seconds_of_round(stats: dict[str, Any]) -> float:
 
 def _name_checkpoint(trainer: Trainer) -> str:
     """Where the last checkpoint is, and how to go on from it."""
-    folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks}
-    last = last_checkpoint(Path(folder) for folder in folders if folder)
+    last = last_checkpoint(checkpoint_folders(trainer))
     if last is None:
         return "There is no checkpoint yet: the run starts afresh next time."
     step = next((c.saved_step for c in trainer.checkpoint_callbacks if isinstance(c, AlignmentCheckpoint)), None)

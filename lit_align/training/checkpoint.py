@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import time
-import zipfile
-from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_align.console import note
@@ -171,54 +167,6 @@ class AlignmentCheckpoint(ModelCheckpoint):
         if self.save_last:
             self.last_model_path = self.format_checkpoint_name(monitor_candidates, self.CHECKPOINT_NAME_LAST)
             self._save_checkpoint(trainer, self.last_model_path)
-
-
-def last_checkpoint(folders: Iterable[Path], to_resume: bool = True) -> Path | None:
-    """The checkpoint of the latest optimizer step in the folders, by whatever callback and under whatever name.
-
-    A file that cannot be read, such as half a copy, is left out with a warning.
-
-    Args:
-        folders: the folders to search, without their subfolders; they need not exist.
-        to_resume: leaves out files that hold only weights.
-    """
-    paths: dict[Path, Path] = {}  # by what they point at: a link to a file is the same checkpoint
-    for folder in folders:
-        paths.update((path.resolve(), path) for path in sorted(folder.glob("*.ckpt")) if path.exists())
-    steps = {path: _saved_step(path, to_resume) for path in paths.values()}
-    readable = [path for path, step in steps.items() if step is not None]
-    return max(readable, key=lambda path: (steps[path], path.stat().st_mtime), default=None)
-
-
-def demand_whole(path: Path) -> None:
-    """Refuses a path that is no checkpoint or only a part of one. Lightning itself refuses a path that does not exist.
-
-    Raises:
-        ValueError: a file is cut short.
-        IsADirectoryError: a folder was not written by a sharded strategy.
-    """
-    if path.is_dir() and path.suffix != ".ckpt":
-        raise IsADirectoryError(
-            f"The checkpoint {path} is a folder: give a file, such as {path / 'checkpoints' / 'last.ckpt'}, or the "
-            'folder as trainer.default_root_dir with "last" as ckpt_path.'
-        )
-    if path.is_file() and not zipfile.is_zipfile(path):
-        raise ValueError(
-            f'The checkpoint {path} is broken or cut short: take another one. With "last" as ckpt_path the newest '
-            "that can be read is taken."
-        )
-
-
-def _saved_step(path: Path, to_resume: bool) -> int | None:
-    """The step of a checkpoint; None if it cannot be used, -1 for a folder of a sharded strategy, which is not read."""
-    if path.is_dir():
-        return -1
-    try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return None if to_resume and "optimizer_states" not in checkpoint else int(checkpoint["global_step"])
-    except Exception as error:
-        rank_zero_warn(f"The checkpoint {path} cannot be read and is left out: {error}")
-        return None
 
 
 def _last_batch_of_fit(trainer: Trainer) -> bool:

@@ -1,0 +1,87 @@
+"""Which checkpoint of a run "last" is, and what is no checkpoint."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+
+class CheckpointPaths(_CheckpointConnector):
+    """Lightning's, for which "last" is what the Trainer's `last_checkpoint()` finds, and which refuses broken files."""
+
+    def _parse_ckpt_path(self, state_fn: TrainerFn, ckpt_path: Any, model_provided: bool, model_connected: bool) -> Any:
+        trainer = cast(Any, self.trainer)
+        if ckpt_path == "last" and state_fn != TrainerFn.FITTING:
+            ckpt_path = trainer.last_checkpoint()
+            if ckpt_path is None:
+                raise FileNotFoundError(
+                    f'`ckpt_path` is "last", and there is no checkpoint in {trainer.run_folder}: give the folder of '
+                    "the run (--trainer.default_root_dir), the checkpoint's own path, or no ckpt_path for the start"
+                )
+        # Set here and not when it is loaded: the data's tokens depend on the date at which the run began.
+        self._ckpt_path = super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
+        if self._ckpt_path is not None:
+            demand_whole(Path(self._ckpt_path))
+        return self._ckpt_path
+
+
+def checkpoint_folders(trainer: Trainer) -> set[Path]:
+    """Where the checkpoint callbacks write."""
+    folders = {getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks}
+    return {Path(folder).absolute() for folder in folders if folder}
+
+
+def last_checkpoint(folders: Iterable[Path], to_resume: bool = True) -> Path | None:
+    """The checkpoint of the latest optimizer step in the folders, by whatever callback and under whatever name.
+
+    A file that cannot be read, such as half a copy, is left out with a warning.
+
+    Args:
+        folders: the folders to search, without their subfolders; they need not exist.
+        to_resume: leaves out files that hold only weights.
+    """
+    paths: dict[Path, Path] = {}  # by what they point at: a link to a file is the same checkpoint
+    for folder in folders:
+        paths.update((path.resolve(), path) for path in sorted(folder.glob("*.ckpt")) if path.exists())
+    steps = {path: _saved_step(path, to_resume) for path in paths.values()}
+    readable = [path for path, step in steps.items() if step is not None]
+    return max(readable, key=lambda path: (steps[path], path.stat().st_mtime), default=None)
+
+
+def demand_whole(path: Path) -> None:
+    """Refuses a path that is no checkpoint or only a part of one. Lightning itself refuses a path that does not exist.
+
+    Raises:
+        ValueError: a file is cut short.
+        IsADirectoryError: a folder was not written by a sharded strategy.
+    """
+    if path.is_dir() and path.suffix != ".ckpt":
+        raise IsADirectoryError(
+            f"The checkpoint {path} is a folder: give a file, such as {path / 'checkpoints' / 'last.ckpt'}, or the "
+            'folder as trainer.default_root_dir with "last" as ckpt_path.'
+        )
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(
+            f'The checkpoint {path} is broken or cut short: take another one. With "last" as ckpt_path the newest '
+            "that can be read is taken."
+        )
+
+
+def _saved_step(path: Path, to_resume: bool) -> int | None:
+    """The step of a checkpoint; None if it cannot be used, -1 for a folder of a sharded strategy, which is not read."""
+    if path.is_dir():
+        return -1
+    try:
+        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        return None if to_resume and "optimizer_states" not in checkpoint else int(checkpoint["global_step"])
+    except Exception as error:
+        rank_zero_warn(f"The checkpoint {path} cannot be read and is left out: {error}")
+        return None
