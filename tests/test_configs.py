@@ -15,6 +15,7 @@ import yaml
 from lit_align.cli import main
 from lit_align.cli.app import AlignmentCLI
 from lit_align.cli.init import copy_user_files
+from tests.helpers.doc_blocks import blocks_of, commands_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
@@ -83,11 +84,6 @@ def test_every_schedule_has_a_config() -> None:
     assert {path.rsplit(".", 1)[-1] for path in named} >= set(callbacks.__all__)
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
-    return [text for name, text in fenced if name == language]
-
-
 @pytest.fixture
 def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What `lit-align init` leaves, with a tiny model in place of the real one."""
@@ -100,9 +96,9 @@ def folder(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) ->
 def python_blocks() -> dict[str, str]:
     """The README's Python by what it defines or does."""
     by_purpose = {}
-    for block in blocks("python"):
-        classes = [node.name for node in ast.parse(block).body if isinstance(node, ast.ClassDef)]
-        by_purpose[classes[0] if classes else "plain"] = block
+    for block in blocks_of("README.md", "python"):
+        classes = [node.name for node in ast.parse(block.text).body if isinstance(node, ast.ClassDef)]
+        by_purpose[classes[0] if classes else "plain"] = block.text
     return by_purpose
 
 
@@ -114,8 +110,9 @@ SHORT = [
 
 def test_the_schedule_of_one_s_own(folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "my_schedule.py").write_text(python_blocks()["Cautious"])
-    line = next(line for block in blocks("") for line in block.splitlines() if "my_schedule.Cautious" in line)
-    command = [*shlex.split(line)[1:], *SHORT, "--model.policy.model", str(tiny_model), "--boundary.max_prompts", "4"]
+    commands = [command for block in blocks_of("README.md", "bash") for command in commands_of(block)]
+    line = next(command for command in commands if "my_schedule.Cautious" in command)
+    command = [*line[1:], *SHORT, "--model.policy.model", str(tiny_model), "--boundary.max_prompts", "4"]
     assert main([*command, "--boundary.every_n_steps", "1"]) == 0, capsys.readouterr().err
     decisions = [json.loads(row) for row in (folder / "runs/quickstart/boundary.jsonl").read_text().splitlines()]
     assert [row["step"] for row in decisions] == [0, 1, 2]
@@ -143,8 +140,9 @@ def test_the_run_in_plain_python(folder: Path, tiny_model: Path) -> None:
 
 
 def test_every_command_of_the_readme_is_one_that_exists() -> None:
-    lines = [line for block in blocks("") for line in block.splitlines() if line.startswith("lit-align ")]
+    lines = [command for block in blocks_of("README.md", "bash") for command in commands_of(block)]
     commands = {*AlignmentCLI.subcommands(), "init"}
-    assert len(lines) >= 5 and {line.split()[1] for line in lines} <= commands
+    ours = [command[1] for command in lines if command[0] == "lit-align"]
+    assert len(ours) >= 5 and set(ours) <= commands
     targets = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
     assert targets and all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in targets)

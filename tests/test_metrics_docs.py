@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -23,9 +22,10 @@ def block(language: str) -> str:
     return match[1]
 
 
-def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    row = {"prompt": "q", "candidates": [{"text": "a b", "score": 1.0}, {"text": "a c", "score": 0.0}]}
-    (tmp_path / "candidates.jsonl").write_text(json.dumps(row) + "\n")
+def test_the_code_prints_what_it_should(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "candidates.jsonl").write_text(block('json title="candidates.jsonl"'))
     monkeypatch.chdir(tmp_path)
     exec(compile(block("python"), "characteristics.md", "exec"), {})
     printed = capsys.readouterr().out
