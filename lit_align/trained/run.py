@@ -14,7 +14,7 @@ from lit_align.policy.source import locate_adapter
 from lit_align.policy.spec import PolicySpec
 from lit_align.trained.policy import TrainedPolicy, load_policy
 from lit_align.trained.settings import policy_of, read_config
-from lit_align.training.checkpoint import demand_whole, last_checkpoint
+from lit_align.training.checkpoint_paths import demand_whole, last_checkpoint
 from lit_align.training.module import POLICY_KEY
 
 ADAPTER = "adapter_config.json"
