@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import Strategy
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
+from lit_align.clock import CLOCK
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
 from lit_align.run_parts import find_callback, is_trial, process_rank
@@ -145,6 +146,7 @@ class AlignmentTrainer(Trainer):
         Raises:
             RunFolderInUse: another fit is under way in the run folder.
         """
+        CLOCK.restart()
         with nullcontext() if process_rank() else run_folder.locked(self.run_folder):
             if ckpt_path == "last":
                 ckpt_path = self.last_checkpoint(to_resume=True)

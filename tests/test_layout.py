@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "lit_align"
 GROUND = {
-    "batch", "by_length", "console", "files", "losses", "markdown", "progress", "ranks", "records", "remote",
+    "batch", "by_length", "clock", "console", "files", "losses", "markdown", "progress", "ranks", "records", "remote",
     "run_folder", "run_parts", "seeding",
 }  # fmt: skip
 FLOORS: list[set[str]] = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -26,6 +26,8 @@ from tests.helpers.tiny import save_tiny_model
 FIELD_NAMES = {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"} | {
     "logps/chosen",
     "logps/rejected",
+    "lengths/chosen",
+    "lengths/rejected",
 }
 
 
@@ -77,13 +79,41 @@ def test_slic_hf_runs_without_a_reference(tiny_model: Path, tmp_path: Path) -> N
 def test_logs_the_fields_names_in_training_and_validation(tiny_model: Path, tmp_path: Path) -> None:
     module, task = lora_module(tiny_model), trainer(tmp_path, max_steps=2, val_check_interval=1)
     task.fit(module, loader(1), loader(2))
-    expected = FIELD_NAMES | {"on_policy_share"} | {f"val/{name}" for name in FIELD_NAMES}
+    expected = FIELD_NAMES | {"on_policy_share", "lr"} | {f"val/{name}" for name in FIELD_NAMES}
     assert set(task.logged_metrics) == expected
     assert task.logged_metrics["on_policy_share"] == 0.5
     shown = {name for name in task.progress_bar_metrics if not name.startswith("val/")}
     assert shown == {"loss", "rewards/accuracies", "rewards/margins"}
     task.test(module, loader(2))
     assert set(task.logged_metrics) == {f"test/{name}" for name in FIELD_NAMES}
+
+
+class HalfOnPolicy(LightningDataModule):
+    """One batch, of whose pairs the first is on-policy."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.on_policy_share = share
+
+    def train_dataloader(self) -> Any:
+        return loader(1)
+
+
+def test_the_drift_from_the_reference_is_that_of_on_policy_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    module = full_module(tiny_model)
+    module.configure_model()
+    shake(module)
+    with torch.no_grad():
+        pairs = module.pair_logps(batch(0))
+    reference_chosen, reference_rejected = pairs.references()
+    drift = (pairs.policy_chosen_logps - reference_chosen + pairs.policy_rejected_logps - reference_rejected) / 2
+    task = trainer(tmp_path, max_steps=1)
+    task.fit(module, datamodule=HalfOnPolicy(0.5))
+    assert float(task.logged_metrics["kl"]) == pytest.approx(float(drift[0]), rel=1e-4)
+    assert abs(float(drift[0] - drift[1])) > 1e-3, "the pairs are told apart"
+    other = trainer(tmp_path, max_steps=1)
+    other.fit(lora_module(tiny_model), datamodule=HalfOnPolicy(0.0))
+    assert "kl" not in other.logged_metrics
 
 
 def test_validation_is_the_mean_over_pairs_by_hand(tiny_model: Path, tmp_path: Path) -> None:

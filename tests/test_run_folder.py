@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from callbacks import FixedSwitch
 from lit_align import AlignmentTrainer, RuleJudge, run_folder
 from lit_align.report.crossing import crossing, for_the_next_run
 from lit_align.report.summary import RunSummary
 from lit_align.report.text import WIDTH, render
-from tests.helpers.boundary_fakes import decision
+from tests.helpers.boundary_fakes import FakeData, FakeModule, decision, quiet_trainer
 
 
 def test_archive_moves_what_is_the_runs_own_and_numbers_upwards(tmp_path: Path) -> None:
@@ -122,6 +124,30 @@ def test_a_fit_that_fails_at_its_start_leaves_the_folder_as_it_was_and_free(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
     with run_folder.locked(tmp_path):
         pass
+
+
+def test_the_summary_says_whether_the_run_is_under_way_done_or_stopped(tmp_path: Path) -> None:
+    states: list[dict[str, Any]] = []
+    boundary = FixedSwitch(1)
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            states.append(json.loads((tmp_path / "summary.json").read_text()))
+
+    summary = RunSummary(show=False)
+    quiet_trainer(tmp_path, boundary, summary, Watch(), max_steps=3).fit(FakeModule(), datamodule=FakeData())
+    assert [(state["state"], len(state["decisions"])) for state in states] == [
+        ("running", 2), ("running", 2), ("running", 2),
+    ]  # fmt: skip
+    after = json.loads((tmp_path / "summary.json").read_text())
+    assert (after["state"], after["steps"], after["max_steps"], after["error"]) == ("finished", 3, 3, None)
+    assert after["environment"]["versions"]["torch"] == torch.__version__
+    assert sum(after["activities"].values()) == pytest.approx(after["seconds"]["total"], rel=0.05)
+    stopping = quiet_trainer(tmp_path, RunSummary(show=False), Stopping(), max_steps=3)
+    with pytest.raises(RuntimeError):
+        stopping.fit(FakeModule(), datamodule=FakeData())
+    after = json.loads((tmp_path / "summary.json").read_text())
+    assert (after["state"], after["error"]) == ("stopped", "RuntimeError: no more")
 
 
 def test_json_is_strict_and_whole(tmp_path: Path) -> None:

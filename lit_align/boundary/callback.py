@@ -21,6 +21,7 @@ from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.sequential import require_alpha
 from lit_align.boundary.shortage import shortage
 from lit_align.boundary.switch import Choice, ReasonedShare, Switch, Undecided, as_decision, without_information
+from lit_align.clock import timed
 from lit_align.console import note
 from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.data.needs import refuse_to_overfit
@@ -184,6 +185,7 @@ class BoundaryCallback(Callback):
         result = measurement.result("budget" if len(prompts) == self.max_prompts else "pool")
         return MeasurementOutcome(result, fresh, measurement.judged)
 
+    @timed("measuring")
     def measure_isolated(self, trainer: Trainer, pl_module: LightningModule) -> MeasurementOutcome:
         """Measures, leaves the random state as it was, and says how long it took.
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from lit_align.boundary.interval import mean_interval
 from lit_align.boundary.result import BOUNDARY, BoundaryResult
 from lit_align.boundary.votes import count_votes
+from lit_align.clock import timed
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet
 from lit_align.rows.matching import match_by_prompt
@@ -126,6 +127,7 @@ class BoundaryScore(Metric):
         return BoundaryResult(**values, seconds=seconds, alpha=round(1 - self.confidence, 12), stopped="pool")
 
 
+@timed("judging")
 def measure_sets(
     on: Iterable[CandidateSet],
     off: Iterable[CandidateSet],

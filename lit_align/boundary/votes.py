@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lit_align.clock import timed
 from lit_align.judges.base import Judge
 from lit_align.judges.vote_arrays import graded_votes, votes_from_scores
 from lit_align.records import CandidateSet
@@ -84,6 +85,7 @@ class JudgedPrompt:
         return None if math.isnan(share) else share
 
 
+@timed("judging")
 def judge_prompts(judge: Judge, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[JudgedPrompt]:
     """Votes and scores of both sides from one pass of the judge.
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_align.clock import timed
 from lit_align.judges import Judge
 from lit_align.judges.base import require_score_for_each
 from lit_align.judges.quality import contradiction_warning
@@ -20,6 +21,7 @@ from lit_align.rows.loading import Record, as_set
 _SETS_A_CALL = 32  # judged together: large enough to batch, small enough for a bar that moves
 
 
+@timed("judging")
 def judge_sets(
     judge: Judge, sets: Sequence[CandidateSet], progress: Callable[[int], object] | None = None
 ) -> list[CandidateSet]:

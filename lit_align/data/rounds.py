@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from lit_align.batch import TokenizedPair
+from lit_align.clock import timed
 from lit_align.data.encoder import Encoder
 from lit_align.data.held_out import HeldOut
 from lit_align.data.judging import judge_sets
@@ -100,6 +101,7 @@ class Rounds:
         """The rounds made from here on are those of the next micro-batch."""
         self.new = []
 
+    @timed("sampling")
     def sample(
         self,
         sets: Sequence[CandidateSet],
@@ -174,6 +176,7 @@ class Rounds:
             for candidates, added in zip(sets, more, strict=True)
         ]
 
+    @timed("on_policy_round")
     def _make(self, sets: Sequence[CandidateSet], index: int, step: int, sample: Sample) -> Round:
         """Samples, judges and pairs the prompts of `sets`, shared among the ranks.
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from lit_align.batch import PairBatch, PairReference, TokenizedPair
 from lit_align.by_length import batches_by_length
+from lit_align.clock import timed
 from lit_align.policy.cache import cache_dir
 from lit_align.policy.identity import model_identity
 from lit_align.policy.logps import TokenLogps
@@ -96,6 +97,7 @@ class ReferenceLogps:
         everywhere = set.intersection(*gather(set(stored)))
         self._known.update((key, stored[key]) for key in lengths if key in everywhere)
 
+    @timed("reference")
     def fill(self, pairs: Pairs) -> None:
         """Computes what is missing of `pairs`, shared among the ranks, and stores it as it goes."""
         missing = sorted(self.missing(pairs), key=_length, reverse=True)  # the longest first: memory fails at once
@@ -109,6 +111,7 @@ class ReferenceLogps:
                 for part in gather(self._compute(missing[start : start + stride][rank::world], bar)):
                     self._take(part)
 
+    @timed("reference")
     def for_round(self, pairs: Pairs) -> list[TokenizedPair]:
         """Sampled pairs with the values of the reference as it is now."""
         version: int = self.module.reference.refreshes

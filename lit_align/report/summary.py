@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,8 +15,10 @@ from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.boundary.meaning import SIDES
 from lit_align.boundary.result import Decision
+from lit_align.clock import CLOCK
 from lit_align.judges import Judge
 from lit_align.report.crossing import crossing, for_the_next_run
+from lit_align.report.environment import describe_environment
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateCallback
 from lit_align.run_parts import callbacks_of, datamodule_of, find_callback, is_trial
@@ -24,13 +27,16 @@ from lit_align.training.checkpoint_paths import checkpoint_folders, last_checkpo
 from lit_align.training.module import AlignmentModule
 from lit_align.training.step_watch import StepWatch
 
+TRAINING = "training"
+
 
 class RunSummary(Callback):
-    """Writes `summary.json` into the run folder at the end of a fit and prints it as text.
+    """Writes `summary.json` into the run folder at each decision and at the end of a fit, where it prints it as text.
 
-    It holds the decisions, whether the run crossed into preference fine-tuning, what the last measurement means for
-    the next run, the win rate against the start, the rows that were left out, the on-policy rounds, what judges have to
-    report, the last metrics and where the time went. After an interruption it says how to go on.
+    It holds the run's state ("running", "finished" or "stopped"), the decisions, whether the run crossed into
+    preference fine-tuning, what the last measurement means for the next run, the win rate against the start, the rows
+    that were left out, the on-policy rounds, what judges have to report, the last metrics, where the time went, and the
+    versions of what ran. After an interruption it says how to go on.
 
     Args:
         show: prints the text; the file is written in any case.
@@ -39,10 +45,11 @@ class RunSummary(Callback):
     def __init__(self, show: bool = True) -> None:
         self.show = show
         self.summary: dict[str, Any] = {}
-        self._seconds = 0.0
-        self._validation_seconds = 0.0
+        self._spent_before: dict[str, float] = {}  # by activity, before a resume
+        self._seconds_before = 0.0
         self._rounds: list[dict[str, Any]] = []
-        self._began = self._validation_began = time.perf_counter()
+        self._told = 0
+        self._error: str | None = None
         self._trained = False
 
     @property
@@ -50,39 +57,43 @@ class RunSummary(Callback):
         return "RunSummary"
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "seconds": self._seconds + time.perf_counter() - self._began,
-            "validation_seconds": self._validation_seconds,
-            "rounds": self._rounds,
-        }
+        return {"seconds": self._total, "activities": self._activities(), "rounds": self._rounds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._seconds = state_dict["seconds"]
-        self._validation_seconds = state_dict["validation_seconds"]
+        self._seconds_before = state_dict["seconds"]
+        self._spent_before = dict(state_dict.get("activities", {}))
         self._rounds = list(state_dict["rounds"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._began = time.perf_counter()
+        self._told = 0
+        self._error = None
         self._trained = False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What came before is loading: the data are read, the model is there."""
+        CLOCK.add("loading", CLOCK.unnamed)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._trained = True
         new_rounds = getattr(datamodule_of(trainer), "new_rounds", ())
         self._rounds += [{"step": trainer.global_step, **stats} for stats in new_rounds]
 
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Writes the file after a decision."""
+        decisions = len(_history(trainer))
+        if decisions > self._told:
+            self._told = decisions
+            self._write(trainer, "running")
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_began = time.perf_counter()
+        CLOCK.begin("validation")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validation_seconds += time.perf_counter() - self._validation_began
+        CLOCK.end()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After all that others write at the end of a fit."""
-        if stage != "fit" or not trainer.is_global_zero or is_trial(trainer):
-            return
-        self.summary = self._collect(trainer)
-        run_folder.write_json(_root(trainer) / run_folder.SUMMARY, self.summary)
-        if self.show:
+        if stage == "fit" and self._write(trainer, "finished") and self.show:
             print(render(self.summary, self._answers(trainer)), flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -90,11 +101,22 @@ class RunSummary(Callback):
         for callback in trainer.checkpoint_callbacks:  # their own turn comes after this one
             if isinstance(callback, AlignmentCheckpoint):
                 callback.save_interrupted(trainer)
+        if self._trained:
+            self._error = shorten(f"{type(exception).__name__}: {exception}".rstrip(": "), 400, placeholder=" ...")
+            self._write(trainer, "stopped")
         if trainer.is_global_zero and self._trained:
             stopped = f"Stopped at step {trainer.global_step}. {_name_checkpoint(trainer)}"
             print("", stopped, *judge_reports(trainer), sep="\n", flush=True)
 
-    def _collect(self, trainer: Trainer) -> dict[str, Any]:
+    def _write(self, trainer: Trainer, state: str) -> bool:
+        """Writes the file; not on other ranks than 0, nor in a trial."""
+        if not trainer.is_global_zero or is_trial(trainer):
+            return False
+        self.summary = self._collect(trainer, state)
+        run_folder.write_json(_root(trainer) / run_folder.SUMMARY, self.summary)
+        return True
+
+    def _collect(self, trainer: Trainer, state: str) -> dict[str, Any]:
         history = _history(trainer)
         has_policy = isinstance(trainer.lightning_module, AlignmentModule)
         decisions = [decision.record() for decision in history]
@@ -102,7 +124,10 @@ class RunSummary(Callback):
         watch = getattr(trainer.lightning_module, "step_watch", None)
         result = asdict(win_rate.result) if win_rate is not None and win_rate.result is not None else None
         return {
+            "state": state,
+            "error": self._error,
             "steps": trainer.global_step,
+            "max_steps": trainer.max_steps if trainer.max_steps > 0 else None,
             "steps_left_out": watch.skipped if isinstance(watch, StepWatch) else 0,
             "crossing": crossing(history) if has_policy else None,
             "next": for_the_next_run(history, _sides(trainer)) if has_policy else None,
@@ -113,6 +138,8 @@ class RunSummary(Callback):
             "judges": judge_reports(trainer),
             "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
             "seconds": self._time(decisions, win_rate.seconds if win_rate is not None else 0.0),
+            "activities": self._activities(),
+            "environment": describe_environment(trainer),
             "outputs": _outputs(trainer),
         }
 
@@ -121,15 +148,36 @@ class RunSummary(Callback):
         spent = {
             "measuring": sum(decision["seconds"] or 0.0 for decision in decisions),
             "on_policy_rounds": sum(map(_seconds_of_round, self._rounds)),
-            "validation": self._validation_seconds,
+            "validation": _sum_of(self._spent(), "validation"),
             "win_rate": win_rate,
+            "loading": _sum_of(self._spent(), "loading"),
         }
-        total = self._seconds + time.perf_counter() - self._began
-        return {"total": total, "training": max(0.0, total - sum(spent.values())), **spent}
+        return {"total": self._total, "training": max(0.0, self._total - sum(spent.values())), **spent}
+
+    @property
+    def _total(self) -> float:
+        return self._seconds_before + CLOCK.elapsed
+
+    def _spent(self) -> dict[str, float]:
+        """Wall seconds by activity, each without those inside it, without training."""
+        spent = {name: seconds for name, seconds in self._spent_before.items() if name != TRAINING}
+        for name, seconds in CLOCK.seconds.items():
+            spent[name] = spent.get(name, 0.0) + seconds
+        return spent
+
+    def _activities(self) -> dict[str, float]:
+        """As :meth:`_spent`, with training, which is what is left."""
+        spent = self._spent()
+        return {TRAINING: max(0.0, self._total - sum(spent.values())), **spent}
 
     def _answers(self, trainer: Trainer) -> list[dict[str, Any]]:
         win_rate = find_callback(trainer, WinRateCallback)
         return [] if win_rate is None else win_rate.answers[: win_rate.samples_to_show]
+
+
+def _sum_of(spent: Mapping[str, float], activity: str) -> float:
+    """The time of an activity and of all inside it."""
+    return sum(seconds for path, seconds in spent.items() if path.split("/")[0] == activity)
 
 
 def _seconds_of_round(stats: dict[str, Any]) -> float:

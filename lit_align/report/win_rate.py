@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
 from lit_align.boundary.score import measure_sets
+from lit_align.clock import timed
 from lit_align.judges.base import Judge
 from lit_align.ranks import gather_in_turn, own_share
 from lit_align.records import Candidate, CandidateSet, FinishReason, prompt_text
@@ -97,6 +98,7 @@ class WinRateCallback(Callback):
         self._before = state_dict["before"]
         self._seconds = state_dict["seconds"]
 
+    @timed("win_rate")
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._before:
             return
@@ -112,6 +114,7 @@ class WinRateCallback(Callback):
         answered = self._sample(trainer, own_share(prompts), "start")
         self._before = gather_in_turn([_record(candidates) for candidates in answered])
 
+    @timed("win_rate")
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._before:
             return
@@ -153,6 +156,7 @@ class WinRateCallback(Callback):
             run_folder.write_jsonl(Path(trainer.default_root_dir) / run_folder.ANSWERS, self.answers)
 
 
+@timed("judging")
 def _judged(before: list[CandidateSet], after: list[CandidateSet], judge: Judge) -> list[dict[str, Any]]:
     """The rows of `answers.jsonl`."""
     pairs = [replace(b, candidates=b.candidates + a.candidates) for b, a in zip(before, after, strict=True)]

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from lit_align.clock import timed
 from lit_align.console import note
 from lit_align.files import written_whole
 from lit_align.training.interruption import DeferredInterrupt, between_steps, mid_accumulation
@@ -155,6 +156,7 @@ class AlignmentCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, metrics)
         self._save_last_checkpoint(trainer, metrics)
 
+    @timed("saving")
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         target = Path(filepath)
         # Only the first process writes, but all of them must come to `save_checkpoint`.

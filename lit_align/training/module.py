@@ -22,6 +22,7 @@ from lit_align.policy.load import load_model, load_stop_ids, load_tokenizer
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
+from lit_align.run_parts import datamodule_of
 from lit_align.training.out_of_memory import Run, SplitOnOOM, explain_out_of_memory
 from lit_align.training.pair_module import PairModule, pair_values
 from lit_align.training.pairs import ReferencePairLogps, make_pair_logps
@@ -178,8 +179,22 @@ class AlignmentModule(PairModule):
             self._start_checked = True
             if self.global_step == 0:
                 self._check_start(pairs, batch)
-        self.log_training(batch, {**_values(pairs, output), "on_policy_share": batch.on_policy})
+        values = {**_values(pairs, output), "on_policy_share": batch.on_policy}
+        self.log_training(batch, values, self._drift(pairs))
         return output.losses.mean()
+
+    def _drift(self, pairs: PairLogps) -> dict[str, Tensor]:
+        """The policy's distance from the reference in nats an answer, where pairs are sampled from the policy.
+
+        The mean log-ratio of a policy to its reference over answers of the policy estimates KL(policy || reference).
+        """
+        on_policy = getattr(datamodule_of(self.trainer), "on_policy_share", 0.0) > 0  # asked without the device
+        if self.reference is None or not on_policy:
+            return {}
+        reference_chosen, reference_rejected = pairs.references()
+        chosen = pairs.policy_chosen_logps - reference_chosen
+        rejected = pairs.policy_rejected_logps - reference_rejected
+        return {"kl": (chosen + rejected) / 2}
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         with self._explained():
@@ -271,5 +286,7 @@ def _values(pairs: PairLogps, output: LossOutput) -> dict[str, Tensor]:
         **pair_values(output.losses, chosen, rejected, right=chosen > rejected),
         "logps/chosen": pairs.policy_chosen_logps,
         "logps/rejected": pairs.policy_rejected_logps,
+        "lengths/chosen": pairs.chosen_lengths,
+        "lengths/rejected": pairs.rejected_lengths,
         **output.metrics,
     }

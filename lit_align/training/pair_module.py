@@ -181,17 +181,22 @@ class PairModule(LightningModule):
     def on_train_start(self) -> None:
         self._step_means = PairMeans()
 
-    def log_training(self, batch: PairBatch, values: Mapping[str, Tensor]) -> None:
-        """Logs the means over the pairs of an optimizer step, at its last micro-batch.
+    def log_training(
+        self, batch: PairBatch, values: Mapping[str, Tensor], of_on_policy: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Logs the means over the pairs of an optimizer step and its learning rate, at its last micro-batch.
 
         Args:
             batch: the micro-batch.
             values: [B] by name, the same names in each micro-batch.
+            of_on_policy: [B] values whose means are over the on-policy pairs; NaN where there are none.
         """
         self.step_watch.add(batch, values["loss"])
         self._step_means.add(values, batch.counted)
+        self._step_means.add(of_on_policy or {}, batch.on_policy)
         if not mid_accumulation(self.trainer):
             self._log_means("", self._step_means)
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
 
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         self._held_out_means.add(self.evaluate_pairs(batch), batch.counted)
