@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,3 +118,64 @@ def test_a_checkpoint_without_the_start_gives_no_win_rate(tmp_path: Path) -> Non
     with pytest.warns(UserWarning, match="without the start's answers"):
         callback.on_train_start(fake_trainer(Data(2), tmp_path, step=3), MODULE)
     assert callback.state_dict()["before"] == []
+
+
+def train(data: Data, callback: WinRateCallback, folder: Path, steps: range) -> Any:
+    """Two micro-batches a step; at step n every answer is n + 1 long."""
+    trainer = fake_trainer(data, folder, step=max(steps.start - 1, 0))
+    callback.on_train_start(trainer, MODULE)
+    for step in steps:
+        for micro_step in (step - 1, step):  # the optimizer steps at the second
+            trainer.global_step = micro_step
+            data.skill = dict.fromkeys(data.skill, micro_step + 1)
+            callback.on_train_batch_end(trainer, MODULE, None, None, 0)
+    callback.on_train_end(trainer, MODULE)
+    return trainer
+
+
+def test_every_n_steps_it_compares_the_same_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Data(5)
+    callback = WinRateCallback(num_prompts=3, every_n_steps=2, judge=RuleJudge(length))
+    trainer = train(data, callback, tmp_path, range(1, 6))
+    assert [(result.step, result.mean_after) for result in callback.results] == [(2, 3.0), (4, 5.0), (5, 6.0)]
+    assert data.asked == 3 * 4, "the start, two in between, the end"
+    assert trainer.loggers[0].values["win_rate/length_controlled"] == 1.0
+    assert callback.result is not None and not callback.result.own_judge
+    assert "step 4: win rate against the start 100 %" in capsys.readouterr().out
+
+
+def test_the_end_is_not_compared_twice(tmp_path: Path) -> None:
+    data = Data(5)
+    callback = WinRateCallback(num_prompts=3, every_n_steps=2)
+    train(data, callback, tmp_path, range(1, 5))
+    assert [result.step for result in callback.results] == [2, 4]
+    assert data.asked == 3 * 3
+    assert callback.result is not None and callback.result.own_judge
+
+
+def test_a_resumed_run_goes_on_with_the_results_so_far(tmp_path: Path) -> None:
+    whole = WinRateCallback(num_prompts=3, every_n_steps=2)
+    train(Data(5), whole, tmp_path, range(1, 7))
+    first, second = WinRateCallback(num_prompts=3, every_n_steps=2), WinRateCallback(num_prompts=3, every_n_steps=2)
+    train(Data(5), first, tmp_path, range(1, 4))
+    state = {**first.state_dict(), "results": first.state_dict()["results"][:1]}  # saved at step 3
+    second.load_state_dict(json.loads(json.dumps(state)))
+    train(Data(5), second, tmp_path, range(4, 7))
+    assert [replace(result, seconds=0.0) for result in second.results] == [
+        replace(result, seconds=0.0) for result in whole.results
+    ]
+
+
+def test_a_judge_that_abstains_from_all_does_not_end_the_run(tmp_path: Path) -> None:
+    silent = RuleJudge(lambda prompt, candidates, row: [math.nan for _ in candidates])
+    callback = WinRateCallback(num_prompts=3, every_n_steps=2, judge=silent)
+    with pytest.warns(UserWarning, match="gave no verdict at step 2"):
+        train(Data(5), callback, tmp_path, range(1, 4))
+    assert callback.result is None
+
+
+def test_without_a_judge_it_is_refused_before_training(tmp_path: Path) -> None:
+    data: Any = SimpleNamespace(sampler=object(), judge=None)
+    with pytest.raises(ValueError, match=r"set `data.judge`"):
+        WinRateCallback().check_data(data, fake_trainer(Data(1), tmp_path))
+    WinRateCallback(judge=RuleJudge(length)).check_data(data, fake_trainer(Data(1), tmp_path))

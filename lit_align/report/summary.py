@@ -20,7 +20,7 @@ from lit_align.judges import Judge
 from lit_align.report.crossing import crossing, for_the_next_run
 from lit_align.report.environment import describe_environment
 from lit_align.report.text import render
-from lit_align.report.win_rate import WinRateCallback
+from lit_align.report.win_rate import WinRateAtStep, WinRateCallback
 from lit_align.run_parts import callbacks_of, datamodule_of, find_callback, is_trial
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.checkpoint_paths import checkpoint_folders, last_checkpoint
@@ -79,10 +79,10 @@ class RunSummary(Callback):
         self._rounds += [{"step": trainer.global_step, **stats} for stats in new_rounds]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Writes the file after a decision."""
-        decisions = len(_history(trainer))
-        if decisions > self._told:
-            self._told = decisions
+        """Writes the file after a decision, and after a win rate."""
+        results = len(_history(trainer)) + len(_win_rates(trainer))
+        if results > self._told:
+            self._told = results
             self._write(trainer, "running")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,7 +122,7 @@ class RunSummary(Callback):
         decisions = [decision.record() for decision in history]
         win_rate = find_callback(trainer, WinRateCallback)
         watch = getattr(trainer.lightning_module, "step_watch", None)
-        result = asdict(win_rate.result) if win_rate is not None and win_rate.result is not None else None
+        win_rates = [asdict(result) for result in _win_rates(trainer)]
         return {
             "state": state,
             "error": self._error,
@@ -132,7 +132,8 @@ class RunSummary(Callback):
             "crossing": crossing(history) if has_policy else None,
             "next": for_the_next_run(history, _sides(trainer)) if has_policy else None,
             "decisions": decisions,
-            "win_rate": result,
+            "win_rate": win_rates[-1] if win_rates else None,
+            "win_rates": win_rates,
             "rows": dict(getattr(datamodule_of(trainer), "counts", {}) or {}),
             "rounds": self._rounds,
             "judges": judge_reports(trainer),
@@ -201,6 +202,11 @@ def _root(trainer: Trainer) -> Path:
 def _history(trainer: Trainer) -> list[Decision]:
     boundary = find_callback(trainer, BoundaryCallback)
     return [] if boundary is None else list(boundary.history)
+
+
+def _win_rates(trainer: Trainer) -> list[WinRateAtStep]:
+    win_rate = find_callback(trainer, WinRateCallback)
+    return [] if win_rate is None else win_rate.results
 
 
 def _sides(trainer: Trainer) -> tuple[str, str]:

@@ -25,6 +25,7 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
         fill(summary["next"]) if summary["next"] is not None else "",
         _judge(summary["decisions"]),
         _win_rate(summary["win_rate"], answers),
+        _win_rates(summary.get("win_rates", ())),
         _rows(summary["rows"]),
         _rounds(summary["rounds"]),
         *[fill(f"{line[:1].upper()}{line[1:]}.") for line in summary["judges"]],
@@ -79,6 +80,22 @@ def _win_rate(result: Mapping[str, Any] | None, answers: Sequence[Mapping[str, A
     for row in answers:
         lines += [f"  {name:<7} {_one_line(row[name])}" for name in ("prompt", "before", "after")]
     return "\n".join(lines)
+
+
+def _win_rates(results: Sequence[Mapping[str, Any]]) -> str:
+    """The win rate at equal lengths, who judged, and how it went there."""
+    if not results:
+        return ""
+    last = results[-1]
+    lengths = f"{last['mean_length_before']:.0f} -> {last['mean_length_after']:.0f} characters"
+    judge = (
+        "the judge that the run trains on" if last["own_judge"] else f"{last['judge']}, which the run does not train on"
+    )
+    text = f"At equal lengths: {100 * last['length_controlled']:.0f} % ({lengths}). Judged by {judge}."
+    if len(results) > 1:
+        steps = ", ".join(f"{100 * result['score']:.0f} % at {result['step']}" for result in results)
+        text += f" By steps: {steps}."
+    return fill(text)
 
 
 def _one_line(text: str) -> str:
