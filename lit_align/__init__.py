@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     )
     from lit_align.losses import DPO, RSOHinge, SLiCHF
     from lit_align.policy import LoraSpec, PolicySpec
+    from lit_align.progress import AlignmentProgressBar, PlainProgress
     from lit_align.report import WinRateCallback
     from lit_align.reward import RewardDataModule, RewardModule
     from lit_align.sampling import ServerSampler, TransformersSampler
@@ -41,6 +42,7 @@ _HOME = {
     "AlignmentCheckpoint": "training.checkpoint",
     "AlignmentDataModule": "data",
     "AlignmentModule": "training.module",
+    "AlignmentProgressBar": "progress",
     "AlignmentTrainer": "trainer",
     "BoundaryCallback": "boundary",
     "BoundaryResult": "boundary",
@@ -52,6 +54,7 @@ _HOME = {
     "Decision": "boundary",
     "LoraSpec": "policy",
     "PairRM": "judges",
+    "PlainProgress": "progress",
     "PolicySpec": "policy",
     "RSOHinge": "losses",
     "RecordedScores": "judges",
@@ -77,6 +80,7 @@ __all__ = [
     "AlignmentCheckpoint",
     "AlignmentDataModule",
     "AlignmentModule",
+    "AlignmentProgressBar",
     "AlignmentTrainer",
     "BoundaryCallback",
     "BoundaryResult",
@@ -87,6 +91,7 @@ __all__ = [
     "Decision",
     "LoraSpec",
     "PairRM",
+    "PlainProgress",
     "PolicySpec",
     "RSOHinge",
     "RecordedScores",

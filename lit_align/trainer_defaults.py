@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_align import run_folder
-from lit_align.progress import AlignmentProgressBar
+from lit_align.console import progress_style
+from lit_align.progress import AlignmentProgressBar, PlainProgress
 from lit_align.report.summary import RunSummary
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.lr_schedulers import MANY_EPOCHS
@@ -47,11 +48,12 @@ def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool,
     Args:
         callbacks: the run's own.
         checkpointing: whether checkpoints are kept; without a folder of their own they go to the run folder's.
-        bar: whether a progress bar is shown.
+        bar: whether progress is shown.
         root: the run folder.
     """
+    style = progress_style()
     defaults: list[tuple[type[Callback], Callable[[], Callback], bool]] = [
-        (ProgressBar, AlignmentProgressBar, bar),
+        (ProgressBar, AlignmentProgressBar if style == "bar" else PlainProgress, bar and style != "off"),
         (RunSummary, RunSummary, True),
         (ModelCheckpoint, AlignmentCheckpoint, checkpointing),
     ]

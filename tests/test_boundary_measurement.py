@@ -60,7 +60,7 @@ def test_undecided_it_says_why_there_were_no_more_prompts(
     assert decision.prompts == min(prompts, 30) and decision.stopped == stopped
     assert decision.low is not None and decision.high is not None and decision.low < 0.5 < decision.high
     assert "undecided on fewer than 32 prompts" in decision.reason
-    assert f"prompts ({shown}: undecided) in" in capsys.readouterr().out
+    assert f" s, {shown})" in capsys.readouterr().out
 
 
 def test_all_prompts_have_those_of_the_sequential_measurement_first(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_graded_score_is_the_mean_grade(sequential: bool) -> None:
     found = graded.result()
     assert found.score == pytest.approx(expected) and found.graded and found.low <= found.score <= found.high
     assert (found.votes_on, found.votes_off) == (16, 16), "the votes are counted all the same"
-    assert "graded score 0.703" in readable(as_decision(0, found, Switch().choose(found, [])))
+    assert "graded score 0.70 [" in readable(as_decision(0, found, Switch().choose(found, [])))
     assert measured(result_record(found, "measured")).startswith("Boundary score, graded, 0.703")
 
 
@@ -330,8 +330,6 @@ def test_a_judge_that_goes_by_length_or_order_alone_is_named(judge: Judge, words
         assert found.judge_warning is None
     else:
         assert found.judge_warning is not None and words in found.judge_warning
-        shown = readable(as_decision(0, found, Switch().choose(found, [])))
-        assert words in shown and shown.count("boundary: ") == 2
         assert f"The judge: {found.judge_warning}" in " ".join(measured(result_record(found, "measured")).split())
 
 

@@ -151,5 +151,5 @@ def test_without_static_pairs_a_few_prompts_do_not_ask_for_them(tmp_path: Path) 
     data.train_pairs = []
     quiet_trainer(tmp_path, callback, max_steps=1).fit(FakeModule(), datamodule=data)
     assert (callback.history[0].stage, callback.history[0].on_policy_share) == ("fine_tuning", 1.0)
-    assert "undecided, on 4 prompts, and there are no static pairs" in callback.history[0].reason
+    assert "undecided, on 4 prompts, without static pairs" in callback.history[0].reason
     assert number_sets(4) == data.measured_on

@@ -351,9 +351,9 @@ def test_switches_and_kinds_of_callbacks(tmp_path: Path) -> None:
         trainer = AlignmentTrainer(default_root_dir=tmp_path, accelerator="cpu", **flags)
         return {type(callback).__name__ for callback in trainer.callbacks}  # type: ignore[attr-defined]
 
-    plain = {"AlignmentCheckpoint", "AlignmentProgressBar", "RunSummary"}
+    plain = {"AlignmentCheckpoint", "PlainProgress", "RunSummary"}
     assert callbacks() == plain
-    assert callbacks(enable_progress_bar=False) == plain - {"AlignmentProgressBar"}
+    assert callbacks(enable_progress_bar=False) == plain - {"PlainProgress"}
     assert callbacks(enable_checkpointing=False) == plain - {"AlignmentCheckpoint"}
     assert any("ModelSummary" in kind for kind in callbacks(enable_model_summary=True))
     assert callbacks(callbacks=ModelSummary()) == plain | {"ModelSummary"}

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
+
+from lit_align.boundary.result import Decision
+
+_LOOKED_AT = 10_000
+"""Steps of which it is asked whether a measurement is due; of a longer run the others are taken to be like them."""
 
 
 class MeasuringBudget:
@@ -82,3 +88,19 @@ class MeasuringBudget:
 
     def _elapsed(self) -> float:
         return self._before + (0.0 if self._started is None else self._clock() - self._started)
+
+
+def expected_seconds(history: Sequence[Decision], should_measure: Callable[[int], bool], steps: range) -> float:
+    """The wall time that the measurements at `steps` will take, if they are like the last three.
+
+    Args:
+        history: the decisions so far.
+        should_measure: whether a measurement is due after a step.
+        steps: the optimizer steps that are still to come.
+    """
+    measured = [decision.seconds for decision in history if decision.measured][-3:]
+    if not measured or not steps:
+        return 0.0
+    near = steps[:_LOOKED_AT]
+    due = sum(map(should_measure, near)) * len(steps) / len(near)
+    return due * fmean(measured)

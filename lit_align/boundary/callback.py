@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align.boundary import record
-from lit_align.boundary.budget import MeasuringBudget
+from lit_align.boundary.budget import MeasuringBudget, expected_seconds
 from lit_align.boundary.data import data_of, draw, follow, judge_of, require_restored
 from lit_align.boundary.meaning import SIDES
 from lit_align.boundary.measurement import Measurement, MeasurementOutcome, Sides
@@ -154,7 +154,7 @@ class BoundaryCallback(Callback):
         if not result.informative:
             return without_information(history, self._has_static_pairs)
         if not history and not result.tells and not self._has_static_pairs:
-            return without_information(history, False, f"on {result.prompts} prompts, and there are no static pairs")
+            return without_information(history, False, f"on {result.prompts} prompts, without static pairs")
         share = self.on_policy_share(result, history)
         if isinstance(share, ReasonedShare):
             return share.choice
@@ -263,6 +263,10 @@ class BoundaryCallback(Callback):
         """The share of on-policy pairs in force; None before the first decision."""
         return self.history[-1].on_policy_share if self.history else None
 
+    def seconds_to_come(self, step: int, last_step: int) -> float:
+        """Estimates the wall time of the measurements after `step`, for the progress bar."""
+        return expected_seconds(self.history, self.should_measure, range(step + 1, last_step + 1))
+
     # -- what it asks of the data, which call this before a model is loaded
 
     def check_data(self, data: AlignmentDataModule, trainer: Trainer) -> None:
@@ -361,7 +365,7 @@ class BoundaryCallback(Callback):
         if not affords and not self._waiting and trainer.is_global_zero:
             note(
                 f"boundary: step {trainer.global_step} | not measured: {self.budget.last:.0f} s more would be over "
-                f"{100 * self.budget.max_share:g} % of the training time; it waits"
+                f"{100 * self.budget.max_share:g} % of the training time; it waits, as later ones do"
             )
-        self._waiting = not affords
+        self._waiting = self._waiting or not affords
         return affords

@@ -13,12 +13,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lit_align import run_folder
 from lit_align.boundary.result import Decision
 from lit_align.boundary.votes import JudgedPrompt
-from lit_align.console import note
+from lit_align.console import note, progress_style
 from lit_align.markdown import markdown_table
 from lit_align.records import CandidateSet, Stage, prompt_text
 from lit_align.run_parts import is_trial
 
-STOPPED = {"budget": " (max_prompts: undecided)", "pool": " (all there are: undecided)", "decided": ""}
+STOPPED = {"budget": ", max_prompts", "pool": ", all there are", "decided": ""}
 """Why there were no more prompts, where the stage is undecided."""
 Row = Mapping[str, Any]
 
@@ -32,7 +32,9 @@ def keep(trainer: Trainer, history: Sequence[Decision], judged: Sequence[JudgedP
         judged: prompts of its measurement to keep.
     """
     decision = history[-1]
-    note(readable(decision))
+    note(readable_in_two(decision) if progress_style() == "bar" else readable(decision))
+    if decision.judge_warning is not None and not any(earlier.judge_warning for earlier in history[:-1]):
+        note(f"The judge: {decision.judge_warning}")
     if is_trial(trainer):
         return
     folder = Path(trainer.default_root_dir)
@@ -107,20 +109,32 @@ def log_samples(loggers: Iterable[Logger], rows: Sequence[Row], step: int) -> No
 
 
 def readable(decision: Decision) -> str:
-    """A decision as one line for people, and one more where the judge is to be doubted."""
-    parts = [f"step {decision.step}", f"{decision.stage.replace('_', '-')} stage"]
-    if decision.measured:
-        share = decision.share_of_training
-        cost = "" if share is None else f" ({100 * share:.1f} % of training so far)"
-        why = "" if decision.decided or decision.stopped is None else STOPPED[decision.stopped]
-        score = "graded score" if decision.graded else "score"
-        parts.append(
-            f"{score} {decision.score:.3f} [{decision.low:.3f}, {decision.high:.3f}] "
-            f"on {decision.prompts} prompts{why} in {decision.seconds:.0f} s{cost}"
-        )
-    parts += [f"on-policy share {decision.on_policy_share:g}", decision.reason]
-    line = "boundary: " + " | ".join(parts)
-    return line if decision.judge_warning is None else f"{line}\nboundary: the judge | {decision.judge_warning}"
+    """A decision as a line for people: the stage and the score, and the reason behind it."""
+    return f"boundary: {_describe_stage(decision)}{_describe_score(decision)} | {_describe_reason(decision)}"
+
+
+def readable_in_two(decision: Decision) -> str:
+    """The same in two lines, for a terminal."""
+    return f"{_describe_stage(decision)}{_describe_score(decision)}\n  {_describe_reason(decision)}"
+
+
+def _describe_stage(decision: Decision) -> str:
+    stage = decision.stage.replace("_", "-")
+    return f"step {decision.step} | {stage}, {100 * decision.on_policy_share:.0f} % on-policy"
+
+
+def _describe_score(decision: Decision) -> str:
+    if not decision.measured:
+        return ""
+    score = "graded score" if decision.graded else "score"
+    return f" | {score} {decision.score:.2f} [{decision.low:.2f}, {decision.high:.2f}], {decision.prompts} prompts"
+
+
+def _describe_reason(decision: Decision) -> str:
+    if not decision.measured:
+        return decision.reason
+    why = "" if decision.decided or decision.stopped is None else STOPPED[decision.stopped]
+    return f"{decision.reason} ({decision.seconds:.0f} s{why})"
 
 
 def _cells(row: Sequence[Any]) -> list[str]:

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from tqdm import tqdm
 
 from lit_align.boundary.interval import mean_interval
 from lit_align.boundary.result import BOUNDARY, BoundaryResult
 from lit_align.boundary.votes import count_votes
 from lit_align.clock import timed
+from lit_align.console import show_activity
 from lit_align.judges.base import Judge
 from lit_align.records import CandidateSet
 from lit_align.rows.matching import match_by_prompt
@@ -161,7 +161,7 @@ def measure_sets(
     metric = BoundaryScore(confidence)
     if device is not None:
         metric = metric.to(device)
-    with tqdm(total=len(pairs), desc="judging", unit="prompt", leave=False, disable=None if progress else True) as bar:
+    with show_activity(len(pairs), "judging", "prompts", progress) as bar:
         for start in range(0, len(pairs), _PROMPTS_AT_ONCE):
             batch = pairs[start : start + _PROMPTS_AT_ONCE]
             metric.update(judge.cross_votes([a for a, _ in batch], [b for _, b in batch]))

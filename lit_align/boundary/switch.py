@@ -77,9 +77,9 @@ class Switch:
 
     def choose(self, result: BoundaryResult, history: Sequence[Decision]) -> Choice:
         """The decision on `result`, which must be informative, after the decisions in `history`."""
-        guess = "" if result.decided else ", undecided, the better guess: 0.5 is inside the interval"
+        guess = "" if result.decided else ", undecided"
         if not history:
-            few = f", undecided on fewer than {FEW_PROMPTS} prompts: injection comes first"
+            few = f", undecided on fewer than {FEW_PROMPTS} prompts: injection first"
             return _choice(result.stage, f"first measurement{guess if result.tells else few}")
         stage = Stage(history[-1].stage)
         beyond = self._beyond(result.score, stage)
@@ -95,7 +95,7 @@ class Switch:
         if requests < self.patience:
             return _choice(stage, f"stays: {requests} of {self.patience} measurements in a row ask for the change")
         other = Stage.INJECTION if stage is Stage.FINE_TUNING else Stage.FINE_TUNING
-        return _choice(other, f"the score crossed 0.5: from {_name(stage)} to {_name(other)}{guess}")
+        return _choice(other, f"crossed 0.5: from {_name(stage)} to {_name(other)}{guess}")
 
     def _beyond(self, score: float, stage: Stage) -> bool:
         if stage is Stage.INJECTION:

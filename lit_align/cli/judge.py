@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ActionConfigFile
-from tqdm import tqdm
 
 import lit_align.reward  # noqa: F401  # jsonargparse finds by its short name any class that is imported
 from lit_align import run_folder
 from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
 from lit_align.cli.parser import Parser, shorten
+from lit_align.console import show_activity
 from lit_align.data import AlignmentDataModule
 from lit_align.data.static import pairs_of
 from lit_align.records import PreferencePair
@@ -48,7 +48,7 @@ def run(args: Sequence[str]) -> None:
     pairs = labelled_pairs(data, config.held_out, config.seed_everything, counts)
     if config.max_pairs is not None and config.max_pairs < len(pairs):
         pairs = random.Random(derive_seed(config.seed_everything, "judge")).sample(pairs, config.max_pairs)
-    with tqdm(total=len(pairs), desc="judging", unit=" pairs", leave=False, delay=0.5) as bar:
+    with show_activity(len(pairs), "judging", "pairs") as bar:
         quality = judge_quality(data.judge, pairs, config.confidence, bar.update)
     if config.output is not None:
         run_folder.write_json(Path(config.output), {**asdict(quality), "rows": dict(counts)})

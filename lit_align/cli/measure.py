@@ -7,12 +7,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from lit_align import run_folder
 from lit_align.boundary.measurement import Measurement
 from lit_align.boundary.result import BoundaryResult
-from lit_align.console import note
+from lit_align.console import note, show_activity
 from lit_align.judges import RecordedScores
 from lit_align.records import CandidateSet
 from lit_align.report.measurement import readable, result_record
@@ -70,10 +68,12 @@ def measure_recorded(
     sample = draw_unlike(
         [own for own, _ in pairs.values()], groups.__getitem__, count, random.Random(derive_seed(seed, "measure"))
     )
-    for own in tqdm(sample, desc="measuring", unit="prompt", leave=False, delay=0.5):
-        measurement.add([own], [pairs[own.prompt][1]])
-        if measurement.done:
-            break
+    with show_activity(len(sample), "measuring", "prompts") as activity:
+        for own in sample:
+            measurement.add([own], [pairs[own.prompt][1]])
+            activity.update()
+            if measurement.done:
+                break
     return measurement.result("pool" if count == unlike else "budget")
 
 

@@ -28,6 +28,7 @@ MESSAGES = (
     "HPU available:",
     "`Trainer.fit` stopped:",
     "Seed set to",
+    "was configured so 100% of the batches",
     "Restoring states from the checkpoint",  # "Restored all states" follows
     "Detected KeyboardInterrupt",  # the run itself tells where it stopped
     "Using default `ModelCheckpoint`",

@@ -121,7 +121,7 @@ class Rounds:
         encoder = self._encoder
         prompt_ids = [encoder.encode_prompt(candidates.prompt) for candidates in sets]
         answers = len(sets) * (num_candidates or self._sampler.num_candidates)
-        with self._run.bar(answers, desc, " answers") as bar:
+        with self._run.bar(answers, desc, "answers") as bar:
             request = SamplingRequest(
                 model=self._run.module.policy,
                 tokenizer=encoder.tokenizer,
@@ -213,7 +213,7 @@ class Rounds:
     def _score(self, sets: Sequence[CandidateSet]) -> list[CandidateSet]:
         assert self._judge is not None
         answers = sum(len(candidates.candidates) for candidates in sets)
-        with self._run.bar(answers, "judging", " answers") as bar:
+        with self._run.bar(answers, "judging", "answers") as bar:
             return judge_sets(self._judge, sets, bar.update)
 
     def _pair(self, scored: CandidateSet, seed: int, counts: Counter[str]) -> list[TokenizedPair]:

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from tqdm import tqdm
-
 from lit_align.batch import TokenizedPair
+from lit_align.console import Activity
 from lit_align.data.encoder import Encoder
 from lit_align.data.held_out import HeldOut, choose_boundary_prompts
 from lit_align.data.judging import judge_records, labels_by_prompt
@@ -22,7 +21,7 @@ from lit_align.rows.loading import OnBadRow, Record, SkipLog, Source, as_set, lo
 from lit_align.rows.reading import BadRow
 from lit_align.seeding import derive_seed
 
-Progress = Callable[[int | None, str, str], tqdm]
+Progress = Callable[[int | None, str, str], Activity]
 _RECORDS_AT_ONCE = 256
 KEPT_TO_MEASURE = "kept_to_measure_the_boundary"
 """Why a held-out row gives no pair: the data's `boundary_fraction`."""
@@ -137,12 +136,12 @@ class PairMaker:
             paired: whether a prompt's records are to become pairs.
             trace: takes the row of each pair, and the rows that gave none.
         """
-        with self.progress(None, "judging", " answers") as bar:
+        with self.progress(None, "judging", "answers") as bar:
             records = judge_records(records, self.judge, self.relabel, bar.update)
         log = SkipLog(self.on_bad_row, counts)
         pairs: list[TokenizedPair] = []
         kept: list[Record] = []
-        with self.progress(len(records), "tokenising", " rows") as bar:
+        with self.progress(len(records), "tokenising", "rows") as bar:
             for start in range(0, len(records), _RECORDS_AT_ONCE):
                 batch = records[start : start + _RECORDS_AT_ONCE]
                 for result in self._make_batch(batch, start, counts, paired, log):

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from tqdm import tqdm
-
+from lit_align.console import Activity, show_activity
 from lit_align.data.resume import saved_start
 from lit_align.policy.load import load_position_limit, load_vocabulary_size
+from lit_align.progress import PlainProgress
 from lit_align.ranks import gather
 
 LIMITS = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
@@ -139,8 +139,7 @@ class TrainerView:
             return True
         return self.rank == 0 and getattr(self.trainer, "progress_bar_callback", None) is not None
 
-    def bar(self, total: int | None, desc: str, unit: str) -> tqdm:
-        """A bar with a rate; none for what takes no time."""
-        return tqdm(
-            total=total, desc=desc, unit=unit, leave=False, dynamic_ncols=True, delay=0.5, disable=not self.shows_bars
-        )
+    def bar(self, total: int | None, desc: str, unit: str) -> Activity:
+        """How far something is, in the manner of the Trainer's own progress."""
+        in_lines = isinstance(getattr(self.trainer, "progress_bar_callback", None), PlainProgress)
+        return show_activity(total, desc, unit, self.shows_bars, "plain" if in_lines else None)

@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tqdm import tqdm
-
+from lit_align.console import note, show_activity
 from lit_align.judges.base import Comparison, PairwiseJudge
 from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict, behind_thoughts
 from lit_align.judges.vote_arrays import ABSTAINED
 from lit_align.remote import Reply, RequestRefused, Server, ServerError, ServerUnreachable
-from lit_align.run_parts import process_rank
 
 _CUT = ("length", "content_filter")
 """Why a server ends an answer before the model does, as `finish_reason`."""
@@ -160,8 +158,7 @@ class ChatJudge(PairwiseJudge):
         unequal = [n for n, same in enumerate(equal) if not same]
         bodies = [self._body(comparisons[n]) for n in unequal]
         started = time.monotonic()
-        hidden = None if process_rank() == 0 else True  # None: shown on a terminal
-        bar = tqdm(total=len(bodies), desc="asking the judge", leave=False, delay=1.0, disable=hidden)
+        bar = show_activity(len(bodies), "asking the judge", "comparisons")
         try:
             with bar, self._server.answers("/chat/completions", bodies) as answers:
                 for index, outcome in answers:
@@ -184,9 +181,9 @@ class ChatJudge(PairwiseJudge):
 
     def _show_progress(self) -> None:
         now = time.monotonic()
-        if process_rank() == 0 and now - self._shown >= _EVERY:
+        if now - self._shown >= _EVERY:
             self._shown = now
-            tqdm.write(self.report() or "")
+            note(self.report() or "")
 
     def report(self) -> str | None:
         """One line: how much was asked, what failed, and what it took; None before anything was asked."""

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from tqdm import tqdm
 
+from lit_align.console import show_activity
 from lit_align.data import AlignmentDataModule
 from lit_align.plan.fit import changes_to_fit
 from lit_align.plan.report import as_record, format_plan
@@ -50,7 +50,7 @@ def plan_run(
         raise ValueError(f"card_gib is the card's memory in GiB, above 0, but it is {card_gib}")
     card = _card() if card_gib is None else int(card_gib * (1 << 30))
     setup = setup_of(trainer, module, data, prompt_tokens, completion_tokens, on_gpu=card is not None)
-    with tqdm(total=0, desc="planning", unit="part", leave=False) as bar:
+    with show_activity(0, "planning", "parts") as bar:
 
         def simulate_with_bar(changed: Setup) -> Memory:
             bar.total = (bar.total or 0) + changed.parts

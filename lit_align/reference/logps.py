@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
-from tqdm import tqdm
 
 from lit_align.batch import PairBatch, PairReference, TokenizedPair
 from lit_align.by_length import batches_by_length
 from lit_align.clock import timed
+from lit_align.console import Activity
 from lit_align.policy.cache import cache_dir
 from lit_align.policy.identity import model_identity
 from lit_align.policy.logps import TokenLogps
@@ -29,7 +29,7 @@ Pairs = Sequence[TokenizedPair]
 Values = tuple[np.ndarray, np.ndarray]
 _File = tuple[str | None, dict[bytes, np.ndarray]]  # its name, if it could be written, and what it holds
 Collate = Callable[[Pairs], PairBatch]
-Progress = Callable[[int, str, str], tqdm]
+Progress = Callable[[int, str, str], Activity]
 
 AUTO = "auto"
 ARITHMETIC = 2
@@ -106,7 +106,7 @@ class ReferenceLogps:
         rank, world = shard()
         own = len(missing[rank::world])
         stride = _SHARED_AT_ONCE * world
-        with self._ready_to_run(), self._progress(own, "reference log-probs", " pairs") as bar:
+        with self._ready_to_run(), self._progress(own, "reference log-probs", "pairs") as bar:
             for start in range(0, len(missing), stride):
                 for part in gather(self._compute(missing[start : start + stride][rank::world], bar)):
                     self._take(part)
@@ -116,14 +116,14 @@ class ReferenceLogps:
         """Sampled pairs with the values of the reference as it is now."""
         version: int = self.module.reference.refreshes
         done = list(pairs)
-        with self._ready_to_run(), self._progress(len(pairs), "reference log-probs", " pairs") as bar:
+        with self._ready_to_run(), self._progress(len(pairs), "reference log-probs", "pairs") as bar:
             for batch in batches_by_length(list(map(_length, pairs)), self._batch_size):
                 for index, (chosen, rejected) in zip(batch, self._run([pairs[i] for i in batch]), strict=True):
                     done[index] = replace(pairs[index], reference=PairReference(chosen, rejected, version))
                 bar.update(len(batch))
         return done
 
-    def _compute(self, pairs: Pairs, bar: tqdm) -> list[_File]:
+    def _compute(self, pairs: Pairs, bar: Activity) -> list[_File]:
         """The values of this rank's pairs, in the files that they were written to, also if it is interrupted."""
         files: list[_File] = []
         pending: dict[bytes, np.ndarray] = {}

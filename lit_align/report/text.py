@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_align.console import format_duration
+
 WIDTH = 80
 KEPT = ("rows", "pairs", "prompts", "prompts_measured", "prompts_evaluated")
 UNUSED = ("unused_column/", "unused_key/")
@@ -170,17 +172,12 @@ def _left_out(left_out: int, steps: int) -> str:
 
 def _time(steps: int, seconds: Mapping[str, float]) -> str:
     parts = [
-        f"{name.replace('_', ' ')} {_duration(spent)}"
+        f"{name.replace('_', ' ')} {format_duration(spent)}"
         for name, spent in seconds.items()
         if name != "total" and spent >= 0.5
     ]
     detail = f": {', '.join(parts)}" if parts else ""
-    return fill(f"Time: {_duration(seconds['total'])} for {steps} steps{detail}.")
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
+    return fill(f"Time: {format_duration(seconds['total'])} for {steps} steps{detail}.")
 
 
 def _outputs(outputs: Mapping[str, str]) -> str:

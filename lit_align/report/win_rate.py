@@ -126,6 +126,14 @@ class WinRateCallback(Callback):
         """The last comparison with the start; None before the first."""
         return self.results[-1] if self.results else None
 
+    def seconds_to_come(self, step: int, last_step: int) -> float:
+        """Estimates the wall time of the comparisons after `step`, for the progress bar."""
+        if not self._before or step >= last_step:
+            return 0.0
+        every = self.every_n_steps or last_step
+        to_come = last_step // every - step // every + (last_step % every > 0)
+        return to_come * self._seconds / (1 + len(self.results))  # the start is one, too
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "before": self._before,

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from tqdm import tqdm
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_align.console import note
+from lit_align.console import note, show_activity
 from lit_align.records import CandidateSet, PreferencePair, Prompt, prompt_identity
 from lit_align.rows.alike import normal_form
 from lit_align.rows.parse import parse_row
@@ -88,14 +87,16 @@ def load_records(
     counts = Counter() if counts is None else counts
     log = SkipLog(on_bad_row, counts)
     records: list[Record] = []
-    for row, where in tqdm(read_rows(source, split, name), "reading", unit=" rows", leave=False, disable=not bar):
-        counts["rows"] += 1
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            records.append(parse_row(row, where, prompts_alone, counts))
-        except BadRow as error:
-            log.add(error)
+    with show_activity(None, "reading", "rows", bar) as activity:
+        for row, where in read_rows(source, split, name):
+            activity.update()
+            counts["rows"] += 1
+            try:
+                if isinstance(row, BadRow):
+                    raise row
+                records.append(parse_row(row, where, prompts_alone, counts))
+            except BadRow as error:
+                log.add(error)
     if not records:
         raise ValueError(f"expected rows in {describe_source(source)}, got none" + (f": {log}" if log.errors else ""))
     log.warn()
@@ -104,7 +105,7 @@ def load_records(
     alone = sum(not as_set(record).candidates for record in records)
     if alone:
         counts["prompt_only"] += alone
-        rank_zero_only(note)(
+        note(
             f"{alone} of {counts['rows']} rows in {describe_source(source)} are prompts alone: "
             "on-policy rounds answer them"
         )

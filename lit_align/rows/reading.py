@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from lit_align.console import progress_style
+
 _TEXT = (".json", ".jsonl", ".csv")
 _SAVED = ("state.json", "dataset_dict.json")
 _JSON_CELLS = ("prompt", "chosen", "rejected")
@@ -318,9 +320,11 @@ def _choose_split(splits: Mapping[Any, Any], split: str, name: str) -> Any:
 
 
 def _loaded_rows(source: str, split: str, name: str | None, streaming: bool) -> Iterable[Any]:
-    from datasets import load_dataset
+    from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetNotFoundError
 
+    if progress_style() != "bar":
+        disable_progress_bars()
     try:
         return load_dataset(source, name, split=split, streaming=streaming)
     except (ConnectionError, DatasetNotFoundError) as error:
