@@ -41,7 +41,9 @@ def _isolated() -> Iterator[None]:
         "OMP_WAIT_POLICY",
         "GOMP_SPINCOUNT",
         "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
-    }  # our CLI's, Lightning's, pytest's and torch.compile's own
+        "KMP_DUPLICATE_LIB_OK",
+        "KMP_INIT_AT_FORK",
+    }  # our CLI's, Lightning's, pytest's, torch.compile's and, where it is installed, scikit-learn's own
     leaked = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)} - allowed
     for key in leaked:
         os.environ.pop(key, None) if key not in before else os.environ.__setitem__(key, before[key])
