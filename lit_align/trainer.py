@@ -219,7 +219,8 @@ class AlignmentTrainer(Trainer):
         Raises:
             ValueError: where there is nothing to store: the loss needs no reference, or it is not to be kept.
         """
-        filled = self._run_in_place(cast(Any, datamodule).fill_reference, model, datamodule)
+        data = cast(Any, datamodule)
+        filled = self._run_in_place(lambda: data.stream.reference.fill_all(), model, datamodule)
         if not filled:
             raise ValueError(
                 "there are no reference log-probs to store: the loss needs no reference, or the data's "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Decision, SequentialTest
 from lit_align.boundary.meaning import meaning
 from lit_align.boundary.power import prompts_to_decide
-from lit_align.boundary.shortage import shortage
+from lit_align.boundary.shortage import shortage, val_fraction_for
 from lit_align.data import AlignmentDataModule
 from lit_align.report.crossing import crossing, for_the_next_run
 from tests.helpers.boundary_fakes import FakeData, FakeModule, decision, number_sets, quiet_trainer
@@ -98,21 +98,22 @@ def test_the_fewest_prompts_are_those_of_the_test_itself() -> None:
     assert prompts_to_decide(0.4, sequential=False) < 120 and prompts_to_decide(1.0, sequential=False) == 5
 
 
-def short_of(there: int, max_prompts: int = 2000, **fractions: float) -> str | None:
-    data = FakeData(prompts=there)
-    data.fractions = {int(count[1:]): fraction for count, fraction in fractions.items()}
+def short_of(there: int, max_prompts: int = 2000, rows: int | None = None) -> str | None:
+    data = cast(Any, FakeData(prompts=there))
+    if rows is not None:  # a share of them is held out, and nothing is set apart for the evaluation
+        data.val, data.sampler, data.train_sets, data.held_out = None, None, [None] * rows, []
     return shortage(data, max_prompts, 0.05, True)
 
 
 def test_the_console_says_how_many_prompts_a_decision_takes() -> None:
     takes = "a decision takes at least 10 where all votes agree, and about 120 at a score of 0.4"
     assert short_of(120) is None
-    assert short_of(1, _10=0.5) == (
+    assert short_of(1, rows=20) == (
         f"1 prompt to measure on can decide nothing: {takes}. `data.val_fraction: 0.5` gives 10, more held-out rows "
         "give more."
     )
     few = f"64 prompts to measure on are few: {takes}."
-    assert short_of(64, _120=0.35) == f"{few} `data.val_fraction: 0.35` gives 120."
+    assert short_of(64, rows=345) == f"{few} `data.val_fraction: 0.35` gives 120."
     assert short_of(64) == f"{few} More held-out rows give more."
     assert short_of(500, max_prompts=64) == f"{few} `boundary.max_prompts: 120` lets it take so many."
 
@@ -135,12 +136,12 @@ def test_the_val_fraction_that_is_named_gives_the_prompts(tmp_path: Path, total:
     def split(fraction: float) -> AlignmentDataModule:
         return data_module(rows, val_fraction=fraction)
 
-    fraction = split(0.05).val_fraction_for(10)
+    fraction = val_fraction_for(split(0.05), 10)
     if total == 20:
         held_out = write(
             tmp_path / "val.jsonl", [{**row, "prompt": f"held out {n}"} for n, row in enumerate(pair_rows(9))]
         )
-        assert fraction is None and data_module(rows, val=held_out).val_fraction_for(1) is None
+        assert fraction is None and val_fraction_for(data_module(rows, val=held_out), 1) is None
     else:
         assert fraction is not None and len(split(fraction).measured_on) in (10, 11)
         assert len(split(fraction - 0.05).measured_on) < 10

@@ -58,7 +58,7 @@ def test_a_budget_chooses_by_the_seed() -> None:
     assert len(scores) > 1
     found = measure_recorded(on, off, max_prompts=3)
     assert (found.prompts, found.stopped) == (3, "budget")
-    with pytest.raises(ValueError, match="max_prompts must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_prompts to be at least 1, got 0"):
         measure_recorded(on, off, max_prompts=0)
 
 

@@ -282,7 +282,7 @@ def test_an_answer_that_the_template_changes_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--row", "99"], "there is no row 99"), (["--rows", "0"], "expected `rows` to be at least 1, got 0")],
+    [(["--row", "99"], "there is no row 99"), (["--rows", "0"], "expected rows to be at least 1, got 0")],
 )
 def test_rows_that_are_not_there(
     config: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str

@@ -196,7 +196,7 @@ def test_a_batch_carries_the_tokens_and_their_sums(tiny_model: Path, rows: tuple
 def test_without_a_reference_nothing_is_computed(tiny_model: Path, rows: tuple[str, str], cache: Path) -> None:
     run = fit(spec(tiny_model), rows, cache, SLiCHF())
     assert run.passes == [] and not cache.exists() and not any(run.stored)
-    assert run.data.fill_reference() == {}
+    assert run.data.stream.reference.fill_all() == {}
 
 
 # ---------------------------------------------------------------------- found again

@@ -28,6 +28,7 @@ class Data:
         self.judge, self.seed = RuleJudge(length), 0
         self.skill: dict[str, int] = {f"p{n}": 2 for n in range(prompts)}
         self.asked = 0
+        self.held_out_prompts = self
 
     def group_of(self, prompt: Prompt) -> str:
         return prompt_text(prompt)

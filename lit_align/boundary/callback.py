@@ -21,6 +21,7 @@ from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.sequential import require_alpha
 from lit_align.boundary.shortage import shortage
 from lit_align.boundary.switch import Choice, ReasonedShare, Switch, Undecided, as_decision, without_information
+from lit_align.checks import require_at_least_1
 from lit_align.clock import timed
 from lit_align.console import note
 from lit_align.data.datamodule import AlignmentDataModule
@@ -171,7 +172,9 @@ class BoundaryCallback(Callback):
         seed = () if self.draw_seed is None else ("seed", self.draw_seed)
         purpose: tuple[str | int, ...] = ("boundary", step, *seed)
         prompts = draw(data, self.max_prompts, "prompts", *purpose)
-        measurement = Measurement(judge_of(self.judge, data), self.alpha, self.sequential, self.graded, data.labels)
+        measurement = Measurement(
+            judge_of(self.judge, data), self.alpha, self.sequential, self.graded, data.held_out_prompts.labels
+        )
         fresh: list[CandidateSet] = []
         for start in range(0, len(prompts), self.batch_prompts):
             end = min(start + self.batch_prompts, len(prompts))
@@ -244,11 +247,9 @@ class BoundaryCallback(Callback):
         return callback
 
     def _require_in_range(self) -> None:
-        if self.every_n_steps is not None and self.every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1 optimizer step, got {self.every_n_steps}")
-        for name, number in (("max_prompts", self.max_prompts), ("batch_prompts", self.batch_prompts)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        require_at_least_1(
+            every_n_steps=self.every_n_steps, max_prompts=self.max_prompts, batch_prompts=self.batch_prompts
+        )
         require_alpha(self.alpha)
 
     # -- what the last decision was, for progress bars and reports

@@ -4,80 +4,36 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import cast
 
 from lightning.pytorch import Trainer
 
 from lit_align.boundary.result import Decision
-from lit_align.data.held_out import Labels
+from lit_align.data.datamodule import AlignmentDataModule
 from lit_align.judges.base import Judge
-from lit_align.records import CandidateSet, Prompt
+from lit_align.records import CandidateSet
 from lit_align.rows.alike import draw_unlike
 from lit_align.rows.matching import merged_by_prompt
+from lit_align.run_parts import datamodule_of
 from lit_align.seeding import derive_seed
 
 
-class BoundaryData(Protocol):
-    """The part of `AlignmentDataModule` that the callback uses."""
-
-    judge: Judge | None
-    seed: int
-
-    @property
-    def measured_on(self) -> Sequence[CandidateSet]:
-        """The held-out prompts that the boundary may use, with their static candidates."""
-        ...
-
-    def group_of(self, prompt: Prompt) -> str:
-        """The group of prompts that are alike; a measurement takes one of each."""
-        ...
-
-    @property
-    def labels(self) -> Labels:
-        """(better, worse) answers to held-out prompts, as the data have it."""
-        ...
-
-    def val_fraction_for(self, prompts: int) -> float | None:
-        """The share of the rows to hold out that leaves so many prompts to measure on; None where none does."""
-        ...
-
-    @property
-    def train_pairs(self) -> Sequence[object]:
-        """The static training pairs."""
-        ...
-
-    @property
-    def restored(self) -> bool: ...
-
-    def sample(
-        self, sets: Sequence[CandidateSet], *purpose: str | int, num_candidates: int | None = None, desc: str = ...
-    ) -> list[CandidateSet]: ...
-
-    def set_on_policy_share(self, share: float) -> None: ...
-
-    def request_round(self) -> None: ...
-
-    def queue_round(self, sets: Sequence[CandidateSet]) -> None:
-        """Fresh candidates for the next on-policy round, this rank's share."""
-        ...
-
-
-def data_of(trainer: Trainer) -> BoundaryData:
+def data_of(trainer: Trainer) -> AlignmentDataModule:
     """The trainer's data module.
 
     Raises:
         TypeError: it cannot swap its source.
     """
-    data = getattr(trainer, "datamodule", None)
+    data = datamodule_of(trainer)
     if not hasattr(data, "set_on_policy_share"):
         raise TypeError(
             f"the boundary callback swaps the source inside an AlignmentDataModule, got {type(data).__name__}: "
             "call trainer.fit(module, datamodule=...)"
         )
-    return cast(BoundaryData, data)
+    return cast(AlignmentDataModule, data)
 
 
-def judge_of(judge: Judge | None, data: BoundaryData) -> Judge:
+def judge_of(judge: Judge | None, data: AlignmentDataModule) -> Judge:
     """`judge`, or the data's.
 
     Raises:
@@ -91,7 +47,7 @@ def judge_of(judge: Judge | None, data: BoundaryData) -> Judge:
     return chosen
 
 
-def draw(data: BoundaryData, count: int, *purpose: str | int) -> list[CandidateSet]:
+def draw(data: AlignmentDataModule, count: int, *purpose: str | int) -> list[CandidateSet]:
     """At most `count` of the prompts to measure on, with their static candidates, without replacement, none alike.
 
     Args:
@@ -108,11 +64,11 @@ def draw(data: BoundaryData, count: int, *purpose: str | int) -> list[CandidateS
             "the boundary is measured on held-out prompts with static candidates, and the data have none: "
             "set data.val, or data.val_fraction to split some off the training prompts"
         )
-    return draw_unlike(pool, data.group_of, count, random.Random(derive_seed(data.seed, *purpose)))
+    return draw_unlike(pool, data.held_out_prompts.group_of, count, random.Random(derive_seed(data.seed, *purpose)))
 
 
 def follow(
-    data: BoundaryData, before: Decision | None, decision: Decision, fresh: Sequence[CandidateSet] | None
+    data: AlignmentDataModule, before: Decision | None, decision: Decision, fresh: Sequence[CandidateSet] | None
 ) -> None:
     """Makes the data follow a decision.
 
@@ -132,7 +88,7 @@ def follow(
         data.queue_round(fresh)
 
 
-def require_restored(data: BoundaryData, decisions: bool) -> None:
+def require_restored(data: AlignmentDataModule, decisions: bool) -> None:
     """Raises ValueError where a resumed run lacks the boundary's `decisions` or the data's position."""
     missing = [
         name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from lit_align.boundary.data import BoundaryData
+import math
+
 from lit_align.boundary.power import USUAL_SCORE, prompts_to_decide
+from lit_align.data.datamodule import AlignmentDataModule
 
 
-def shortage(data: BoundaryData, max_prompts: int, alpha: float, sequential: bool) -> str | None:
+def shortage(data: AlignmentDataModule, max_prompts: int, alpha: float, sequential: bool) -> str | None:
     """How many prompts a decision takes and how to get them; None where there are as many as one usually takes.
 
     Args:
@@ -15,7 +17,7 @@ def shortage(data: BoundaryData, max_prompts: int, alpha: float, sequential: boo
         alpha: the chance of error, in (0, 1).
         sequential: whether a measurement stops once it is decided.
     """
-    there = len({data.group_of(candidates.prompt) for candidates in data.measured_on if candidates.candidates})
+    there = data.held_out_prompts.unlike
     fewest, usual = (prompts_to_decide(score, alpha, sequential) for score in (0.0, USUAL_SCORE))
     usable = min(there, max_prompts)
     if usable >= usual:
@@ -29,8 +31,20 @@ def shortage(data: BoundaryData, max_prompts: int, alpha: float, sequential: boo
     return f"{usable} prompt{'s' * (usable != 1)} to measure on {can}: {takes}. {cure[:1].upper()}{cure[1:]}."
 
 
-def _more_prompts(data: BoundaryData, counts: list[int]) -> list[str]:
+def _more_prompts(data: AlignmentDataModule, counts: list[int]) -> list[str]:
     """Which `val_fraction` gives so many prompts, or that it takes more rows."""
-    fractions = {count: data.val_fraction_for(count) for count in counts}
+    fractions = {count: val_fraction_for(data, count) for count in counts}
     gives = [f"`data.val_fraction: {fraction:g}` gives {count}" for count, fraction in fractions.items() if fraction]
     return gives if all(fractions.values()) else [*gives, "more held-out rows give more"]
+
+
+def val_fraction_for(data: AlignmentDataModule, prompts: int) -> float | None:
+    """The `val_fraction` that leaves so many prompts to measure the boundary on, in hundredths.
+
+    None if the held-out rows are given, or if more would be held out than trained on.
+    """
+    if data.val is not None:
+        return None
+    of_held_out = data.boundary_fraction if data.sampler is not None and data.boundary_fraction else 1.0
+    fraction = math.ceil(100 * prompts / of_held_out / (len(data.train_sets) + len(data.held_out))) / 100
+    return fraction if fraction <= 0.5 else None

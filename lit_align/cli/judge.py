@@ -21,7 +21,7 @@ from lit_align.data import AlignmentDataModule
 from lit_align.data.static import pairs_of
 from lit_align.records import PreferencePair
 from lit_align.report.judge import judge_quality, readable
-from lit_align.rows.loading import Source, load_parts
+from lit_align.rows.loading import load_parts
 from lit_align.seeding import derive_seed
 
 DESCRIPTION = (
@@ -67,11 +67,7 @@ def labelled_pairs(data: AlignmentDataModule, held_out: bool, seed: int, counts:
     Raises:
         ValueError: there is no labelled pair.
     """
-    train, val = (
-        None if rows is None else Source(rows, split, data.name, data.on_bad_row)
-        for rows, split in ((data.train, data.split), (data.val, data.val_split))
-    )
-    assert train is not None
+    train, val = data.sources()
     val_counts: Counter[str] = Counter()
     fraction = data.val_fraction if held_out else 0.0
     parts = load_parts(train, val if held_out else None, fraction, seed, counts, val_counts, True)
@@ -80,7 +76,7 @@ def labelled_pairs(data: AlignmentDataModule, held_out: bool, seed: int, counts:
     counts.update(val_counts)
     pairs: list[PreferencePair] = []
     for index, record in enumerate(parts[1] if held_out else parts[0]):
-        pairs += pairs_of(record, data.selector, derive_seed(seed, "select", index), counts)
+        pairs += pairs_of(record, data.pair_selector, derive_seed(seed, "select", index), counts)
     if not pairs:
         counted = ", ".join(f"{key}: {count}" for key, count in counts.items() if count)
         raise ValueError(

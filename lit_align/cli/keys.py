@@ -139,17 +139,22 @@ def _visit(value: Any, kind: Any, settings: Any, path: tuple[str, ...], where: s
     if isinstance(value, list):
         item = _item_type(kind)
         return [_visit(element, item, None, (*path, str(n)), where) for n, element in enumerate(value)]
-    bases = tuple(base for base in _class_types(kind) if not dataclasses.is_dataclass(base))
+    bases = tuple(base for base in _class_types(kind) if not _is_record(base))
     if bases and (isinstance(value, Mapping) or (isinstance(value, str) and not _is_plain(value, kind))):
         if isinstance(settings, list) and isinstance(value, Mapping) and "class_path" not in value:
             return [*settings[:-1], _visit_class(value, bases, settings[-1] if settings else None, path, where)]
         return _visit_class(value, bases, settings, path, where)
-    record = next((alternative for alternative in _alternatives(kind) if dataclasses.is_dataclass(alternative)), None)
+    record = next((alternative for alternative in _alternatives(kind) if _is_record(alternative)), None)
     if record is not None and isinstance(value, Mapping):
         return _visit_keys(value, _parameters(record), settings, path, where)
     if record is not None:
         _refuse_single_value(value, kind, record, path, where)
     return value
+
+
+def _is_record(kind: Any) -> bool:
+    """Whether it takes keys and no class_path: a dataclass with no other base, as jsonargparse has it."""
+    return isinstance(kind, type) and all(dataclasses.is_dataclass(base) for base in kind.__mro__[:-1])
 
 
 def _refuse_single_value(value: Any, kind: Any, record: Any, path: tuple[str, ...], where: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lit_align import run_folder
 from lit_align.boundary.measurement import Measurement
 from lit_align.boundary.result import BoundaryResult
+from lit_align.checks import require_at_least_1
 from lit_align.console import note, show_activity
 from lit_align.judges import RecordedScores
 from lit_align.records import CandidateSet
@@ -56,8 +57,7 @@ def measure_recorded(
     Raises:
         ValueError: no prompt has answers on both sides, or an answer has no score.
     """
-    if max_prompts is not None and max_prompts < 1:
-        raise ValueError(f"max_prompts must be at least 1, got {max_prompts}")
+    require_at_least_1(max_prompts=max_prompts)
     measurement = Measurement(RecordedScores(), alpha, sequential, graded)
     pairs = {own.prompt: (own, static) for own, static in require_matched(on, off)}
     groups = group_alike(pairs)

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from lit_align.batch import PairBatch, TokenizedPair
+from lit_align.checks import require_at_least_1, require_shares
 from lit_align.console import note
 from lit_align.data.encoder import Encoder, TooLong
-from lit_align.data.held_out import HeldOut, Labels
+from lit_align.data.held_out import HeldOut
 from lit_align.data.loader import TrainFeed, held_out_loader
 from lit_align.data.needs import refuse_to_overfit, require, require_known_tokens, require_pairs, require_positions
 from lit_align.data.resume import parse_date
 from lit_align.data.rounds import Stats
 from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import BestWorst, PairSelector
-from lit_align.data.static import PairMaker, Static, make_static
+from lit_align.data.static import PairMaker, make_static
 from lit_align.data.stream import PairStream
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
 from lit_align.policy.template_values import fix_date, writes_date
-from lit_align.records import CandidateSet, Prompt
+from lit_align.records import CandidateSet
 from lit_align.rows.loading import OnBadRow, Source
 from lit_align.rows.reading import RowSource, describe_source, require_splits
 from lit_align.sampling import Sampler
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@dataclass(eq=False, repr=False)
 class AlignmentDataModule(LightningDataModule):
     """Preference pairs from two sources, off-policy (files, hub) and on-policy (sampled, judged, paired).
 
@@ -80,79 +81,55 @@ class AlignmentDataModule(LightningDataModule):
         train_pairs: the tokenised static pairs.
         val_pairs: the same, held out.
         val_rows: the row that each of them came from, and the held-out rows that gave none.
-        delivered: micro-batches delivered so far.
+        held_out_prompts: which of the held-out prompts are measured on, and which evaluated on.
         restored: whether the state comes from a checkpoint.
     """
 
-    encoder: Encoder
+    train: RowSource
+    val: RowSource | None = None
+    _: KW_ONLY
+    split: str = "train"
+    val_split: str | None = None
+    name: str | None = None
+    val_fraction: float = 0.0
+    batch_size: int = 4
+    val_batch_size: int | None = None
+    max_prompt_tokens: int | None = 512
+    max_completion_tokens: int | None = 512
+    too_long: TooLong = "drop"
+    on_bad_row: OnBadRow = "error"
+    selector: PairSelector | None = None
+    judge: Judge | None = None
+    relabel: bool = False
+    sampler: Sampler | None = None
+    round_prompts: int = 64
+    on_policy_share: float = 0.0
+    boundary_fraction: float = 0.5
+    reference_cache: str | None = "auto"
+    seed: int = 0
+    date: str | None = None
 
-    def __init__(
-        self,
-        train: RowSource,
-        val: RowSource | None = None,
-        *,
-        split: str = "train",
-        val_split: str | None = None,
-        name: str | None = None,
-        val_fraction: float = 0.0,
-        batch_size: int = 4,
-        val_batch_size: int | None = None,
-        max_prompt_tokens: int | None = 512,
-        max_completion_tokens: int | None = 512,
-        too_long: TooLong = "drop",
-        on_bad_row: OnBadRow = "error",
-        selector: PairSelector | None = None,
-        judge: Judge | None = None,
-        relabel: bool = False,
-        sampler: Sampler | None = None,
-        round_prompts: int = 64,
-        on_policy_share: float = 0.0,
-        boundary_fraction: float = 0.5,
-        reference_cache: str | None = "auto",
-        seed: int = 0,
-        date: str | None = None,
-    ) -> None:
+    encoder: Encoder = field(init=False)
+    train_sets: list[CandidateSet] = field(init=False, default_factory=list)
+    held_out: list[CandidateSet] = field(init=False, default_factory=list)
+    train_pairs: list[TokenizedPair] = field(init=False, default_factory=list)
+    val_pairs: list[TokenizedPair] = field(init=False, default_factory=list)
+    val_rows: RowTrace = field(init=False, default_factory=RowTrace)
+    held_out_prompts: HeldOut = field(init=False, default_factory=lambda: HeldOut([], frozenset()))
+    restored: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for key, number in (("batch_size", batch_size), ("round_prompts", round_prompts)):
-            if number < 1:
-                raise ValueError(f"expected {key} to be at least 1, got {number}")
-        for key, share in (("val_fraction", val_fraction), ("boundary_fraction", boundary_fraction)):
-            if not 0 <= share < 1:
-                raise ValueError(f"expected {key} in [0, 1), got {share}")
-        self.train = train
-        self.val = train if val is None and val_split is not None else val
-        self.split = split
-        self.val_split = val_split or split
-        self.name = name
-        self.val_fraction = val_fraction
-        self.batch_size = batch_size
-        self.val_batch_size = val_batch_size or batch_size
-        self.max_prompt_tokens = max_prompt_tokens
-        self.max_completion_tokens = max_completion_tokens
-        self.too_long: TooLong = too_long
-        self.on_bad_row: OnBadRow = on_bad_row
-        self.selector = selector if selector is not None else BestWorst()
-        self.judge = judge
-        self.relabel = relabel
-        self.sampler = sampler
-        self.round_prompts = round_prompts
-        self.boundary_fraction = boundary_fraction
-        self.reference_cache = reference_cache
-        self.seed = seed
-        self.start = None if date is None else parse_date(date)
+        require_at_least_1(batch_size=self.batch_size, round_prompts=self.round_prompts)
+        require_shares(val_fraction=self.val_fraction, boundary_fraction=self.boundary_fraction)
+        if self.val is None and self.val_split is not None:
+            self.val = self.train
+        self.start = None if self.date is None else parse_date(self.date)
         self.run = TrainerView(self._get_trainer)
-        self.train_sets: list[CandidateSet] = []
-        self.held_out: list[CandidateSet] = []
-        self.train_pairs: list[TokenizedPair] = []
-        self.val_pairs: list[TokenizedPair] = []
-        self.val_rows = RowTrace()
-        self.held_out_prompts = HeldOut([], frozenset())
-        self.restored = False
         self._static_counts: Counter[str] = Counter()
         self._stream: PairStream | None = None
-        self._share = 0.0
         self._pending_state: dict[str, Any] | None = None
-        self.set_on_policy_share(on_policy_share)
+        self.set_on_policy_share(self.on_policy_share)
 
     def _get_trainer(self) -> Any:
         return self.trainer
@@ -173,8 +150,8 @@ class AlignmentDataModule(LightningDataModule):
             )
         if stage == "fit":
             self._ask_callbacks("check_data", self.trainer)
-            if self.run.overfits and self._share > 0:
-                raise refuse_to_overfit(f"an on-policy share of {self._share:g}")
+            if self.run.overfits and self.on_policy_share > 0:
+                raise refuse_to_overfit(f"an on-policy share of {self.on_policy_share:g}")
         if self._stream is None:
             self.prepare(module.tokenizer)
             pairs = [*self.train_pairs, *self.val_pairs]
@@ -191,8 +168,16 @@ class AlignmentDataModule(LightningDataModule):
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Does the same as :meth:`setup`, with a tokenizer and without a Trainer."""
-        self.encoder = self.make_dated_encoder(tokenizer)
-        static = self._read()
+        self.encoder = self.make_encoder(tokenizer)
+        run = self.run
+        maker = PairMaker(
+            self.encoder, self.pair_selector, self.judge, self.relabel, self.on_bad_row, self.seed, run.bar,
+            run.needs_target,
+        )  # fmt: skip
+        boundary_fraction = self.boundary_fraction if self.sampler is not None else 0.0
+        static = make_static(
+            *self.sources(), self.val_fraction, boundary_fraction, maker, self._static_counts, run.shows_bars
+        )
         self.train_pairs = static.pairs
         self.train_sets = static.sets
         self.val_pairs = static.val_pairs
@@ -201,44 +186,28 @@ class AlignmentDataModule(LightningDataModule):
         self.val_rows = static.val_rows
         if self.sampler is None or not self.train_sets:
             require_pairs(self.train_pairs, describe_source(self.train), self.counts)
-        if self.held_out_prompts.boundary_sets and self.run.rank == 0:
+        if self.held_out_prompts.boundary_sets and run.rank == 0:
             note(str(self.held_out_prompts))
         self._stream = PairStream(
-            static, self.encoder, self.selector, self.judge, self.sampler, self.run, batch_size=self.batch_size,
-            val_batch_size=self.val_batch_size, micro_batches=self.micro_batches_per_epoch,
+            static, self.encoder, self.pair_selector, self.judge, self.sampler, run, batch_size=self.batch_size,
+            val_batch_size=self.val_batch_size or self.batch_size, micro_batches=self.micro_batches_per_epoch,
             round_prompts=self.round_prompts, reference_cache=self.reference_cache, seed=self.seed,
         )  # fmt: skip
-        if self.run.overfits:
+        if run.overfits:
             self._static_counts["outside_overfit_batches"] = len(static.pairs) - len(self._stream.off.pairs)
         if self._pending_state is not None:
             self.load_state_dict(self._pending_state)
 
-    def _read(self) -> Static:
-        run = self.run
-        maker = PairMaker(
-            self.encoder, self.selector, self.judge, self.relabel, self.on_bad_row, self.seed, run.bar,
-            run.needs_target,
-        )  # fmt: skip
-        boundary_fraction = self.boundary_fraction if self.sampler is not None else 0.0
-        return make_static(
-            *self.sources(), self.val_fraction, boundary_fraction, maker, self._static_counts, run.shows_bars
-        )
-
     def make_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
-        """Makes the encoder of prompts and pairs."""
-        limits = (self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
-        return Encoder(tokenizer, *limits, self.run.stop_ids)
-
-    def make_dated_encoder(self, tokenizer: PreTrainedTokenizerBase) -> Encoder:
         """Makes the encoder of this run: a template that writes today's date writes the date of the run."""
-        if self.start is None:
-            self.start = self.run.find_start(type(self).__qualname__)
-            if writes_date(tokenizer) and self.run.rank == 0:
-                note(
-                    f"The chat template writes the date: {self.start:%Y-%m-%d} all through this run. Another run finds "
-                    f"its stored reference log-probs with the data's `date: {self.start}`"
-                )
-        return self.make_encoder(fix_date(tokenizer, self.start))
+        self.start = self.start or self.run.find_start(type(self).__qualname__, writes_date(tokenizer))
+        limits = (self.max_prompt_tokens, self.max_completion_tokens, self.too_long)
+        return Encoder(fix_date(tokenizer, self.start), *limits, self.run.stop_ids)
+
+    @property
+    def pair_selector(self) -> PairSelector:
+        """The `selector`, or the default one."""
+        return BestWorst() if self.selector is None else self.selector
 
     def sources(self) -> tuple[Source, Source | None]:
         """Where the training and the held-out rows come from; None if the latter are a share of the former.
@@ -247,9 +216,9 @@ class AlignmentDataModule(LightningDataModule):
             ValueError: if `split` or `val_split` is not there, or both are the same.
         """
         prompts_alone = self.sampler is not None and self.judge is not None
-        require_splits(self.train, self.split, self.val_split if self.val is self.train else None)
+        require_splits(self.train, self.split, self.val_split or self.split if self.val is self.train else None)
         train = Source(self.train, self.split, self.name, self.on_bad_row, prompts_alone)
-        return train, None if self.val is None else replace(train, rows=self.val, split=self.val_split)
+        return train, None if self.val is None else replace(train, rows=self.val, split=self.val_split or self.split)
 
     # Loaders
 
@@ -272,7 +241,11 @@ class AlignmentDataModule(LightningDataModule):
         if not self.val_pairs:
             return []
         shard = (self.run.rank, self.run.world)
-        return [held_out_loader(self.val_pairs, self.val_batch_size, *shard, self.stream.collate_held_out)]
+        return [
+            held_out_loader(
+                self.val_pairs, self.val_batch_size or self.batch_size, *shard, self.stream.collate_held_out
+            )
+        ]
 
     def test_dataloader(self) -> list[DataLoader[PairBatch]]:
         """The held-out pairs."""
@@ -281,15 +254,6 @@ class AlignmentDataModule(LightningDataModule):
         return self.val_dataloader()
 
     predict_dataloader = test_dataloader
-
-    def fill_reference(self) -> dict[str, Any]:
-        """Computes and keeps the reference's log-probs of all static pairs that lack them, held-out ones included.
-
-        Returns:
-            `pairs`, `found`, `computed`, `seconds` and `folder`; nothing if the loss has no reference, or its
-            log-probs are not kept.
-        """
-        return self.stream.reference.fill_all()
 
     # Numbers
 
@@ -322,11 +286,6 @@ class AlignmentDataModule(LightningDataModule):
         """Micro-batches delivered so far."""
         return self._stream.delivered if self._stream else 0
 
-    @property
-    def on_policy_share(self) -> float:
-        """Share of on-policy pairs in the coming micro-batches, in [0, 1]."""
-        return self._share
-
     def set_on_policy_share(self, share: float) -> None:
         """Acts on the very next micro-batch; amid the accumulation of a sorted optimizer step, on the next step.
 
@@ -339,7 +298,7 @@ class AlignmentDataModule(LightningDataModule):
             require("on-policy pairs", sampler=self.sampler, judge=self.judge)
         else:
             self.held_out_prompts.clear_queue()
-        self._share = float(share)
+        self.on_policy_share = float(share)
 
     @property
     def measured_on(self) -> Sequence[CandidateSet]:
@@ -350,26 +309,6 @@ class AlignmentDataModule(LightningDataModule):
     def evaluated_on(self) -> Sequence[CandidateSet]:
         """The held-out prompts of the val pairs and the win rate, never measured on and never trained on."""
         return self.held_out_prompts.evaluated_on
-
-    def group_of(self, prompt: Prompt) -> str:
-        """The group of a held-out prompt: one of each is measured on, since prompts that are alike tell the same."""
-        return self.held_out_prompts.group_of(prompt)
-
-    @property
-    def labels(self) -> Labels:
-        """(better, worse) answers to held-out prompts, as the data have it."""
-        return self.held_out_prompts.labels
-
-    def val_fraction_for(self, prompts: int) -> float | None:
-        """The `val_fraction` that leaves so many prompts to measure the boundary on, in hundredths.
-
-        None if the held-out rows are given, or if more would be held out than trained on.
-        """
-        if self.val is not None:
-            return None
-        of_held_out = self.boundary_fraction if self.sampler is not None and self.boundary_fraction else 1.0
-        fraction = math.ceil(100 * prompts / of_held_out / (len(self.train_sets) + len(self.held_out))) / 100
-        return fraction if fraction <= 0.5 else None
 
     def queue_round(self, sets: Sequence[CandidateSet]) -> None:
         """Makes the next on-policy round of candidates that were sampled for a measurement.
@@ -392,9 +331,9 @@ class AlignmentDataModule(LightningDataModule):
         The pairs of an optimizer step are sorted by length if the loss allows it, see
         :class:`~lit_align.data.scheduler.BatchScheduler`.
         """
-        if self._share < 1:
+        if self.on_policy_share < 1:
             require_pairs(self.train_pairs, describe_source(self.train), self.counts)
-        return self.stream.next_batch(self._share)
+        return self.stream.next_batch(self.on_policy_share)
 
     def sample(
         self,
@@ -419,7 +358,7 @@ class AlignmentDataModule(LightningDataModule):
         """Everything that decides what comes next, in plain types and tensors."""
         if self._stream is None:
             return self._pending_state or {}
-        return {"start": str(self.start), "on_policy_share": self._share, **self._stream.state_dict()}
+        return {"start": str(self.start), "on_policy_share": self.on_policy_share, **self._stream.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continues from where `state_dict` was taken.
@@ -433,11 +372,7 @@ class AlignmentDataModule(LightningDataModule):
         self.go_back(state_dict)
         self.restored = True
 
-    def snapshot(self) -> dict[str, Any]:
-        """Where the data stand amid this run: the state, and the rounds of the micro-batch at hand."""
-        return {**self.state_dict(), "new_rounds": list(self.new_rounds)}
-
-    def go_back(self, snapshot: dict[str, Any]) -> None:
-        """Continues from where :meth:`snapshot` or :meth:`state_dict` was taken."""
-        self.set_on_policy_share(snapshot["on_policy_share"])
-        self.stream.load_state_dict(snapshot)
+    def go_back(self, state: dict[str, Any]) -> None:
+        """Continues from where :meth:`state_dict` was taken in this run."""
+        self.set_on_policy_share(state["on_policy_share"])
+        self.stream.load_state_dict(state)

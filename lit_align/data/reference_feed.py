@@ -85,7 +85,12 @@ class ReferenceFeed:
         return list(pairs) if logps is None else logps.for_round(pairs)
 
     def fill_all(self) -> dict[str, Any]:
-        """See :meth:`AlignmentDataModule.fill_reference`."""
+        """Computes and keeps the log-probs of all static pairs that lack them, held-out ones included.
+
+        Returns:
+            `pairs`, `found`, `computed`, `seconds` and `folder`; nothing if the loss has no reference, or its
+            log-probs are not kept.
+        """
         logps = self._open()
         if logps is None:
             return {}

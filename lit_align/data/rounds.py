@@ -229,13 +229,13 @@ class Rounds:
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers, in plain types."""
-        return {"round_stats": dict(self.stats), "counts": dict(self.counts)}
+        return {"round_stats": dict(self.stats), "counts": dict(self.counts), "new_rounds": list(self.new)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from where `state` was taken; it may hold the `new_rounds` of the micro-batch at hand."""
+        """Continues from where `state` was taken."""
         self.stats = dict(state["round_stats"])
         self.counts = Counter(state["counts"])
-        self.new = list(state.get("new_rounds", ()))
+        self.new = list(state["new_rounds"])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from lit_align.console import Activity, show_activity
+from lit_align.console import Activity, note, show_activity
 from lit_align.data.resume import saved_start
 from lit_align.policy.load import load_position_limit, load_vocabulary_size
 from lit_align.progress import PlainProgress
@@ -109,15 +109,21 @@ class TrainerView:
         spec = getattr(self.module, "spec", None)
         return (None, False) if spec is None else load_position_limit(spec)
 
-    def find_start(self, data_key: str) -> datetime:
+    def find_start(self, data_key: str, writes_date: bool) -> datetime:
         """When the run began: as its checkpoint has it, of a fresh run now; the same on every rank.
 
         Args:
             data_key: the data module's in a checkpoint.
+            writes_date: whether the chat template writes it, which is said.
         """
         checkpoint = getattr(self.trainer, "ckpt_path", None)
-        start = saved_start(checkpoint, data_key) or datetime.now().replace(microsecond=0)
-        return gather(start)[0]
+        start = gather(saved_start(checkpoint, data_key) or datetime.now().replace(microsecond=0))[0]
+        if writes_date and self.rank == 0:
+            note(
+                f"The chat template writes the date: {start:%Y-%m-%d} all through this run. Another run finds its "
+                f"stored reference log-probs with the data's `date: {start}`"
+            )
+        return start
 
     def count_sorted_together(self) -> int:
         """Micro-batches, from the next one on, whose pairs may change places: those left of the optimizer step.

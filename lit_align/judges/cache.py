@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from lit_align.checks import require_at_least_1
 from lit_align.judges.answers import Answer, answers_of, scores_by_set
 from lit_align.judges.base import Comparison, Judge, PairwiseJudge, PointwiseJudge
 from lit_align.judges.verdict_store import VerdictStore
@@ -64,8 +65,7 @@ class CachedJudge(Judge):
                 f"the verdicts of {type(judge).__name__} cannot be kept: they depend on more than its identity, the "
                 f"prompt and the answers (the row, the other candidates, code that may change){parts}"
             )
-        if commit_every < 1:
-            raise ValueError(f"expected commit_every to be at least 1, got {commit_every}")
+        require_at_least_1(commit_every=commit_every)
         self.judge: Any = judge
         self.parts = (judge,)
         self.gives_probabilities = judge.gives_probabilities

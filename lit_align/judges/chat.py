@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lit_align.checks import require_at_least_1
 from lit_align.console import note, show_activity
 from lit_align.judges.base import Comparison, PairwiseJudge
 from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict, behind_thoughts
@@ -115,8 +116,7 @@ class ChatJudge(PairwiseJudge):
     ) -> None:
         if not 0 <= max_abstentions <= 1:
             raise ValueError(f"max_abstentions must be a share in [0, 1], got {max_abstentions}")
-        if abstention_window < 1:
-            raise ValueError(f"abstention_window must be at least 1, got {abstention_window}")
+        require_at_least_1(abstention_window=abstention_window)
         self._server = Server(base_url, api_key_env, concurrency, retries, connect_timeout, timeout)
         self._question = Question(TEMPLATE if template is None else template)
         self._verdict = Verdict(verdict)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lit_align.by_length import batches_by_length
+from lit_align.checks import require_at_least_1
 from lit_align.judges.base import Comparison, PairwiseJudge
 from lit_align.judges.local import config_of, identity_of, source_of, torch_device
 from lit_align.judges.vote_arrays import mean_of_opponents
@@ -73,8 +74,7 @@ class PairRM(PairwiseJudge):
         max_length: int = 2048,
         device: str | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        require_at_least_1(batch_size=batch_size)
         if source_max_length < 4 or max_length - source_max_length < 8:
             raise ValueError(
                 "expected source_max_length of at least 4 and max_length at least 8 above it, so that the answers "

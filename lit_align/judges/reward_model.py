@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lit_align.by_length import batches_by_length
+from lit_align.checks import require_at_least_1
 from lit_align.judges.answers import answers_of, scores_by_set
 from lit_align.judges.base import PointwiseJudge, blaming
 from lit_align.judges.inputs import Inputs, encode_answer, padding_of
@@ -65,8 +66,7 @@ class RewardModelJudge(PointwiseJudge):
         quantization: Literal["nf4"] | None = None,
         adapter: str | None = None,
     ) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        require_at_least_1(batch_size=batch_size)
         self.spec = PolicySpec(
             model, revision, dtype, quantization, adapter=adapter, trust_remote_code=trust_remote_code
         )

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from lit_align.by_length import batches_by_length
+from lit_align.checks import require_at_least_1
 
 
 class Embedder(ABC):
@@ -52,8 +53,7 @@ class TransformersEmbedder(Embedder):
     ) -> None:
         if pooling not in ("mean", "cls"):
             raise ValueError(f"expected pooling to be 'mean' or 'cls', got {pooling!r}")
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size to be at least 1, got {batch_size}")
+        require_at_least_1(batch_size=batch_size)
         folder = Path(model).expanduser()
         if folder.is_dir() and not (folder / "config.json").exists():
             raise FileNotFoundError(f"expected a model folder of transformers, {folder} has no config.json")

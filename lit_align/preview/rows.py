@@ -132,7 +132,7 @@ class RowReader:
             pairs = [self._pair(record, pair) for pair in _neighbours(record)]
             return PreviewRow(record.where, record, pairs=pairs, scored=False, counts=counts)
         (judged,) = judge_records([record], self.data.judge, self.data.relabel)
-        selected = pairs_of(judged, self.data.selector, derive_seed(self.data.seed, "select", index), counts)
+        selected = pairs_of(judged, self.data.pair_selector, derive_seed(self.data.seed, "select", index), counts)
         return PreviewRow(record.where, judged, pairs=[self._pair(judged, pair) for pair in selected], counts=counts)
 
     def _pair(self, record: Record, pair: PreferencePair) -> PreviewPair:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from textwrap import fill
 from typing import Any
 
+from lit_align.checks import require_at_least_1
 from lit_align.data import AlignmentDataModule
 from lit_align.data.encoder import Encoder
 from lit_align.preview.rendering import named_tokens
@@ -38,10 +39,8 @@ def preview_run(
     Raises:
         ValueError: a number is below 1, or there is no such row.
     """
-    for name, number in (("rows", rows), ("row", row)):
-        if number is not None and number < 1:
-            raise ValueError(f"expected `{name}` to be at least 1, got {number}")
-    encoder = data.make_dated_encoder(module.tokenizer)
+    require_at_least_1(rows=rows, row=row)
+    encoder = data.make_encoder(module.tokenizer)
     samples = hasattr(module, "policy")
     reader = RowReader(data, encoder, data.run.needs_target, ask_judge)
     use = "held out" if held_out else "trained on"
@@ -58,7 +57,7 @@ def preview_run(
 
 
 def _names(data: AlignmentDataModule) -> tuple[str, str | None]:
-    return type(data.selector).__name__, None if data.judge is None else data.judge.identity
+    return type(data.pair_selector).__name__, None if data.judge is None else data.judge.identity
 
 
 def _header(model: str, encoder: Encoder, samples: bool) -> Iterator[str]:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_align import run_folder
+from lit_align.checks import require_at_least_1
 from lit_align.clock import timed
 from lit_align.console import note
 from lit_align.data.needs import require
@@ -99,9 +100,7 @@ class WinRateCallback(Callback):
         confidence: float = 0.95,
         every_n_steps: int | None = None,
     ) -> None:
-        for name, number in (("num_prompts", num_prompts), ("every_n_steps", every_n_steps)):
-            if number is not None and number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        require_at_least_1(num_prompts=num_prompts, every_n_steps=every_n_steps)
         self.num_prompts = num_prompts
         self.samples_to_show = samples_to_show
         self.judge = judge
@@ -234,7 +233,7 @@ class WinRateCallback(Callback):
         """The same prompts at each comparison and after a resume: chosen only by the run's seed, none like another."""
         data = datamodule_of(trainer)
         rng = random.Random(derive_seed(data.seed, "win_rate", "prompts"))
-        return draw_unlike(data.evaluated_on, data.group_of, self.num_prompts, rng)
+        return draw_unlike(data.evaluated_on, data.held_out_prompts.group_of, self.num_prompts, rng)
 
     def _sample(self, trainer: Trainer, prompts: Sequence[CandidateSet], moment: str, desc: str) -> list[CandidateSet]:
         started = time.perf_counter()

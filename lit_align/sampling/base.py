@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from lit_align.checks import require_at_least_1
 from lit_align.records import Candidate, FinishReason
 
 
@@ -58,8 +59,7 @@ class Sampler(ABC):
     """
 
     def __init__(self, num_candidates: int = 4) -> None:
-        if num_candidates < 1:
-            raise ValueError(f"num_candidates must be at least 1, got {num_candidates}")
+        require_at_least_1(num_candidates=num_candidates)
         self.num_candidates = num_candidates
 
     @abstractmethod

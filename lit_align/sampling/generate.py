@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from lit_align.checks import require_at_least_1
 from lit_align.console import note
 from lit_align.policy.modes import in_eval_mode
 from lit_align.records import Candidate
@@ -64,8 +65,7 @@ class TransformersSampler(TokenSampler):
         batch_size: int = 32,
     ) -> None:
         super().__init__(num_candidates, temperature, top_p, top_k, min_new_tokens, max_new_tokens)
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        require_at_least_1(batch_size=batch_size)
         self.batch_size = batch_size
         self._max_rows = batch_size  # less once the memory has run out
 

@@ -35,7 +35,7 @@ class LookAhead:
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._weights = self._copy_weights()
         self._loss = deepcopy(self._module.loss.state_dict())
-        self._data_before = self._data.snapshot()
+        self._data_before = self._data.state_dict()
 
     def train(self, share: float, steps: int) -> Weights:
         """Trains for some optimizer steps from the run's current state, and returns the trained weights.

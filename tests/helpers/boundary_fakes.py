@@ -56,7 +56,7 @@ class FakeData(LightningDataModule):
         self.offered: list[tuple[int, int, list[CandidateSet]]] = []
         self.groups: dict[str, str] = {}
         self.labels: dict[Prompt, list[tuple[str, str]]] = {}
-        self.fractions: dict[int, float] = {}
+        self.val: str | None = "held out"
         self.restored = False
         self.share = -1.0
         self.shares_seen: list[float] = []
@@ -83,8 +83,13 @@ class FakeData(LightningDataModule):
     def group_of(self, prompt: Prompt) -> str:
         return self.groups.get(prompt_text(prompt), prompt_text(prompt))
 
-    def val_fraction_for(self, prompts: int) -> float | None:
-        return self.fractions.get(prompts)
+    @property
+    def held_out_prompts(self) -> FakeData:
+        return self
+
+    @property
+    def unlike(self) -> int:
+        return len({self.group_of(candidates.prompt) for candidates in self.measured_on})
 
     def set_on_policy_share(self, share: float) -> None:
         self.share = share
