@@ -19,7 +19,7 @@ from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
 from lit_align.run_parts import find_callback, is_trial, process_rank
 from lit_align.trainer_defaults import all_callbacks, check_accumulation, default_loggers, epochs_by_default
-from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, demand_whole, last_checkpoint
+from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, last_checkpoint
 from lit_align.training.strategies import check_strategy
 
 DEFAULT_ROOT = "runs/default"
@@ -282,35 +282,6 @@ class AlignmentTrainer(Trainer):
         for line in preview_run(model, cast(Any, datamodule), rows, row, held_out, judge):
             if self.is_global_zero:
                 note(line)
-
-    def export(
-        self, model: LightningModule, datamodule: LightningDataModule, output: str, ckpt_path: str | Path = "last"
-    ) -> None:
-        """Writes the trained policy as a folder that transformers and peft load.
-
-        Args:
-            model: the alignment module, as it was trained.
-            datamodule: the alignment data module; nothing of it is read.
-            output: the folder to write; one that exists is never overwritten.
-            ckpt_path: a checkpoint of the fit; "last" is the newest of the run folder.
-
-        Raises:
-            FileNotFoundError: if there is no checkpoint.
-            FileExistsError: if `output` is there already.
-        """
-        from lit_align.export import describe_loading, export_policy
-
-        path = self.last_checkpoint() if ckpt_path == "last" else Path(ckpt_path)
-        if path is not None:
-            demand_whole(path)
-        if path is None or not path.is_file():
-            raise FileNotFoundError(
-                f"there is no checkpoint to export: expected {path or f'one in {self.run_folder}'}. A fit writes it; "
-                "--ckpt_path names one, --trainer.default_root_dir another run folder"
-            )
-        spec = cast(Any, model).spec
-        export_policy(spec, path, Path(output))
-        note(f"Exported {path} to {output}. To load it:\n\n{describe_loading(spec, Path(output))}\n")
 
     def _run_in_place(
         self,

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lit_align import run_folder
 from lit_align.console import progress_style
+from lit_align.export import SaveModel
 from lit_align.progress import AlignmentProgressBar, PlainProgress
 from lit_align.report.summary import RunSummary
 from lit_align.training.checkpoint import AlignmentCheckpoint
@@ -54,6 +55,7 @@ def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool,
     style = progress_style()
     defaults: list[tuple[type[Callback], Callable[[], Callback], bool]] = [
         (ProgressBar, AlignmentProgressBar if style == "bar" else PlainProgress, bar and style != "off"),
+        (SaveModel, SaveModel, checkpointing),
         (RunSummary, RunSummary, True),
         (ModelCheckpoint, AlignmentCheckpoint, checkpointing),
     ]

@@ -39,6 +39,8 @@ from tests.helpers.doc_blocks import PAGES, ROOT, Block, blocks_of, commands_of,
 
 KINDS = (PreferenceLoss, Judge, Sampler, Publisher, PairSelector, Callback)
 QUICKSTART = "configs/quickstart.yaml"
+ON_A_RUN = ("export", "chat", "sample")
+"""Commands on a finished run, which are only parsed."""
 HOMES = {
     **dict.fromkeys(("judge", "sampler", "selector", "train", "val"), "data"),
     **dict.fromkeys(("policy", "loss", "optimizer", "lr_scheduler", "reference"), "model"),
@@ -146,6 +148,9 @@ def run_command(words: list[str], place: str) -> None:
 
 def run_lit_align(arguments: list[str], place: str) -> None:
     """Runs a command that needs no model, and lets the real parser read any other."""
+    if arguments[0] in ON_A_RUN and "--help" not in arguments:
+        importlib.import_module(f"lit_align.cli.{arguments[0]}").build_parser().parse_args(arguments[1:])
+        return
     needs_no_model = arguments[0] == "init" or arguments[0].startswith("-") or any("help" in word for word in arguments)
     if "--on_policy" in arguments:
         write_answers()

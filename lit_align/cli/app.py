@@ -40,7 +40,7 @@ OF_LIGHTNINGS_COMMANDS = {
 }
 OF_ONE_FIT = ("ckpt_path", "weights_only")
 """What a command is told of one fit, and the run's configuration does not keep: so that every command takes it."""
-OF_POLICIES = ("measure", "precompute", "plan", "export")
+OF_POLICIES = ("measure", "precompute", "plan")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -85,7 +85,7 @@ class AlignmentCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         own = {"model", "datamodule"}
-        commands = ("measure", "precompute", "plan", "preview", "export")
+        commands = ("measure", "precompute", "plan", "preview")
         return {**LightningCLI.subcommands(), **dict.fromkeys(commands, own)}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

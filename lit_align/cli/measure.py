@@ -11,6 +11,7 @@ from lit_align import run_folder
 from lit_align.boundary.measurement import Measurement
 from lit_align.boundary.result import BoundaryResult
 from lit_align.checks import require_at_least_1
+from lit_align.cli.words import read_bool
 from lit_align.console import note, show_activity
 from lit_align.judges import RecordedScores
 from lit_align.records import CandidateSet
@@ -77,12 +78,6 @@ def measure_recorded(
     return measurement.result("pool" if count == unlike else "budget")
 
 
-def _bool(word: str) -> bool:
-    if word.lower() not in ("true", "false"):
-        raise argparse.ArgumentTypeError(f"expected true or false, got {word!r}")
-    return word.lower() == "true"
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lit-align measure",
@@ -95,10 +90,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--max_prompts", type=int, help="prompts to measure on at most; all by default")
     parser.add_argument(
-        "--sequential", type=_bool, default=True, metavar="{true,false}", help="stop once it is decided (the default)"
+        "--sequential",
+        type=read_bool,
+        default=True,
+        metavar="{true,false}",
+        help="stop once it is decided (the default)",
     )
     parser.add_argument(
-        "--graded", type=_bool, default=False, metavar="{true,false}",
+        "--graded", type=read_bool, default=False, metavar="{true,false}",
         help="go by how much better an answer is, in units of the range of its prompt's scores, not by votes",
     )  # fmt: skip
     parser.add_argument("--alpha", type=float, default=0.05, help="the chance of error, in (0, 1)")

@@ -22,6 +22,7 @@ from lit_align.report.environment import describe_environment
 from lit_align.report.text import render
 from lit_align.report.win_rate import WinRateAtStep, WinRateCallback
 from lit_align.run_parts import callbacks_of, datamodule_of, find_callback, is_trial
+from lit_align.trained.loading import holds_model, loading_lines
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.checkpoint_paths import checkpoint_folders, last_checkpoint
 from lit_align.training.module import AlignmentModule
@@ -112,11 +113,12 @@ class RunSummary(Callback):
         """Writes the file; not on other ranks than 0, nor in a trial."""
         if not trainer.is_global_zero or is_trial(trainer):
             return False
-        self.summary = self._collect(trainer, state)
+        self.summary = self.collect(trainer, state)
         run_folder.write_json(_root(trainer) / run_folder.SUMMARY, self.summary)
         return True
 
-    def _collect(self, trainer: Trainer, state: str) -> dict[str, Any]:
+    def collect(self, trainer: Trainer, state: str) -> dict[str, Any]:
+        """What `summary.json` would hold now, in a run that is "running", "finished" or "stopped"."""
         history = _history(trainer)
         has_policy = isinstance(trainer.lightning_module, AlignmentModule)
         decisions = [decision.record() for decision in history]
@@ -142,6 +144,7 @@ class RunSummary(Callback):
             "activities": self._activities(),
             "environment": describe_environment(trainer),
             "outputs": _outputs(trainer),
+            "load": _loading(trainer),
         }
 
     def _time(self, decisions: list[dict[str, Any]], win_rate: float) -> dict[str, float]:
@@ -227,6 +230,8 @@ def _outputs(trainer: Trainer) -> dict[str, str]:
     root = _root(trainer)
     files = {
         "run folder": root,
+        "model": root / run_folder.MODEL,
+        "best model": root / run_folder.BEST_MODEL,
         "decisions": root / run_folder.DECISIONS,
         "sampled answers": root / run_folder.SAMPLES,
         "before and after": root / run_folder.ANSWERS,
@@ -236,6 +241,12 @@ def _outputs(trainer: Trainer) -> dict[str, str]:
         "checkpoint": root / run_folder.CHECKPOINTS / "last.ckpt",
     }
     return {name: str(path) for name, path in files.items() if path.exists()}
+
+
+def _loading(trainer: Trainer) -> list[str]:
+    """The lines of Python that load the model that the run left, if it left one."""
+    folder = _root(trainer) / run_folder.MODEL
+    return loading_lines(folder) if holds_model(folder) else []
 
 
 def _csv(logger: Logger) -> Path | None:

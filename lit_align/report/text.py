@@ -35,6 +35,7 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
         _left_out(summary.get("steps_left_out", 0), summary["steps"]),
         _time(summary["steps"], summary["seconds"]),
         _outputs(summary["outputs"]),
+        _load(summary.get("load", ())),
     ]
     return "\n".join(["", *[block for block in blocks if block]])
 
@@ -183,3 +184,8 @@ def _time(steps: int, seconds: Mapping[str, float]) -> str:
 def _outputs(outputs: Mapping[str, str]) -> str:
     width = max((len(name) for name in outputs), default=0)
     return "\n".join(["Outputs:", *[f"  {name:<{width}}  {path}" for name, path in outputs.items()]])
+
+
+def _load(lines: Sequence[str]) -> str:
+    """How to load the model; the lines are not wrapped, since they are copied."""
+    return "\n".join(["To load the model:", *[f"  {line}" for line in lines]]) if lines else ""

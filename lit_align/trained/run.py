@@ -12,12 +12,12 @@ import torch
 from lit_align import run_folder
 from lit_align.policy.source import locate_adapter
 from lit_align.policy.spec import PolicySpec
+from lit_align.trained.loading import ADAPTER, holds_model
 from lit_align.trained.policy import TrainedPolicy, load_policy
 from lit_align.trained.settings import policy_of, read_config
 from lit_align.training.checkpoint_paths import demand_whole, last_checkpoint
 from lit_align.training.module import POLICY_KEY
 
-ADAPTER = "adapter_config.json"
 RUNS = Path("runs")
 _TEMPLATE = "chat_template.jinja"
 
@@ -99,7 +99,7 @@ def open_run(path: str | Path, base: str | None = None) -> TrainedRun:
     place = _existing(Path(path).expanduser())
     if place.is_file() and place.suffix in (".yaml", ".yml"):
         place = place.parent
-    if _is_model_folder(place):
+    if holds_model(place):
         return _of_model_folder(place, base)
     if place.is_file():
         return _of_checkpoint(place, _root_of(place.parent), base)
@@ -107,7 +107,7 @@ def open_run(path: str | Path, base: str | None = None) -> TrainedRun:
     checkpoint = last_checkpoint([place, root / run_folder.CHECKPOINTS], to_resume=False)
     if checkpoint is not None:
         return _of_checkpoint(checkpoint, root, base)
-    if _is_model_folder(root / run_folder.MODEL):
+    if holds_model(root / run_folder.MODEL):
         return _of_model_folder(root / run_folder.MODEL, base)
     _refuse(root)
 
@@ -142,10 +142,6 @@ def _of_rewards(place: Path) -> str:
         f"{place} is of a reward model, which scores answers and writes none: `RewardModelJudge` takes the folder "
         f"{run_folder.REWARD_MODEL}/ of its run, and `lit-align judge` tells how good it is"
     )
-
-
-def _is_model_folder(path: Path) -> bool:
-    return path.is_dir() and any((path / file).is_file() for file in (ADAPTER, "config.json"))
 
 
 def _root_of(folder: Path) -> Path | None:

@@ -20,11 +20,15 @@ def between_steps(trainer: Trainer) -> bool:
 
     True also while the next micro-batch is made or a boundary is measured, which may take minutes.
     """
-    loop = trainer.fit_loop.epoch_loop
-    micro_batches: Any = loop.batch_progress.current
-    steps = loop.automatic_optimization.optim_progress.optimizer.step.total
-    done = micro_batches.processed == micro_batches.ready and steps.ready == steps.completed
-    return done and trainer.global_step > 0 and not mid_accumulation(trainer)
+    micro_batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    done = micro_batches.processed == micro_batches.ready and weights_are_whole(trainer)
+    return done and not mid_accumulation(trainer)
+
+
+def weights_are_whole(trainer: Trainer) -> bool:
+    """Whether the weights are as an optimizer step left them, though gradients may have been computed since."""
+    steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
+    return bool(steps.ready == steps.completed) and trainer.global_step > 0
 
 
 def mid_accumulation(trainer: Trainer) -> bool:

@@ -1,0 +1,30 @@
+"""Arguments that several commands on a finished run have."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds the run, and how it is loaded."""
+    parser.add_argument(
+        "run", metavar="RUN", help="a run folder (runs/NAME or NAME), a checkpoint, or a model folder of a run"
+    )
+    parser.add_argument("--base", metavar="MODEL", help="the base to load, if it has moved since")
+    parser.add_argument("--device", help="where to compute, such as cpu; the GPU by default, if there is one")
+
+
+def add_switch(parser: argparse.ArgumentParser, name: str, default: bool, text: str) -> None:
+    """Adds a switch that takes true or false, and means true if it is given alone."""
+    parser.add_argument(name, nargs="?", const=True, default=default, type=read_bool, metavar="true|false", help=text)
+
+
+def read_bool(word: str) -> bool:
+    """Reads true or false.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    if word.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false, got {word!r}")
+    return word.lower() == "true"
