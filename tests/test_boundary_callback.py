@@ -42,7 +42,8 @@ def test_a_decision_takes_effect_at_exactly_the_next_micro_batch(tmp_path: Path,
     assert [step for step, _ in data.sampled] == [0, 2, 4, 6], "once per optimizer step, the first before any batch"
     assert data.shares_seen == [0.0] * 4 * accumulate + [1.0] * 2 * accumulate
     assert data.rounds == [4], "a fresh round at the switch"
-    assert callback.stage is Stage.FINE_TUNING and callback.share == 1.0
+    last = callback.history[-1]
+    assert last.stage == Stage.FINE_TUNING and last.on_policy_share == 1.0
 
 
 def test_every_decision_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,10 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
 
+from lightning.pytorch import Trainer
+
 from lit_align.boundary.result import Decision
+from lit_align.console import note
 
 _LOOKED_AT = 10_000
 """Steps of which it is asked whether a measurement is due; of a longer run the others are taken to be like them."""
@@ -46,10 +49,12 @@ class MeasuringBudget:
         self._clock = clock
         self._before = 0.0  # wall time of the fit up to the checkpoint that it went on from
         self._started: float | None = None
+        self._waiting = False
 
     def start(self) -> None:
         """The fit begins or goes on now."""
         self._started = self._clock()
+        self._waiting = False
 
     @property
     def training(self) -> float:
@@ -66,6 +71,19 @@ class MeasuringBudget:
         if self.max_share is None or self.last is None:
             return True
         return self.measuring + self.last <= self.max_share * self.training
+
+    def affords_on_all_ranks(self, trainer: Trainer) -> bool:
+        """The same on every rank, by the clock of the first; says it once where measurements begin to wait."""
+        if self.max_share is None or self.last is None:
+            return True
+        affords = bool(trainer.strategy.broadcast(self.affords()))
+        if not affords and not self._waiting and trainer.is_global_zero:
+            note(
+                f"boundary: step {trainer.global_step} | not measured: {self.last:.0f} s more would be over "
+                f"{100 * self.max_share:g} % of the training time; it waits, as later ones do"
+            )
+        self._waiting = self._waiting or not affords
+        return affords
 
     def spend(self, seconds: float) -> None:
         """Counts a measurement that has ended."""

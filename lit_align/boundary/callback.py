@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -29,10 +29,11 @@ from lit_align.data.needs import refuse_to_overfit
 from lit_align.judges.base import Judge
 from lit_align.policy.modes import in_eval_mode
 from lit_align.ranks import own_share
-from lit_align.records import CandidateSet, Stage
+from lit_align.records import CandidateSet
 from lit_align.training.refresh import require_refreshable
 
 
+@dataclass(eq=False, repr=False)
 class BoundaryCallback(Callback):
     """Measures the boundary score every N optimizer steps and trains on the source that the stage asks for.
 
@@ -78,44 +79,32 @@ class BoundaryCallback(Callback):
         samples_to_keep: prompts whose answers and scores each measurement keeps in `samples.jsonl`.
     """
 
-    sides: tuple[str, str] = SIDES
+    sides: ClassVar[tuple[str, str]] = SIDES
     """Who is compared, in words."""
 
-    def __init__(
-        self,
-        every_n_steps: int | None = 50,
-        max_prompts: int = 2000,
-        num_candidates: int | None = None,
-        judge: Judge | None = None,
-        patience: int = 1,
-        hysteresis: float = 0.0,
-        undecided: Undecided = "follow",
-        alpha: float = 0.05,
-        sequential: bool = True,
-        graded: bool = False,
-        batch_prompts: int = 32,
-        max_share_of_training: float | None = None,
-        refresh_reference: bool = False,
-        samples_to_keep: int = 8,
-    ) -> None:
-        self.every_n_steps = every_n_steps
-        self.max_prompts = max_prompts
-        self.num_candidates = num_candidates
-        self.judge = judge
-        self.switch = Switch(patience, hysteresis, undecided)
-        self.alpha = alpha
-        self.sequential = sequential
-        self.graded = graded
-        self.batch_prompts = batch_prompts
-        self.budget = MeasuringBudget(max_share_of_training)
-        self.refresh_reference = refresh_reference
-        self.samples_to_keep = samples_to_keep
+    every_n_steps: int | None = 50
+    max_prompts: int = 2000
+    num_candidates: int | None = None
+    judge: Judge | None = None
+    patience: int = 1
+    hysteresis: float = 0.0
+    undecided: Undecided = "follow"
+    alpha: float = 0.05
+    sequential: bool = True
+    graded: bool = False
+    batch_prompts: int = 32
+    max_share_of_training: float | None = None
+    refresh_reference: bool = False
+    samples_to_keep: int = 8
+
+    def __post_init__(self) -> None:
+        self.switch = Switch(self.patience, self.hysteresis, self.undecided)
+        self.budget = MeasuringBudget(self.max_share_of_training)
         self.draw_seed: int | None = None  # set by `lit-align measure --seed`; None: only the data's seed
         self.history: list[Decision] = []
         self._resumed = False
         self._has_static_pairs = True
         self._considered: int | None = None
-        self._waiting = False
         self._require_in_range()
 
     # -- what a schedule overrides
@@ -252,18 +241,6 @@ class BoundaryCallback(Callback):
         )
         require_alpha(self.alpha)
 
-    # -- what the last decision was, for progress bars and reports
-
-    @property
-    def stage(self) -> Stage | None:
-        """The stage in force; None before the first decision."""
-        return Stage(self.history[-1].stage) if self.history else None
-
-    @property
-    def share(self) -> float | None:
-        """The share of on-policy pairs in force; None before the first decision."""
-        return self.history[-1].on_policy_share if self.history else None
-
     def seconds_to_come(self, step: int, last_step: int) -> float:
         """Estimates the wall time of the measurements after `step`, for the progress bar."""
         return expected_seconds(self.history, self.should_measure, range(step + 1, last_step + 1))
@@ -292,7 +269,6 @@ class BoundaryCallback(Callback):
         if stage == "fit":
             self._resumed = False
             self._considered = None
-            self._waiting = False
             if self.refresh_reference:
                 require_refreshable(pl_module, "refresh_reference")
 
@@ -338,8 +314,7 @@ class BoundaryCallback(Callback):
         self._considered = step
         if not self.should_decide(step):
             return
-        due = self.should_measure(step)
-        measuring = due and self._affords(trainer)
+        measuring = self.should_measure(step) and self.budget.affords_on_all_ranks(trainer)
         outcome = self.measure_isolated(trainer, pl_module) if measuring else None
         result = None if outcome is None else outcome.result
         if result is not None:
@@ -357,16 +332,3 @@ class BoundaryCallback(Callback):
         follow(data_of(trainer), before, decision, None if outcome is None else outcome.candidates)
         if self.refresh_reference and before is not None and before.stage != decision.stage:
             cast(Any, pl_module).refresh_reference()
-
-    def _affords(self, trainer: Trainer) -> bool:
-        """Whether the time for a measurement is there: rank 0's clock says so."""
-        if self.budget.max_share is None:
-            return True
-        affords = bool(trainer.strategy.broadcast(self.budget.affords()))
-        if not affords and not self._waiting and trainer.is_global_zero:
-            note(
-                f"boundary: step {trainer.global_step} | not measured: {self.budget.last:.0f} s more would be over "
-                f"{100 * self.budget.max_share:g} % of the training time; it waits, as later ones do"
-            )
-        self._waiting = self._waiting or not affords
-        return affords
