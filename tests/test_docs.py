@@ -6,7 +6,8 @@ A page is run from its top to its end in a folder as `lit-align init` leaves it:
 - `python` is executed with a tiny model in place of the real one, and for two steps;
 - `yaml` is read by the command line's own parser, on top of the quickstart;
 - `bash` holds commands: those of lit-align are parsed by it (`--print_config`) or run if they need no model, those of
-  make and Python have their target, others say why they are not run;
+  make and Python have their target, others say why they are not run. On the pages of `IN_FULL` those of lit-align
+  run, one after the other, with a tiny model;
 - `json` is JSON, and `text` is what a program printed.
 
 `<!-- not run: the reason -->` in front of a block takes it out.
@@ -46,6 +47,19 @@ HOMES = {
     **dict.fromkeys(("policy", "loss", "optimizer", "lr_scheduler", "reference"), "model"),
 }
 """The part of a config to which a key belongs that a page shows by itself."""
+IN_FULL = ("docs/start.md", "docs/own_data.md", "docs/guides/extend.md")
+"""Pages whose commands a reader types one after the other."""
+OF_A_FIT = {
+    "--trainer.max_steps": "20",
+    "--data.sampler.max_new_tokens": "4",
+    "--trainer.accelerator": "cpu",
+    "--trainer.callbacks": "null",
+    "--data.batch_size": "2",
+    "--data.round_prompts": "8",
+    "--boundary.max_prompts": "4",
+    "--boundary.every_n_steps": "1",
+}
+"""What makes a fit small, where a command does not set it."""
 SMALLER = {
     r"package://[\w/.-]+\.gguf": "{model}",
     r"max_steps=\d+": 'max_steps=2, accelerator="cpu"',
@@ -73,7 +87,12 @@ def test_the_blocks_of_a_page_run(page: str, folder: Path, tiny_model: Path) -> 
     for block in blocks_of(page):
         if block.title:
             write_block(folder, block)
-        if not block.reason:
+        if block.reason:
+            continue
+        if block.language == "bash" and page in IN_FULL:
+            for command in commands_of(block):
+                run_in_full(command, block.place, tiny_model)
+        else:
             run_block(block, scope, tiny_model)
 
 
@@ -169,6 +188,27 @@ def require_extras(arguments: list[str], place: str) -> None:
     match = re.fullmatch(r"(?:\.|lit-align)(?:\[([\w,]+)\])?", arguments[-1])
     assert match and arguments[:-1] in (["install"], ["install", "-e"]), f"{place}: {arguments}"
     assert set((match[1] or "").split(",")) - {""} <= set(project["optional-dependencies"]), place
+
+
+def run_in_full(words: list[str], place: str, model: Path) -> None:
+    """Runs a command as it stands, with a tiny model and a twentieth of its steps."""
+    if words[0] != "lit-align" or words[1] == "init":
+        run_command(words, place)
+        return
+    command = words[1:]
+    if command[0] == "fit":
+        command += [word for key in OF_A_FIT if not sets(command, key) for word in (key, OF_A_FIT[key])]
+    if not any(word.startswith("runs/") for word in words):
+        command += ["--model.policy.model", str(model)]
+    if "--trainer.max_steps" in command:
+        value = command.index("--trainer.max_steps") + 1
+        command[value] = str(int(command[value]) // 20)
+    assert main(command) == 0, f"{place}: {' '.join(words)}"
+
+
+def sets(command: list[str], key: str) -> bool:
+    """Whether a command has a value for a key, or adds to it."""
+    return key in command or f"{key}+" in command
 
 
 def write_answers() -> None:

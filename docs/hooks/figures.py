@@ -10,6 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.pages import Page
 
 DRAWINGS = "figures/"
+ALONE = re.compile(r'<style class="alone">.*?</style>', flags=re.DOTALL)
+"""The colours of a drawing that stands by itself, as on a code host."""
 IMAGE = re.compile(r"^!\[[^\]]*\]\((?P<path>[^)]+\.svg)\)$", flags=re.MULTILINE)
 
 
@@ -21,7 +23,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
         if DRAWINGS not in match["path"]:
             return match[0]
         drawing = (folder / match["path"]).read_text(encoding="utf-8").strip()
-        one_line = re.sub(r"\n\s*", " ", drawing)
+        one_line = re.sub(r"\n\s*", " ", ALONE.sub("", drawing))
         return f'<figure class="drawing">{one_line}</figure>'
 
     return IMAGE.sub(drawn, markdown)
