@@ -125,10 +125,26 @@ def test_the_ranking_and_the_votes_stay_the_wrapped_judges(path: Path) -> None:
 
 
 def test_a_wrapped_judge_is_of_the_same_kind(path: Path) -> None:
-    assert isinstance(cached(Lengths(), path), PointwiseJudge) and isinstance(cached(Longer(), path), PairwiseJudge)
-    assert not isinstance(cached(Lengths(), path), PairwiseJudge)
+    of_scores, of_comparisons = cached(Lengths(), path).stored, cached(Longer(), path).stored
+    assert isinstance(of_scores, PointwiseJudge) and isinstance(of_comparisons, PairwiseJudge)
+    assert not isinstance(of_scores, PairwiseJudge)
+    assert cached(Lengths(), path).grades and not cached(Longer(), path).grades
     judge = cached(Lengths("other"), path)
     assert isinstance(judge, CachedJudge) and judge.identity == "other" and not judge.cacheable
+
+
+@pytest.mark.parametrize("judge", [Lengths(), Longer()])
+def test_a_class_of_ones_own_over_it_judges_and_stores_as_it_does(path: Path, judge: Judge) -> None:
+    class Mine(CachedJudge):
+        pass
+
+    sets = [make("p", "a", "bb")]
+    votes = judge.cross_votes(sets, sets)
+    for hits in (False, True):
+        mine = Mine(judge, str(path))
+        assert mine.score(sets) == judge.score(sets) and (mine.hits > 0, mine.misses > 0) == (hits, not hits)
+        np.testing.assert_array_equal(mine.cross_votes(sets, sets), votes)
+        assert mine.judge_pairs(sets) == judge.judge_pairs(sets)
 
 
 def test_votes_that_scores_do_not_give_are_not_kept_as_scores(path: Path) -> None:
@@ -170,7 +186,7 @@ def test_a_verdict_is_kept_for_its_judge_prompt_and_answer_alone(path: Path) -> 
         cached(judge, path).score([candidate_set])
         assert len(judge.asked) == 1, candidate_set
     longer = Longer()
-    cached(longer, path).compare([Comparison((Message("user", "p"),), "a", "")])
+    cached(longer, path).stored.compare([Comparison((Message("user", "p"),), "a", "")])
     assert len(longer.asked) == 1
 
 

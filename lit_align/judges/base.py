@@ -290,13 +290,8 @@ def blaming(judge: Judge, prompt: Prompt, prompts: int = 1) -> Iterator[None]:
         if any(note.startswith(_BLAME) for note in getattr(error, "__notes__", ())):
             raise
         more = f" and {prompts - 1} more prompts" if prompts > 1 else ""
-        add_note(error, f"{_BLAME} {type(judge).__name__} on the prompt {prompt_text(prompt)[:60]!r}{more}")
+        error.add_note(f"{_BLAME} {type(judge).__name__} on the prompt {prompt_text(prompt)[:60]!r}{more}")
         raise
-
-
-def add_note(error: BaseException, note: str) -> None:
-    """Adds a note to an error, as `error.add_note` does from Python 3.11 on."""
-    setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010
 
 
 def require_score_for_each(judge: Judge, sets: Sequence[CandidateSet], scores: Sequence[Sequence[float]]) -> None:

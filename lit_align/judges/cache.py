@@ -14,7 +14,7 @@ import numpy as np
 
 from lit_align.checks import require_at_least_1
 from lit_align.judges.answers import Answer, answers_of, scores_by_set
-from lit_align.judges.base import Comparison, Judge, PairwiseJudge, PointwiseJudge
+from lit_align.judges.base import Comparison, Judge, PairVerdict, PairwiseJudge, PointwiseJudge
 from lit_align.judges.verdict_store import VerdictStore
 from lit_align.judges.vote_arrays import ABSTAINED
 from lit_align.policy.cache import cache_dir
@@ -32,8 +32,6 @@ class CachedJudge(Judge):
     file at once. A damaged file is set aside, and if the file cannot be written judging continues without it, both
     with a warning. See `docs/judges.md`.
 
-    The object is a :class:`PointwiseJudge` or a :class:`PairwiseJudge`, as is the judge inside.
-
     Args:
         judge: the judge to ask; its verdicts must be storable (`cacheable`).
         path: the SQLite file; None is `verdicts.sqlite` in the cache folder ($LIT_ALIGN_CACHE).
@@ -43,20 +41,13 @@ class CachedJudge(Judge):
     Attributes:
         hits: verdicts read from the file. Equal answers in one call count once.
         misses: verdicts that the judge was asked for.
+        stored: a :class:`PointwiseJudge` or a :class:`PairwiseJudge`, as the judge inside is, over the file.
 
     Raises:
         ValueError: the judge's verdicts depend on more than its identity, the prompt and the answers.
     """
 
     cacheable = False  # storing them twice gains nothing
-
-    def __new__(cls, judge: Judge, path: str | None = None, commit_every: int = 256) -> CachedJudge:
-        """Makes a judge of the kind of the judge inside."""
-        kind = _CachedScores if judge.grades else _CachedComparisons
-        return super().__new__(kind if cls is CachedJudge else cls)
-
-    def __getnewargs__(self) -> tuple[Judge]:
-        return (self.judge,)
 
     def __init__(self, judge: Judge, path: str | None = None, commit_every: int = 256) -> None:
         if not judge.cacheable or not (judge.grades or isinstance(judge, PairwiseJudge)):
@@ -68,7 +59,9 @@ class CachedJudge(Judge):
         require_at_least_1(commit_every=commit_every)
         self.judge: Any = judge
         self.parts = (judge,)
+        self.grades = judge.grades
         self.gives_probabilities = judge.gives_probabilities
+        self.stored: Judge = (_StoredScores if judge.grades else _StoredComparisons)(judge, self._look_up)
         self.commit_every = commit_every
         self._store = VerdictStore(Path(path).expanduser() if path else cache_dir() / "verdicts.sqlite")
         self._counts: Counter[str] = Counter()
@@ -96,13 +89,17 @@ class CachedJudge(Judge):
         own_report = f"verdict cache: {self.hits:,} of {requests:,} verdicts of {name} were known; {self._store.path}"
         return f"{own_report}\n{judge_report}" if judge_report else own_report
 
-    # The kind, next in the method order, defines both. They stand here because a class with abstract methods cannot
-    # be named in a config.
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
-        return super().score(sets)  # type: ignore[safe-super]
+        return self.stored.score(sets)
 
     def cross_votes(self, on: Sequence[CandidateSet], off: Sequence[CandidateSet]) -> list[np.ndarray]:
-        return super().cross_votes(on, off)  # type: ignore[safe-super]
+        return self.stored.cross_votes(on, off)
+
+    def votes_within(self, sets: Sequence[CandidateSet]) -> list[np.ndarray]:
+        return self.stored.votes_within(sets)
+
+    def judge_pairs(self, sets: Sequence[CandidateSet]) -> list[PairVerdict]:
+        return self.stored.judge_pairs(sets)
 
     def _look_up(
         self,
@@ -128,7 +125,17 @@ class CachedJudge(Judge):
         return verdicts
 
 
-class _CachedScores(CachedJudge, PointwiseJudge):
+class _Stored(Judge):
+    def __init__(self, judge: Any, look_up: Callable[..., dict[Any, float]]) -> None:
+        self.judge = judge
+        self._look_up = look_up
+
+    @property
+    def identity(self) -> str:  # type: ignore[override]
+        return str(self.judge.identity)
+
+
+class _StoredScores(_Stored, PointwiseJudge):
     def score(self, sets: Sequence[CandidateSet]) -> list[list[float]]:
         answers = answers_of(sets)
         identity = self.identity if answers else ""
@@ -150,7 +157,7 @@ def _key_of_score(identity: str, prompt: Prompt, candidate: Candidate) -> bytes:
     return _key(identity, prompt, candidate.text, *([candidate.turn] if candidate.turn else []))
 
 
-class _CachedComparisons(CachedJudge, PairwiseJudge):
+class _StoredComparisons(_Stored, PairwiseJudge):
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         """See :meth:`PairwiseJudge.compare`."""
         identity = self.identity if comparisons else ""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lit_align.judges.base import PointwiseJudge, add_note
+from lit_align.judges.base import PointwiseJudge
 from lit_align.judges.vote_arrays import ABSTAINED
 from lit_align.records import CandidateSet, prompt_text
 
@@ -57,7 +57,7 @@ class RuleJudge(PointwiseJudge):
         try:
             answer = self._rule(prompt, texts, dict(candidate_set.row))
         except Exception as error:  # an error in the user's rule stays as it is
-            add_note(error, f"raised by {call}, called with (prompt, candidates, row)")
+            error.add_note(f"raised by {call}, called with (prompt, candidates, row)")
             raise
         try:
             scores = [_number(value) for value in answer]
