@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RewardModelJudge,
         RuleJudge,
     )
+    from lit_align.loggers import TrackioLogger
     from lit_align.losses import DPO, RSOHinge, SLiCHF
     from lit_align.policy import LoraSpec, PolicySpec
     from lit_align.progress import AlignmentProgressBar, PlainProgress
@@ -68,6 +69,7 @@ _HOME = {
     "SequentialTest": "boundary",
     "ServerSampler": "sampling",
     "TrainedRun": "trained",
+    "TrackioLogger": "loggers",
     "TransformersSampler": "sampling",
     "WarmupSchedule": "training.lr_schedulers",
     "WinRateCallback": "report",
@@ -104,6 +106,7 @@ __all__ = [
     "ScheduleSequence",
     "SequentialTest",
     "ServerSampler",
+    "TrackioLogger",
     "TrainedRun",
     "TransformersSampler",
     "WarmupSchedule",

@@ -18,7 +18,7 @@ from lit_align.clock import CLOCK
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
 from lit_align.run_parts import find_callback, is_trial, process_rank
-from lit_align.trainer_defaults import all_callbacks, check_accumulation, default_loggers, epochs_by_default
+from lit_align.trainer_defaults import all_callbacks, all_loggers, check_accumulation, epochs_by_default
 from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, last_checkpoint
 from lit_align.training.strategies import check_strategy
 
@@ -41,7 +41,8 @@ class AlignmentTrainer(Trainer):
         accumulate_grad_batches: micro-batches an optimizer step.
         strategy: "auto" or "ddp"; those that shard a model, such as FSDP and DeepSpeed, are refused.
         barebones: nothing that takes time, to measure raw speed: no logger, checkpoint and progress bar.
-        logger: None means a CSV and a TensorBoard logger in the run folder, False means none.
+        logger: None means a CSV and a TensorBoard logger in the run folder, False means none; beside any other there
+            is a CSV logger in the run folder, too.
         callbacks: added to a checkpoint, a progress bar and a summary, unless one of that kind is among them.
         log_every_n_steps: optimizer steps between two logged rows; None means 1.
         gradient_clip_val: largest norm of the gradient; None does not clip.
@@ -103,7 +104,7 @@ class AlignmentTrainer(Trainer):
             accumulate_grad_batches=accumulate_grad_batches,
             strategy=strategy,
             barebones=barebones,
-            logger=default_loggers(root) if logger is True or (logger is None and not barebones) else logger,
+            logger=all_loggers(logger, barebones, root),
             callbacks=all_callbacks(present, checkpointing, bar, Path(root)),
             log_every_n_steps=log_every_n_steps,
             gradient_clip_val=gradient_clip_val,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from lightning.pytorch import Callback
@@ -69,9 +69,20 @@ def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool,
     return complete
 
 
-def default_loggers(root: str) -> list[Logger]:
-    """The default loggers. Both number their versions, so that a resumed run keeps the rows of the interrupted one."""
-    return [
-        CSVLogger(root, name=run_folder.CSV_LOGS),
-        TensorBoardLogger(root, name=run_folder.TENSORBOARD_LOGS, default_hp_metric=False),
-    ]
+def all_loggers(loggers: Logger | Iterable[Logger] | bool | None, barebones: bool, root: str) -> list[Logger]:
+    """The loggers of a run, and a CSV logger in the run folder beside them if there is none: the report reads it.
+
+    The default loggers number their versions, so that a resumed run keeps the rows of the interrupted one.
+
+    Args:
+        loggers: the run's own; None and True take the default ones, False none.
+        barebones: None takes none then.
+        root: the run folder.
+    """
+    if loggers is False or (loggers is None and barebones):
+        return []
+    csv = CSVLogger(root, name=run_folder.CSV_LOGS)
+    if loggers is None or loggers is True:
+        return [csv, TensorBoardLogger(root, name=run_folder.TENSORBOARD_LOGS, default_hp_metric=False)]
+    own = [loggers] if isinstance(loggers, Logger) else list(loggers)
+    return own if any(isinstance(logger, CSVLogger) for logger in own) else [*own, csv]

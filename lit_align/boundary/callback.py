@@ -327,8 +327,8 @@ class BoundaryCallback(Callback):
         before = self.history[-1] if self.history else None
         self.history.append(decision)
         if trainer.is_global_zero:
-            judged = () if outcome is None else outcome.judged[: self.samples_to_keep]
-            record.keep(trainer, self.history, judged)
+            judged = () if outcome is None else outcome.judged
+            record.keep(trainer, self.history, judged, self.samples_to_keep)
         follow(data_of(trainer), before, decision, None if outcome is None else outcome.candidates)
         if self.refresh_reference and before is not None and before.stage != decision.stage:
             cast(Any, pl_module).refresh_reference()

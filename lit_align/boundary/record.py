@@ -4,32 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 
 from lit_align import run_folder
-from lit_align.boundary.result import Decision
+from lit_align.boundary.result import BOUNDARY, Decision
 from lit_align.boundary.votes import JudgedPrompt
 from lit_align.console import note, progress_style
-from lit_align.markdown import markdown_table
+from lit_align.loggers import log_histogram, log_score_chart, log_table
 from lit_align.records import CandidateSet, Stage, prompt_text
 from lit_align.run_parts import is_trial
 
 STOPPED = {"budget": ", max_prompts", "pool": ", all there are", "decided": ""}
 """Why there were no more prompts, where the stage is undecided."""
+COLUMNS = ("step", "stage", "on_policy_share", "score", "low", "high", "prompts", "seconds", "reason")
+"""Of the table of decisions."""
 Row = Mapping[str, Any]
 
 
-def keep(trainer: Trainer, history: Sequence[Decision], judged: Sequence[JudgedPrompt]) -> None:
+def keep(trainer: Trainer, history: Sequence[Decision], judged: Sequence[JudgedPrompt], samples_to_keep: int) -> None:
     """Tells people and loggers of the last decision, and writes its lines.
 
     Args:
         trainer: of the run.
         history: all decisions, the last one included.
-        judged: prompts of its measurement to keep.
+        judged: the prompts of its measurement.
+        samples_to_keep: how many of them are kept with their answers.
     """
     decision = history[-1]
     note(readable_in_two(decision) if progress_style() == "bar" else readable(decision))
@@ -40,7 +44,9 @@ def keep(trainer: Trainer, history: Sequence[Decision], judged: Sequence[JudgedP
     folder = Path(trainer.default_root_dir)
     write_decisions(folder, history)
     log_decision(trainer.loggers, decision)
-    rows = sample_rows(decision.step, judged)
+    log_history(trainer.loggers, history)
+    log_distributions(trainer.loggers, judged, decision.step)
+    rows = sample_rows(decision.step, judged[:samples_to_keep])
     if rows:
         write_samples(folder, rows, history)
         log_samples(trainer.loggers, rows, decision.step)
@@ -94,18 +100,34 @@ def log_decision(loggers: Iterable[Logger], decision: Decision) -> None:
         logger.log_metrics({f"boundary/{name}": float(value) for name, value in numbers.items()}, step=decision.step)
 
 
+def log_history(loggers: Sequence[Logger], history: Sequence[Decision]) -> None:
+    """Gives all decisions as a table, and the measured scores as a chart, to the loggers that can show them."""
+    records = [decision.record() for decision in history]
+    log_table(
+        loggers, "boundary/decisions", COLUMNS, [[row[name] for name in COLUMNS] for row in records], history[-1].step
+    )
+    results = {decision.step: decision.result for decision in history if decision.result is not None}
+    if results:
+        scores = [(result.score, result.low, result.high) for result in results.values()]
+        log_score_chart(loggers, "boundary/score", "boundary score", list(results), scores, BOUNDARY)
+
+
+def log_distributions(loggers: Sequence[Logger], judged: Sequence[JudgedPrompt], step: int) -> None:
+    """Gives histograms of a measurement to the loggers that can show them: scores of both sides, shares of votes."""
+    log_histogram(loggers, "boundary/vote_shares", [prompt.votes.share for prompt in judged], step)
+    for side, sets in (("on_policy", [p.on for p in judged]), ("off_policy", [p.off for p in judged])):
+        scores = chain.from_iterable([candidate.score for candidate in one.candidates] for one in sets)
+        log_histogram(loggers, f"boundary/{side}/scores", scores, step)
+
+
 def log_samples(loggers: Iterable[Logger], rows: Sequence[Row], step: int) -> None:
-    """Gives the samples to the loggers that take a text (TensorBoard) or a table (such as W&B)."""
+    """Gives the samples as a table to the loggers that can show one."""
     columns = ["prompt", "side", "score", "answer"]
     table: list[list[Any]] = []
     for row in rows:
         for side in ("on_policy", "off_policy"):
             table += [[row["prompt"], side, answer["score"], answer["text"]] for answer in row[side]]
-    for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("boundary/samples", markdown_table(list(map(_cells, [columns, *table]))), step)
-        elif hasattr(logger, "log_table"):
-            logger.log_table(key="boundary/samples", columns=columns, data=table, step=step)
+    log_table(loggers, "boundary/samples", columns, table, step)
 
 
 def readable(decision: Decision) -> str:
@@ -135,8 +157,3 @@ def _describe_reason(decision: Decision) -> str:
         return decision.reason
     why = "" if decision.decided or decision.stopped is None else STOPPED[decision.stopped]
     return f"{decision.reason} ({decision.seconds:.0f} s{why})"
-
-
-def _cells(row: Sequence[Any]) -> list[str]:
-    texts = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]
-    return [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]

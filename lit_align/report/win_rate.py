@@ -20,6 +20,7 @@ from lit_align.console import note
 from lit_align.data.needs import require
 from lit_align.evaluate import JudgedAnswers, judge_answers, win_rate_of
 from lit_align.judges.base import Judge
+from lit_align.loggers import log_table
 from lit_align.ranks import gather_in_turn, own_share
 from lit_align.records import Candidate, CandidateSet, FinishReason, prompt_text
 from lit_align.rows.alike import draw_unlike
@@ -245,6 +246,10 @@ class WinRateCallback(Callback):
     def _report(self, trainer: Trainer, result: WinRateAtStep) -> None:
         for logger in trainer.loggers:
             logger.log_metrics(result.metrics(), step=trainer.global_step)
+        columns = list(self.answers[0])
+        log_table(
+            trainer.loggers, "win_rate/answers", columns, [list(row.values()) for row in self.answers], result.step
+        )
         if not is_trial(trainer):
             run_folder.write_jsonl(Path(trainer.default_root_dir) / run_folder.ANSWERS, self.answers)
 
