@@ -69,7 +69,7 @@ def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool,
     return complete
 
 
-def all_loggers(loggers: Logger | Iterable[Logger] | bool | None, barebones: bool, root: str) -> list[Logger]:
+def all_loggers(loggers: Logger | Iterable[Logger] | bool | None, barebones: bool, root: str) -> list[Logger] | bool:
     """The loggers of a run, and a CSV logger in the run folder beside them if there is none: the report reads it.
 
     The default loggers number their versions, so that a resumed run keeps the rows of the interrupted one.
@@ -80,7 +80,7 @@ def all_loggers(loggers: Logger | Iterable[Logger] | bool | None, barebones: boo
         root: the run folder.
     """
     if loggers is False or (loggers is None and barebones):
-        return []
+        return False
     csv = CSVLogger(root, name=run_folder.CSV_LOGS)
     if loggers is None or loggers is True:
         return [csv, TensorBoardLogger(root, name=run_folder.TENSORBOARD_LOGS, default_hp_metric=False)]
