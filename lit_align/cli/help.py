@@ -14,6 +14,7 @@ COMMANDS = {
     "test": "the same, logged as test",
     "predict": "write the rewards of the held-out pairs",
     "export": "write the trained model for transformers and peft to load",
+    "evaluate": "compare a trained model with its start or another, by a judge",
     "measure": "tell which of the two stages a model is in, without training it",
     "judge": "tell how good a judge is, on labelled pairs",
 }

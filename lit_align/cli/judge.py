@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from jsonargparse import ActionConfigFile
 
 import lit_align.reward  # noqa: F401  # jsonargparse finds by its short name any class that is imported
 from lit_align import run_folder
+from lit_align.cli.data_parser import data_parser, instantiate
 from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
-from lit_align.cli.parser import Parser, shorten
+from lit_align.cli.parser import Parser
 from lit_align.console import show_activity
 from lit_align.data import AlignmentDataModule
 from lit_align.data.static import pairs_of
@@ -30,7 +28,6 @@ DESCRIPTION = (
     "candidates with scores, of which `data.selector` makes pairs. A run's whole config will do: its other sections "
     "are not used."
 )
-_OTHERS = ("model", "trainer", "boundary", "ckpt_path")
 
 
 def run(args: Sequence[str]) -> None:
@@ -38,10 +35,7 @@ def run(args: Sequence[str]) -> None:
     parser = _parser()
     refuse_unknown_keys(AcceptedKeys.of(parser), args)
     config = parser.parse_args(list(args))
-    try:
-        data: AlignmentDataModule = parser.instantiate_classes(config).data
-    except ValueError as error:
-        raise ValueError(shorten(str(error)) if "Does not validate" in str(error) else str(error)) from error
+    data: AlignmentDataModule = instantiate(parser, config).data
     if data.judge is None:
         raise UsageError("there is no judge to measure: set `data.judge`")
     counts: Counter[str] = Counter()
@@ -87,15 +81,9 @@ def labelled_pairs(data: AlignmentDataModule, held_out: bool, seed: int, counts:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="lit-align judge", description=DESCRIPTION)
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given several times")
-    parser.add_argument("--seed_everything", type=int, default=0, help="splits, selects and draws the pairs")
-    parser.add_lightning_class_args(AlignmentDataModule, "data", subclass_mode=True)
-    parser.set_defaults({"data": {"class_path": "lit_align.data.AlignmentDataModule"}})
+    parser = data_parser("lit-align judge", DESCRIPTION)
     parser.add_argument("--held_out", type=bool, default=False, help="only the pairs that a fit would hold out")
     parser.add_argument("--max_pairs", type=int | None, default=None, help="at most so many, drawn by the seed")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals, in (0, 1)")
     parser.add_argument("--output", type=str | None, default=None, help="JSON file to write")
-    for section in _OTHERS:
-        parser.add_argument(f"--{section}", type=Any, default=None, help="not used here")
     return parser

@@ -1,0 +1,110 @@
+"""`lit-align evaluate`: how good is what a fit left?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Imported for their names: jsonargparse finds by its short name any class that is imported.
+import lit_align.judges
+import lit_align.reward
+import lit_align.sampling  # noqa: F401
+from lit_align import run_folder
+from lit_align.cli.data_parser import data_parser, instantiate
+from lit_align.cli.errors import UsageError
+from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
+from lit_align.cli.parser import Parser
+from lit_align.console import note
+from lit_align.evaluate.run import BASE, Settings, evaluate_run, free_folder, write_evaluation
+from lit_align.judges import Judge
+from lit_align.report.evaluation import readable
+from lit_align.sampling import Sampler, TransformersSampler
+from lit_align.trained import TrainedRun, open_run
+
+DESCRIPTION = (
+    "Compares what a fit left with its start, with another run or with a file of answers, by a judge, on prompts that "
+    "the run has not seen. A run's own data, judge and sampler count unless others are given."
+)
+
+
+def run(args: Sequence[str]) -> None:
+    """Parses the arguments of `evaluate`, evaluates, prints and writes the result."""
+    trained, others = _take_run(list(args))
+    parser = _parser(with_data=trained is None or trained.data is not None)
+    if trained is None:
+        if {"-h", "--help"} & set(others):
+            parser.parse_args(others)  # ends here
+        raise UsageError("evaluate needs --run RUN: a run folder, a checkpoint or a model folder")
+    config = _parse(parser, trained, others)
+    data = getattr(config, "data", None)
+    settings = _settings(config, data, trained)
+    output = free_folder(trained, settings.against) if config.output is None else Path(config.output)
+    if output.exists():
+        raise FileExistsError(f"{output} is there already, and nothing is overwritten: choose another --output")
+    evaluation = evaluate_run(trained, trained.load(), data, settings)
+    write_evaluation(output, evaluation)
+    note("\n".join(filter(None, (readable(evaluation), settings.judge.report(), f"Outputs: {output}"))))
+
+
+def _take_run(args: list[str]) -> tuple[TrainedRun | None, list[str]]:
+    """Takes the run out of the words: its configuration decides what the other words mean."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--run")
+    named, others = first.parse_known_args(args)
+    if named.run is None and others and not others[0].startswith("-"):
+        named.run = others.pop(0)
+    return (None if named.run is None else open_run(named.run)), others
+
+
+def _parse(parser: Parser, trained: TrainedRun, args: list[str]) -> Any:
+    words = args
+    if trained.data is not None and trained.root is not None:
+        words = ["--config", str(trained.root / run_folder.CONFIG), *args]
+    refuse_unknown_keys(AcceptedKeys.of(parser), words)
+    return instantiate(parser, parser.parse_args(words))
+
+
+def _settings(config: Any, data: Any, trained: TrainedRun) -> Settings:
+    judge = config.judge or getattr(data, "judge", None)
+    if judge is None:
+        raise UsageError(f"nobody judges: {trained.name} comes without a judge, so give one with --judge")
+    sampler = config.sampler or getattr(data, "sampler", None) or TransformersSampler()
+    return Settings(
+        judge,
+        sampler,
+        own_judge=config.judge is None,
+        against=config.against,
+        prompts=config.prompts,
+        max_prompts=config.max_prompts,
+        category=config.category,
+        confidence=config.confidence,
+        seed=config.seed,
+    )
+
+
+def _parser(with_data: bool) -> Parser:
+    parser = data_parser("lit-align evaluate", DESCRIPTION, with_data)
+    parser.add_argument("--run", type=str | None, default=None, help="run folder, checkpoint or model folder")
+    parser.add_argument(
+        "--against", type=str, default=BASE, help="base (the start of the fit), another run, or a file of answers"
+    )
+    parser.add_argument("--judge", type=Judge | None, default=None, help="who compares, in place of the run's own")
+    parser.add_argument(
+        "--sampler", type=Sampler | None, default=None, help="how both answer; as in the run by default"
+    )
+    parser.add_argument(
+        "--prompts",
+        type=str | None,
+        default=None,
+        help="file of prompts, in place of the held-out ones of the run's data; those that it trained on are left out",
+    )
+    parser.add_argument("--max_prompts", type=int | None, default=512, help="prompts at most, drawn by the seed")
+    parser.add_argument("--category", type=str, default="category", help="column of the rows with a prompt's category")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals, in (0, 1)")
+    parser.add_argument("--seed", type=int, default=0, help="draws the prompts and the answers")
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="new folder to write; by default one in the run folder"
+    )
+    return parser

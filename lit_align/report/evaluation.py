@@ -1,0 +1,116 @@
+"""An evaluation as text for a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from lit_align.evaluate.run import BASE, Evaluation
+from lit_align.evaluate.win_rate import WinRate
+from lit_align.report.text import fill
+
+_NAME = 22
+_CATEGORY = 24
+
+
+def readable(evaluation: Evaluation) -> str:
+    """Lays an evaluation out."""
+    rate = evaluation.win_rate
+    against = "its start" if evaluation.against == BASE else evaluation.against
+    return "\n".join(
+        [
+            fill(f"{_clean(evaluation.run)} against {_clean(against)}, on {rate.prompts} prompts", indent=""),
+            "",
+            *_rates(rate),
+            *_categories(evaluation.categories),
+            "",
+            fill(_prompts(evaluation)),
+            fill(_judge(evaluation)),
+            *[fill(doubt) for doubt in _doubts(evaluation)],
+        ]
+    )
+
+
+def percent(share: float) -> str:
+    """A share as 97.5 %."""
+    return f"{100 * share:.1f} %"
+
+
+def interval(low: float, high: float) -> str:
+    """An interval of shares as 92.1 to 100.0 %."""
+    return f"{100 * low:.1f} to {percent(high)}"
+
+
+def _rates(rate: WinRate) -> list[str]:
+    equal = rate.length_controlled
+    verdicts = f"{_count(rate.wins, 'win')}, {_count(rate.ties, 'tie')}, {_count(rate.losses, 'loss')}"
+    rows = [
+        ("win rate", f"{percent(rate.score):>7}  ({interval(rate.low, rate.high)})"),
+        ("at equal lengths", f"{percent(equal.score):>7}  ({interval(equal.low, equal.high)})"),
+        ("verdicts", verdicts + (f", {_count(rate.abstentions, 'abstention')}" if rate.abstentions else "")),
+        ("mean length", f"{rate.mean_length:.0f} characters, against {rate.opponent_mean_length:.0f}"),
+    ]
+    if rate.mean_score is not None:
+        rows.append(("mean score", f"{rate.mean_score:.3g}, against {rate.opponent_mean_score:.3g}"))
+    if rate.cut or rate.opponent_cut:
+        rows.append(("cut at the limit", f"{percent(rate.cut)}, against {percent(rate.opponent_cut)}"))
+    if rate.same_in_both_orders is not None:
+        rows.append(("same in both orders", f"{percent(rate.same_in_both_orders)} of the verdicts"))
+    return [f"  {name:<{_NAME}}{value}" for name, value in rows]
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun if number == 1 else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {plural}"
+
+
+def _categories(categories: Mapping[str, WinRate]) -> list[str]:
+    if not categories:
+        return []
+    lines = ["", f"  {'category':<{_CATEGORY}}{'prompts':>7}  {'win rate':>8}  {'interval':<15}  at equal lengths"]
+    for name, rate in categories.items():
+        lines.append(
+            f"  {_short(name):<{_CATEGORY}}{rate.prompts:>7}  {percent(rate.score):>8}  "
+            f"{interval(rate.low, rate.high):<15}  {percent(rate.length_controlled.score):>8}"
+        )
+    return lines
+
+
+def _prompts(evaluation: Evaluation) -> str:
+    text = f"Prompts: {evaluation.win_rate.prompts + evaluation.win_rate.abstentions}, {_clean(evaluation.prompts)}"
+    reasons = [f"{count} {reason}" for reason, count in evaluation.left_out.items()]
+    return f"{text}; left out: {', '.join(reasons)}." if reasons else f"{text}."
+
+
+def _judge(evaluation: Evaluation) -> str:
+    text = f"Judge: {_clean(evaluation.judge)}"
+    if not evaluation.own_judge:
+        return f"{text}."
+    return (
+        f"{text}, the run's own: it trained on its verdicts and may have learned to please it. --judge takes another "
+        "one."
+    )
+
+
+def _doubts(evaluation: Evaluation) -> list[str]:
+    rate = evaluation.win_rate
+    doubts = []
+    if all(pair.answer.text == pair.opponent.text for pair in evaluation.judged):
+        doubts.append("Both sides gave the same answers.")
+    elif rate.ties == rate.prompts:
+        doubts.append("All verdicts are ties: the judge told no answers apart.")
+    if max(rate.cut, rate.opponent_cut) > 0.2:
+        doubts.append(
+            "Many answers end at the sampler's limit, so that the judge saw only their beginnings: raise its "
+            "max_new_tokens (--data.sampler.max_new_tokens)."
+        )
+    return doubts
+
+
+def _short(name: str) -> str:
+    cleaned = _clean(name)
+    return cleaned if len(cleaned) < _CATEGORY else cleaned[: _CATEGORY - 4] + "..."
+
+
+def _clean(text: str) -> str:
+    """Text of rows and names without what a terminal would act on."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
