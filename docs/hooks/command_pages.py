@@ -15,6 +15,9 @@ from lit_align.cli import main
 FULL = "fit"
 """The command whose help is shown whole; the others of its family show what is their own."""
 
+SHORT = 60
+"""Lines of a help text that need no folding."""
+
 
 def pages() -> Iterator[tuple[str, str]]:
     """The page of the commands."""
@@ -30,9 +33,12 @@ def _block(name: str, shared: set[str]) -> str:
     kept = sections if name == FULL else [section for section in sections if section not in shared]
     if len(kept) < len(sections):
         kept.append("and the options of a run (model, data, trainer), as `lit-align fit --help` lists them\n")
-    summary = f"lit-align {name} --help"
-    body = "\n".join(kept).strip().replace("\n", "\n    ")
-    return f'??? note "`{summary}`"\n\n    ```text\n    {body}\n    ```'
+    body = "\n\n".join(section.strip("\n") for section in kept)
+    block = f"```text\n{body}\n```"
+    if body.count("\n") <= SHORT:
+        return block
+    folded = block.replace("\n", "\n    ")
+    return f'??? note "`lit-align {name} --help`"\n\n    {folded}'
 
 
 def _help_of(name: str) -> str:
