@@ -146,3 +146,21 @@ def test_every_command_of_the_readme_is_one_that_exists() -> None:
     assert len(ours) >= 5 and set(ours) <= commands
     targets = set(re.findall(r"^make (\w+)", README, flags=re.MULTILINE))
     assert targets and all(f"\n{target}:" in (ROOT / "Makefile").read_text() for target in targets)
+
+
+@pytest.mark.parametrize("card", [None, "8gb", "12gb", "16gb", "24gb"])
+def test_runs_on_own_data_tell_whether_it_gets_better_and_need_no_consent(
+    card: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    files = ["configs/own_data.yaml", *([] if card is None else [f"configs/qlora_{card}.yaml"])]
+    with pytest.raises(SystemExit):
+        main(["fit", *(word for file in files for word in ("--config", file)), "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert [callback["class_path"] for callback in shown["trainer"]["callbacks"]] == ["lit_align.WinRateCallback"]
+    assert shown["trainer"]["callbacks"][0]["init_args"]["every_n_steps"] == 100
+    gated = ("meta-llama/", "google/", "mistralai/")
+    models = shown["model"]["init_args"]["policy"]["model"], shown["data"]["init_args"]["judge"]["init_args"]["model"]
+    assert not any(model.startswith(gated) for model in models)
+    text = "".join((ROOT / file).read_text() for file in files)
+    assert "--data.train trl-lib/ultrafeedback_binarized" in text and "20 TFLOP/s" in text
