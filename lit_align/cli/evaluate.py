@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
 from lit_align.cli.parser import Parser
 from lit_align.console import note
 from lit_align.evaluate.run import BASE, Settings, evaluate_run, free_folder, write_evaluation
+from lit_align.evaluate.tasks import TaskSettings, run_tasks
 from lit_align.judges import Judge
-from lit_align.report.evaluation import readable
+from lit_align.report.evaluation import readable, readable_tasks
+from lit_align.run_folder import write_json
 from lit_align.sampling import Sampler, TransformersSampler
 from lit_align.trained import TrainedRun, open_run
 
@@ -38,14 +41,24 @@ def run(args: Sequence[str]) -> None:
             parser.parse_args(others)  # ends here
         raise UsageError("evaluate needs --run RUN: a run folder, a checkpoint or a model folder")
     config = _parse(parser, trained, others)
-    data = getattr(config, "data", None)
-    settings = _settings(config, data, trained)
-    output = free_folder(trained, settings.against) if config.output is None else Path(config.output)
+    output = free_folder(trained, config.against) if config.output is None else Path(config.output)
     if output.exists():
         raise FileExistsError(f"{output} is there already, and nothing is overwritten: choose another --output")
-    evaluation = evaluate_run(trained, trained.load(), data, settings)
-    write_evaluation(output, evaluation)
-    note("\n".join(filter(None, (readable(evaluation), settings.judge.report(), f"Outputs: {output}"))))
+    settings = _settings(config, trained) if config.win_rate else None
+    tasks = _task_settings(config)
+    if settings is None and tasks is None:
+        raise UsageError("there is nothing to do: --win_rate false leaves the tasks, and there are no --tasks")
+    policy = trained.load()
+    blocks: list[str | None] = []
+    if settings is not None:
+        evaluation = evaluate_run(trained, policy, getattr(config, "data", None), settings)
+        write_evaluation(output, evaluation)
+        blocks += [readable(evaluation), settings.judge.report()]
+    if tasks is not None:
+        changes = run_tasks(policy, tasks)
+        write_json(output / run_folder.TASKS, {"settings": asdict(tasks), "tasks": list(map(asdict, changes))})
+        blocks += [readable_tasks(changes)]
+    note("\n".join([*filter(None, blocks), f"Outputs: {output}"]))
 
 
 def _take_run(args: list[str]) -> tuple[TrainedRun | None, list[str]]:
@@ -66,7 +79,15 @@ def _parse(parser: Parser, trained: TrainedRun, args: list[str]) -> Any:
     return instantiate(parser, parser.parse_args(words))
 
 
-def _settings(config: Any, data: Any, trained: TrainedRun) -> Settings:
+def _task_settings(config: Any) -> TaskSettings | None:
+    names = [name.strip() for name in (config.tasks or "").split(",") if name.strip()]
+    if not names:
+        return None
+    return TaskSettings(names, config.task_folder, config.num_fewshot, config.limit, config.apply_chat_template)
+
+
+def _settings(config: Any, trained: TrainedRun) -> Settings:
+    data = getattr(config, "data", None)
     judge = config.judge or getattr(data, "judge", None)
     if judge is None:
         raise UsageError(f"nobody judges: {trained.name} comes without a judge, so give one with --judge")
@@ -104,6 +125,17 @@ def _parser(with_data: bool) -> Parser:
     parser.add_argument("--category", type=str, default="category", help="column of the rows with a prompt's category")
     parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals, in (0, 1)")
     parser.add_argument("--seed", type=int, default=0, help="draws the prompts and the answers")
+    parser.add_argument("--win_rate", type=bool, default=True, help="false runs the tasks alone")
+    parser.add_argument(
+        "--tasks",
+        type=str | None,
+        default=None,
+        help="tasks of lm-evaluation-harness (extra lm-eval), by commas, to run on the policy and on its start",
+    )
+    parser.add_argument("--task_folder", type=str | None, default=None, help="folder of YAML tasks of your own")
+    parser.add_argument("--num_fewshot", type=int | None, default=None, help="examples before a question of a task")
+    parser.add_argument("--limit", type=int | None, default=None, help="questions a task at most")
+    parser.add_argument("--apply_chat_template", type=bool, default=False, help="ask tasks by the chat template")
     parser.add_argument(
         "--output", type=str | None, default=None, help="new folder to write; by default one in the run folder"
     )

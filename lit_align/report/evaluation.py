@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from lit_align.evaluate.run import BASE, Evaluation
+from lit_align.evaluate.tasks import TaskChange
 from lit_align.evaluate.win_rate import WinRate
 from lit_align.report.text import fill
 
@@ -28,6 +29,27 @@ def readable(evaluation: Evaluation) -> str:
             *[fill(doubt) for doubt in _doubts(evaluation)],
         ]
     )
+
+
+def readable_tasks(changes: Sequence[TaskChange]) -> str:
+    """Lays out tasks before and after."""
+    if not changes:
+        return "The tasks gave no numbers."
+    lines = [f"{'task':<24} {'metric':<14} {'questions':>9} {'before':>7} {'after':>7} {'change':>7} {'error':>6}"]
+    for change in changes:
+        error = "-" if change.standard_error is None else f"{change.standard_error:.3f}"
+        lines.append(
+            f"{_short(change.task):<24} {_short(change.metric, 14):<14} {change.questions:>9} {change.before:>7.3f} "
+            f"{change.after:>7.3f} {change.difference:>+7.3f} {error:>6}"
+        )
+    worse = [f"{_clean(change.task)} ({_clean(change.metric)})" for change in changes if change.is_worse]
+    text = f"Worse by more than two standard errors: {', '.join(worse)}." if worse else ""
+    unpaired = [_clean(change.task) for change in changes if not change.paired]
+    kind = "from the differences question by question"
+    if unpaired:
+        kind += f" (not of {', '.join(dict.fromkeys(unpaired))}: there from both sides' errors)"
+    about = fill(f"Before is the start of the fit. The error is the standard error of the change, {kind}.")
+    return "\n".join(["", *lines, about, *([fill(text)] if text else [])])
 
 
 def percent(share: float) -> str:
@@ -106,9 +128,9 @@ def _doubts(evaluation: Evaluation) -> list[str]:
     return doubts
 
 
-def _short(name: str) -> str:
+def _short(name: str, width: int = _CATEGORY) -> str:
     cleaned = _clean(name)
-    return cleaned if len(cleaned) < _CATEGORY else cleaned[: _CATEGORY - 4] + "..."
+    return cleaned if len(cleaned) < width else cleaned[: width - 4] + "..."
 
 
 def _clean(text: str) -> str:
