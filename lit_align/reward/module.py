@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -29,7 +27,6 @@ from lit_align.reward.loss import bradley_terry_loss
 from lit_align.reward.rows import classifier_rows
 from lit_align.run_parts import datamodule_of, find_callback, is_trial
 from lit_align.training.pair_module import PairModule, pair_values
-from lit_align.training.step_watch import OnNonFinite
 
 Verdict = tuple[float, int, int, bytes]
 """P(chosen wins), the tokens of the chosen and of the rejected answer, and the prompt."""
@@ -48,12 +45,7 @@ class RewardModule(PairModule):
         margin_weight: rewards of a pair should differ by this much for each unit of difference between the scores of
             its answers in the data (Eq. 2 of arXiv:2307.09288), at least 0; above 0 every pair needs scores.
         centring: weight of (chosen + rejected reward)^2 in the loss, at least 0; 0.01 keeps rewards around 0.
-        optimizer: a class and its arguments, called with the trainable parameters.
-        lr_scheduler: a class and its arguments, called with the optimizer; stepped after every optimizer step.
-            `WarmupSchedule` has transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is
-            stepped after validation.
-        on_nonfinite: what to do at a step whose loss or gradients are NaN or infinite: "stop" ends the fit before the
-            step and names its pairs, "skip" leaves the step out and counts it.
+        kwargs: `optimizer`, `lr_scheduler` and `on_nonfinite`, see :class:`~lit_align.training.pair_module.PairModule`.
     """
 
     def __init__(
@@ -61,14 +53,12 @@ class RewardModule(PairModule):
         base: PolicySpec,
         margin_weight: float = 0.0,
         centring: float = 0.0,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        on_nonfinite: OnNonFinite = "stop",
+        **kwargs: Any,
     ) -> None:
         for key, weight in (("margin_weight", margin_weight), ("centring", centring)):
             if not weight >= 0:
                 raise ValueError(f"expected {key} to be at least 0, got {weight}")
-        super().__init__(optimizer, lr_scheduler, on_nonfinite)
+        super().__init__(**kwargs)
         self.spec = base
         self.margin_weight = margin_weight
         self.centring = centring

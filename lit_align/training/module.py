@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ from lit_align.run_parts import datamodule_of
 from lit_align.training.out_of_memory import Run, SplitOnOOM, explain_out_of_memory
 from lit_align.training.pair_module import PairModule, pair_values
 from lit_align.training.pairs import ReferencePairLogps, make_pair_logps
-from lit_align.training.step_watch import OnNonFinite
 
 REFRESHES_KEY = "reference_refreshes"
 SPLIT_KEY = "computed_in_parts"
@@ -47,12 +45,7 @@ class AlignmentModule(PairModule):
         reference: the model that the policy is compared with. None takes the policy as it is at the start: a copy
             of `policy.adapter`, the base with the adapter off for `policy.lora`, a frozen copy otherwise.
             A loss that needs no reference gets none.
-        optimizer: a class and its arguments, called with the trainable parameters.
-        lr_scheduler: a class and its arguments, called with the optimizer; stepped after every optimizer step.
-            `WarmupSchedule` has transformers' schedules by name. A `ReduceLROnPlateau` watches `val/loss` and is
-            stepped after validation.
-        on_nonfinite: what to do at a step whose loss or gradients are NaN or infinite: "stop" ends the fit before the
-            step and names its pairs, "skip" leaves the step out and counts it.
+        kwargs: `optimizer`, `lr_scheduler` and `on_nonfinite`, see :class:`~lit_align.training.pair_module.PairModule`.
     """
 
     def __init__(
@@ -60,11 +53,9 @@ class AlignmentModule(PairModule):
         policy: PolicySpec,
         loss: PreferenceLoss,
         reference: Reference | None = None,
-        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
-        lr_scheduler: LRSchedulerCallable | None = None,
-        on_nonfinite: OnNonFinite = "stop",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, on_nonfinite)
+        super().__init__(**kwargs)
         self.spec = policy
         self.policy: nn.Module | None = None
         self.loss = loss

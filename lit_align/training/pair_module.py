@@ -58,8 +58,8 @@ class PairModule(LightningModule):
 
     def __init__(
         self,
-        optimizer: OptimizerCallable,
-        lr_scheduler: LRSchedulerCallable | None,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-5, weight_decay=0.0),
+        lr_scheduler: LRSchedulerCallable | None = None,
         on_nonfinite: OnNonFinite = "stop",
     ) -> None:
         super().__init__()
