@@ -306,7 +306,7 @@ def _module(arm: Arm, setup: Setup, adapter: Path | None) -> AlignmentModule:
         return torch.optim.AdamW(params, lr=setup.learning_rates[arm.loss], weight_decay=0.0)
 
     reference = None if setup.refreshed else AdapterOff()
-    return AlignmentModule(policy, LOSSES[arm.loss](), reference, optimizer)
+    return AlignmentModule(policy, LOSSES[arm.loss](), reference, optimizer=optimizer)
 
 
 def _data(arm: Arm, setup: Setup, folder: Path) -> AlignmentDataModule:

@@ -97,6 +97,10 @@ class Padded(_OnDevice):
         """[B] int64, the number of real tokens in each row."""
         return self.mask.sum(-1)
 
+    def part(self, start: int, stop: int) -> Padded:
+        """Some of the sequences, as wide as before."""
+        return Padded(self.ids[start:stop], self.mask[start:stop])
+
 
 class PairBatch(_OnDevice):
     """B preference pairs.
@@ -153,6 +157,23 @@ class PairBatch(_OnDevice):
 
     def __len__(self) -> int:
         return len(self.prompt.ids)
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the longest row, which holds a prompt and its completions."""
+        completions = [self.chosen, self.rejected, *([] if self.target is None else [self.target])]
+        return int(torch.stack([self.prompt.lengths, *(padded.lengths for padded in completions)]).sum(0).max())
+
+    def part(self, start: int, stop: int) -> PairBatch:
+        """Some of the pairs, as wide as before; without the reference's log-probs, which no forward pass needs."""
+        return PairBatch(
+            prompt=self.prompt.part(start, stop),
+            chosen=self.chosen.part(start, stop),
+            rejected=self.rejected.part(start, stop),
+            on_policy=self.on_policy[start:stop],
+            margin=self.margin[start:stop],
+            target=None if self.target is None else self.target.part(start, stop),
+        )
 
 
 def collate(

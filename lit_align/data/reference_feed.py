@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lit_align.batch import TokenizedPair, collate
@@ -13,6 +14,7 @@ from lit_align.data.trainer_view import TrainerView
 from lit_align.reference.logps import ReferenceLogps, Values, open_reference
 
 
+@dataclass(eq=False)
 class ReferenceFeed:
     """Gives pairs their reference log-probs, for as long as the stored ones hold.
 
@@ -32,27 +34,17 @@ class ReferenceFeed:
         ahead: static pairs to compute at a time; None is all.
     """
 
-    def __init__(
-        self,
-        run: TrainerView,
-        cache: str | None,
-        source: OffPolicySource,
-        train_pairs: Sequence[TokenizedPair],
-        val_pairs: Sequence[TokenizedPair],
-        batch_size: int,
-        val_batch_size: int,
-        pad_id: int,
-        ahead: int | None,
-    ) -> None:
-        self._run = run
-        self._cache = cache
-        self._source = source
-        self._train_pairs = train_pairs
-        self._val_pairs = val_pairs
-        self._batch_size = batch_size
-        self._val_batch_size = val_batch_size
-        self._pad_id = pad_id
-        self._ahead = ahead
+    run: TrainerView
+    cache: str | None
+    source: OffPolicySource
+    train_pairs: Sequence[TokenizedPair]
+    val_pairs: Sequence[TokenizedPair]
+    batch_size: int
+    val_batch_size: int
+    pad_id: int
+    ahead: int | None
+
+    def __post_init__(self) -> None:
         self._opened: tuple[Any, Any] | None = None
         self._logps: ReferenceLogps | None = None
         self._started = False
@@ -66,11 +58,11 @@ class ReferenceFeed:
     def before_static(self, count: int) -> None:
         """Called before the next `count` static pairs of all ranks, on each."""
         logps = self._start()
-        if logps is not None and logps.missing(self._source.upcoming(count)):
+        if logps is not None and logps.missing(self.source.upcoming(count)):
             ahead = self._slots_left()
-            if self._ahead is not None:
-                ahead = min(ahead, self._ahead)
-            self._fill(logps, self._source.upcoming(max(count, ahead)))
+            if self.ahead is not None:
+                ahead = min(ahead, self.ahead)
+            self._fill(logps, self.source.upcoming(max(count, ahead)))
 
     def before_held_out(self) -> None:
         """Called before each batch of held-out pairs."""
@@ -94,14 +86,14 @@ class ReferenceFeed:
         logps = self._open()
         if logps is None:
             return {}
-        pairs = [*self._train_pairs, *self._val_pairs]
+        pairs = [*self.train_pairs, *self.val_pairs]
         self._tell_found(logps, pairs)
         self._started = True
         missing = len(logps.missing(pairs))
         began = time.perf_counter()
         self._fill(logps, pairs)
         seconds = time.perf_counter() - began
-        if missing and self._run.rank == 0:
+        if missing and self.run.rank == 0:
             note(f"Reference log-probs: computed {missing} pairs in {seconds:.0f} s ({missing / seconds:.1f} pairs/s)")
         return {
             "pairs": len(pairs),
@@ -113,9 +105,9 @@ class ReferenceFeed:
 
     def _open(self) -> ReferenceLogps | None:
         """The log-probs for the Trainer's module, with what the store has of them."""
-        trainer = self._run.trainer
-        module = self._run.module
-        if self._cache is None or getattr(module, "reference", None) is None:
+        trainer = self.run.trainer
+        module = self.run.module
+        if self.cache is None or getattr(module, "reference", None) is None:
             return None
         if self._opened is None or self._opened[0] is not trainer or self._opened[1] is not module:
             self._opened = (trainer, module)
@@ -123,13 +115,13 @@ class ReferenceFeed:
             self._held_out_filled = 0
             self._logps = open_reference(
                 trainer,
-                self._cache,
-                lambda pairs: collate(pairs, self._pad_id),
-                self._val_batch_size,
-                self._run.bar,
+                self.cache,
+                lambda pairs: collate(pairs, self.pad_id),
+                self.val_batch_size,
+                self.run.bar,
             )
             if self._logps is not None:
-                self._logps.find([*self._train_pairs, *self._val_pairs])
+                self._logps.find([*self.train_pairs, *self.val_pairs])
         return self._logps
 
     def _start(self) -> ReferenceLogps | None:
@@ -139,32 +131,32 @@ class ReferenceFeed:
             return logps
         self._started = True
         held_out = self._held_out_shown()
-        shown = [*(self._source.upcoming(self._slots_left()) if self._run.is_fitting else ()), *held_out]
+        shown = [*(self.source.upcoming(self._slots_left()) if self.run.is_fitting else ()), *held_out]
         self._tell_found(logps, shown)
-        if self._ahead is None:
+        if self.ahead is None:
             self._held_out_filled = len(held_out)
             self._fill(logps, shown)
         return logps
 
     def _fill(self, logps: ReferenceLogps, pairs: Sequence[TokenizedPair]) -> None:
         logps.fill(pairs)
-        if self._ahead is None:  # else the next round needs it again
+        if self.ahead is None:  # else the next round needs it again
             logps.module.reference.release()
 
     def _tell_found(self, logps: ReferenceLogps, pairs: Sequence[TokenizedPair]) -> None:
         missing = len(logps.missing(pairs))
         refreshed = bool(logps.module.reference.refreshes)
-        if pairs and not refreshed and self._run.rank == 0:
+        if pairs and not refreshed and self.run.rank == 0:
             stored = f"all {len(pairs)}" if not missing else f"{len(pairs) - missing} of {len(pairs)}"
             to_compute = f", {missing} to compute" if missing else ""
             note(f"Reference log-probs: {stored} static pairs found in {logps.store.folder}{to_compute}")
 
     def _slots_left(self) -> int:
         """Static pairs that all ranks can still show before the fit ends, at the most."""
-        slots = self._run.micro_batches_left() * self._batch_size * self._run.world
-        return int(min(slots, len(self._train_pairs)))
+        slots = self.run.micro_batches_left() * self.batch_size * self.run.world
+        return int(min(slots, len(self.train_pairs)))
 
     def _held_out_shown(self) -> Sequence[TokenizedPair]:
         """The held-out pairs that the Trainer's limits let through."""
-        size = self._val_batch_size * self._run.world
-        return self._val_pairs[: self._run.limit_held_out(-(-len(self._val_pairs) // size)) * size]
+        size = self.val_batch_size * self.run.world
+        return self.val_pairs[: self.run.limit_held_out(-(-len(self.val_pairs) // size)) * size]

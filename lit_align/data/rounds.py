@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -51,6 +51,7 @@ class Round:
     paired: list[int]
 
 
+@dataclass(eq=False)
 class Rounds:
     """Samples the policy, makes on-policy rounds of the samples, and keeps their numbers.
 
@@ -72,30 +73,18 @@ class Rounds:
         counts: the sums over all rounds, under keys that begin with `on_policy/`.
     """
 
-    def __init__(
-        self,
-        train_sets: Sequence[CandidateSet],
-        held_out: HeldOut,
-        sampler: Sampler | None,
-        judge: Judge | None,
-        selector: PairSelector,
-        encoder: Encoder,
-        add_reference: AddReference,
-        run: TrainerView,
-        seed: int,
-    ) -> None:
-        self._train_sets = train_sets
-        self._held_out = held_out
-        self._sampler = sampler
-        self._judge = judge
-        self._selector = selector
-        self._encoder = encoder
-        self._add_reference = add_reference
-        self._run = run
-        self._seed = seed
-        self.stats: Stats = {}
-        self.new: list[Stats] = []
-        self.counts: Counter[str] = Counter()
+    train_sets: Sequence[CandidateSet]
+    held_out: HeldOut
+    sampler: Sampler | None
+    judge: Judge | None
+    selector: PairSelector
+    encoder: Encoder
+    add_reference: AddReference
+    run: TrainerView
+    seed: int
+    stats: Stats = field(init=False, default_factory=dict)
+    new: list[Stats] = field(init=False, default_factory=list)
+    counts: Counter[str] = field(init=False, default_factory=Counter)
 
     def begin_micro_batch(self) -> None:
         """The rounds made from here on are those of the next micro-batch."""
@@ -110,30 +99,30 @@ class Rounds:
         desc: str = "sampling",
     ) -> list[CandidateSet]:
         """See :meth:`AlignmentDataModule.sample`."""
-        require("sampling", sampler=self._sampler)
-        assert self._sampler is not None
+        require("sampling", sampler=self.sampler)
+        assert self.sampler is not None
         if not sets:
             return []
-        if self._run.module is None:
+        if self.run.module is None:
             raise RuntimeError(
                 "sampling takes the policy from the Trainer's module: attach this data module to a Trainer"
             )
-        encoder = self._encoder
+        encoder = self.encoder
         prompt_ids = [encoder.encode_prompt(candidates.prompt) for candidates in sets]
-        answers = len(sets) * (num_candidates or self._sampler.num_candidates)
-        with self._run.bar(answers, desc, "answers") as bar:
+        answers = len(sets) * (num_candidates or self.sampler.num_candidates)
+        with self.run.bar(answers, desc, "answers") as bar:
             request = SamplingRequest(
-                model=self._run.module.policy,
+                model=self.run.module.policy,
                 tokenizer=encoder.tokenizer,
                 prompt_ids=prompt_ids,
                 # By what the policy reads: not by place or rank, so that any number of processes samples alike.
-                seeds=[derive_seed(self._seed, "sample", *purpose, "prompt", *ids) for ids in prompt_ids],
+                seeds=[derive_seed(self.seed, "sample", *purpose, "prompt", *ids) for ids in prompt_ids],
                 stop_ids=encoder.stop_ids,
                 pad_id=encoder.pad_id,
                 num_candidates=num_candidates,
                 progress=bar.update,
             )
-            sampled = self._sampler.sample(request)
+            sampled = self.sampler.sample(request)
         return [
             replace(candidates, candidates=tuple(map(encoder.as_in_data, answers_to_it)))
             for candidates, answers_to_it in zip(sets, sampled, strict=True)
@@ -146,8 +135,8 @@ class Rounds:
             indices: of the prompts.
             index: the number of the round.
         """
-        sets = [self._train_sets[i] for i in indices]
-        return self._keep_numbers(self._make(sets, index, self._run.step, self.sample))
+        sets = [self.train_sets[i] for i in indices]
+        return self._keep_numbers(self._make(sets, index, self.run.step, self.sample))
 
     def make_measured(self, index: int) -> Round | None:
         """A round of what a measurement sampled, filled up to the sampler's number; None if there is nothing.
@@ -155,18 +144,18 @@ class Rounds:
         Args:
             index: the number of the round.
         """
-        sets = self._held_out.queued
+        sets = self.held_out.queued
         if not sets:
             return None
-        measured = self._make(sets, index, self._held_out.sampled_at, self._fill_up)
-        self._held_out.clear_queue()  # not before: a judge may fail
-        self._held_out.mark_trained([sets[position] for position in measured.paired])
+        measured = self._make(sets, index, self.held_out.sampled_at, self._fill_up)
+        self.held_out.clear_queue()  # not before: a judge may fail
+        self.held_out.mark_trained([sets[position] for position in measured.paired])
         return self._keep_numbers(measured, reused=sum(len(candidates.candidates) for candidates in sets))
 
     def _fill_up(self, sets: Sequence[CandidateSet], *purpose: str | int) -> list[CandidateSet]:
         """Sets with as many candidates as those of a sampled round: pairs of few candidates teach less."""
-        assert self._sampler is not None
-        number = self._sampler.num_candidates
+        assert self.sampler is not None
+        number = self.sampler.num_candidates
         lacking = number - min((len(candidates.candidates) for candidates in sets), default=number)
         if lacking <= 0:
             return list(sets)
@@ -186,7 +175,7 @@ class Rounds:
             step: the optimizer step at which the candidates are sampled.
             sample: sets and the purpose of the draw -> the sets with candidates of the policy.
         """
-        require("an on-policy round", sampler=self._sampler, judge=self._judge)
+        require("an on-policy round", sampler=self.sampler, judge=self.judge)
         started = time.perf_counter()
         sampled = sample(own_share(sets), "round", index)
         sampled_at = time.perf_counter()
@@ -196,11 +185,11 @@ class Rounds:
         places: list[int] = []
         pairs: list[TokenizedPair] = []
         for place, candidates in zip(own_share(range(len(sets))), scored, strict=True):
-            of_prompt = self._pair(candidates, derive_seed(self._seed, "round", index, place), counts)
+            of_prompt = self._pair(candidates, derive_seed(self.seed, "round", index, place), counts)
             places += [place] * len(of_prompt)
             pairs += of_prompt
         paired_at = time.perf_counter()
-        pairs = self._add_reference(pairs)
+        pairs = self.add_reference(pairs)
         seconds = dict(
             zip(_TIMED, (sampled_at - started, judged_at - sampled_at, time.perf_counter() - paired_at), strict=True)
         )
@@ -211,14 +200,14 @@ class Rounds:
         return _join(gather(_Share(places, pairs, counts, seconds, scores)), index, step)
 
     def _score(self, sets: Sequence[CandidateSet]) -> list[CandidateSet]:
-        assert self._judge is not None
+        assert self.judge is not None
         answers = sum(len(candidates.candidates) for candidates in sets)
-        with self._run.bar(answers, "judging", "answers") as bar:
-            return judge_sets(self._judge, sets, bar.update)
+        with self.run.bar(answers, "judging", "answers") as bar:
+            return judge_sets(self.judge, sets, bar.update)
 
     def _pair(self, scored: CandidateSet, seed: int, counts: Counter[str]) -> list[TokenizedPair]:
-        pairs = self._selector.select(scored, seed, counts)
-        return self._encoder.encode_pairs([replace(pair, origin=Origin.ON_POLICY) for pair in pairs], counts)
+        pairs = self.selector.select(scored, seed, counts)
+        return self.encoder.encode_pairs([replace(pair, origin=Origin.ON_POLICY) for pair in pairs], counts)
 
     def _keep_numbers(self, new_round: Round, reused: int = 0) -> Round:
         self.stats = {**new_round.stats, "reused": reused}

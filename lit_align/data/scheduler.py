@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,7 @@ class _Step:
     pending: list[TokenizedPair]
 
 
+@dataclass(eq=False)
 class BatchScheduler:
     """Draws micro-batches of pairs, the same for the same seed and state.
 
@@ -190,22 +191,15 @@ class BatchScheduler:
         delivered: micro-batches given so far.
     """
 
-    def __init__(
-        self,
-        off: OffPolicySource,
-        on: OnPolicySource,
-        batch_size: int,
-        seed: int,
-        run: TrainerView,
-        before_static: Callable[[int], None],
-    ) -> None:
-        self.off = off
-        self.on = on
-        self.batch_size = batch_size
-        self.seed = seed
-        self.delivered = 0
-        self._run = run
-        self._before_static = before_static
+    off: OffPolicySource
+    on: OnPolicySource
+    batch_size: int
+    seed: int
+    run: TrainerView
+    before_static: Callable[[int], None]
+    delivered: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
         self._step: _Step | None = None
         self._micro_batches: list[list[TokenizedPair]] = []
 
@@ -225,17 +219,17 @@ class BatchScheduler:
         return pairs
 
     def _begin(self, share: float) -> _Step:
-        micro_batches = self._run.count_sorted_together()
+        micro_batches = self.run.count_sorted_together()
         on_count = int(self._from_policy(self.delivered, micro_batches, share).sum())
         if on_count:
-            self.on.ensure(on_count * self._run.world)
+            self.on.ensure(on_count * self.run.world)
         return _Step(self.delivered, micro_batches, share, self.off.cursor, self.on.pending)
 
     def _split(self, step: _Step) -> list[list[TokenizedPair]]:
         """The micro-batches of a step that were not given yet: none of them at its begin, some after a checkpoint."""
         pairs = self._take(step)
         if step.micro_batches > 1:
-            with_target = self._run.needs_target
+            with_target = self.run.needs_target
             pairs.sort(key=lambda pair: row_length(pair, with_target), reverse=True)
         given_pairs = (self.delivered - step.first) * self.batch_size
         return [pairs[start : start + self.batch_size] for start in range(given_pairs, len(pairs), self.batch_size)]
@@ -244,10 +238,10 @@ class BatchScheduler:
         from_policy = self._from_policy(step.first, step.micro_batches, step.share)
         on_count = int(from_policy.sum())
         off_count = len(from_policy) - on_count
-        rank = self._run.rank
-        world = self._run.world
+        rank = self.run.rank
+        world = self.run.world
         if off_count:
-            self._before_static(off_count * world)
+            self.before_static(off_count * world)
         on = iter(self.on.take(on_count, rank, world))
         off = iter(self.off.take(off_count, rank, world))
         return [next(on) if is_on else next(off) for is_on in from_policy]

@@ -38,6 +38,7 @@ class Shown:
     answers: set[int] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
 class RowText:
     """Formats rows.
 
@@ -50,15 +51,12 @@ class RowText:
         use: the use of the answers' tokens, such as "trained on".
     """
 
-    def __init__(
-        self, terminal: Terminal, encoder: Encoder, selector: str, judge: str | None, samples: bool, use: str
-    ) -> None:
-        self.terminal = terminal
-        self.encoder = encoder
-        self.selector = selector
-        self.judge = judge
-        self.samples = samples
-        self.use = use
+    terminal: Terminal
+    encoder: Encoder
+    selector: str
+    judge: str | None
+    samples: bool
+    use: str
 
     def legend(self) -> Iterator[str]:
         """Yields the meaning of the signs."""

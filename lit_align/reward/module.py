@@ -129,9 +129,8 @@ class RewardModule(PairModule):
 
     # ------------------------------------------------------------------ quality
 
-    def begin_evaluation(self) -> None:
-        """See :meth:`PairModule.begin_evaluation`."""
-        super().begin_evaluation()
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
         self._verdicts = []
 
     def end_evaluation(self, prefix: str) -> None:

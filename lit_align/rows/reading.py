@@ -84,7 +84,7 @@ def _read_place(place: str, split: str, name: str | None) -> Iterator[Row]:
 
 def describe_source(source: RowSource) -> str:
     """Where rows come from, for a message: "rows in ..."."""
-    return str(source) if _places(source) else "memory"
+    return ", ".join(_places(source)) or "memory"
 
 
 def require_splits(source: RowSource, split: str, val_split: str | None = None) -> None:
@@ -99,9 +99,11 @@ def require_splits(source: RowSource, split: str, val_split: str | None = None) 
         ValueError: in either case.
     """
     setting = f"val_split: {val_split}" if val_split is not None else f"split: {split}"
-    if (val_split is not None or split != "train") and not _has_splits(source):
+    has_splits = isinstance(source, Mapping) or any(map(_place_has_splits, _places(source)))
+    if (val_split is not None or split != "train") and not has_splits:
         instead = "set the data's `val` to the held-out rows, or `val_fraction`" if val_split else "leave it out"
-        raise ValueError(f"`{setting}` takes a split of {_list_places(source)}, which has none: {instead}")
+        places = ", ".join(_places(source)) or _MEMORY
+        raise ValueError(f"`{setting}` takes a split of {places}, which has none: {instead}")
     if val_split == split:
         raise ValueError(f"`val_split` and `split` are both {split!r}: no row would be left to train on")
 
@@ -111,14 +113,6 @@ def _places(source: RowSource) -> list[str]:
     if isinstance(source, str):
         return [source]
     return [item for item in source if isinstance(item, str)] if isinstance(source, list | tuple) else []
-
-
-def _list_places(source: RowSource) -> str:
-    return ", ".join(_places(source)) or _MEMORY
-
-
-def _has_splits(source: RowSource) -> bool:
-    return isinstance(source, Mapping) or any(map(_place_has_splits, _places(source)))
 
 
 def _place_has_splits(place: str) -> bool:
@@ -179,10 +173,8 @@ def _json_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
         try:
             yield _as_row(json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8")), where), where
         except UnicodeDecodeError as error:
-            yield (
-                BadRow(where, "not_utf8", f"expected text in UTF-8, got {error.object[error.start : error.end]!r}"),
-                where,
-            )
+            why = f"expected text in UTF-8, got {error.object[error.start : error.end]!r}"
+            yield BadRow(where, "not_utf8", why), where
         except json.JSONDecodeError as error:
             why = f"expected one JSON object a line, got {_short(raw.decode())}: {error.msg} at column {error.colno}"
             yield BadRow(where, "bad_json", why), where
@@ -199,8 +191,12 @@ def _read_json(path: Path) -> Iterator[Row]:
             raise BadRow(where, "bad_json", f"expected a JSON list of objects, got broken JSON: {error}") from error
         yield from _json_lines(path, content.splitlines(keepends=True))  # many a .json holds JSON lines
         return
-    for row, value in enumerate(loaded if isinstance(loaded, list) else [loaded], 1):
-        where = _where(path, row)
+    yield from _numbered(path, loaded if isinstance(loaded, list) else [loaded])
+
+
+def _numbered(place: Path | str, values: Iterable[Any]) -> Iterator[Row]:
+    for number, value in enumerate(values, 1):
+        where = _where(place, number)
         yield _as_row(value, where), where
 
 
@@ -221,9 +217,8 @@ def _read_csv(path: Path) -> Iterator[Row]:
             try:
                 cells = next(reader, None)
             except (csv.Error, UnicodeDecodeError) as error:  # the reader cannot find the next row after this
-                raise BadRow(
-                    _where(path, row, reader.line_num + 1), "bad_csv", f"expected CSV in UTF-8: {error}"
-                ) from error
+                where = _where(path, row, reader.line_num + 1)
+                raise BadRow(where, "bad_csv", f"expected CSV in UTF-8: {error}") from error
             if cells is None:
                 return
             where = _where(path, row, reader.line_num)
@@ -287,9 +282,7 @@ def _stream_parquet(file: Path, name: str) -> Iterator[Row]:
         rows = load_dataset("parquet", data_files=glob.escape(str(file.absolute())), split="train", streaming=True)
     except ArrowInvalid as error:
         raise ValueError(f"{name}: expected a Parquet file: {error}") from error
-    for number, row in enumerate(rows, 1):
-        where = _where(name, number)
-        yield dict(row), where
+    yield from _numbered(name, rows)
 
 
 def _from_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
@@ -298,9 +291,7 @@ def _from_datasets(source: str, split: str, name: str | None) -> Iterator[Row]:
     saved = folder.is_dir() and any((folder / marker).exists() for marker in _SAVED)
     rows = _saved_rows(folder, split) if saved else _loaded_rows(source, split, name, streaming=folder.is_dir())
     place = source if split == "train" else f"{source}[{split}]"
-    for number, row in enumerate(rows, 1):
-        where = _where(place, number)
-        yield dict(row), where
+    yield from _numbered(place, rows)
 
 
 def _saved_rows(folder: Path, split: str) -> Iterable[Any]:

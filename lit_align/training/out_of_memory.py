@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lit_align.batch import Padded, PairBatch
+from lit_align.batch import PairBatch
 from lit_align.console import note
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.spec import PolicySpec
@@ -110,7 +110,7 @@ class SplitOnOOM:
             for start, stop in self._ranges(batch, 0, len(batch)):
                 part = _Part(start, stop, _rng_state(batch))
                 with torch.set_grad_enabled(graph and stop == len(batch)):
-                    logps = _attempt(partial(run, _rows(batch, start, stop)))
+                    logps = _attempt(partial(run, batch.part(start, stop)))
                 if logps is None:
                     break
                 part.logps = logps if graph and stop == len(batch) else None
@@ -150,13 +150,13 @@ class SplitOnOOM:
 
     def _ranges(self, batch: PairBatch, start: int, stop: int) -> list[tuple[int, int]]:
         """Cuts the pairs from `start` to `stop` into ranges of as many as the limit allows."""
-        pairs = stop - start if self.tokens is None else max(self.tokens // _width(batch), 1)
+        pairs = stop - start if self.tokens is None else max(self.tokens // batch.longest_row, 1)
         return [(first, min(first + pairs, stop)) for first in range(start, stop, pairs)]
 
     def _halve(self, batch: PairBatch, start: int, stop: int) -> None:
         if stop - start == 1:
-            raise torch.OutOfMemoryError(_single_pair_message(_rows(batch, start, stop), self._spec))
-        width = _width(batch)
+            raise torch.OutOfMemoryError(_single_pair_message(batch.part(start, stop), self._spec))
+        width = batch.longest_row
         half = (stop - start + 1) // 2
         self.tokens = width * half
         note(
@@ -221,7 +221,7 @@ def _add_gradients(
     part.logps = None
     if logps is None:
         with _replay_rng(batch, part.rng_state), backward_context():
-            logps = run(_rows(batch, part.start, part.stop))
+            logps = run(batch.part(part.start, part.stop))
     if part.remaining is None or part.remaining:
         values = [completion.logps for completion in logps]
         gradients = [gradient[part.start : part.stop] for gradient in upstream]
@@ -233,28 +233,6 @@ def _version(parameter: nn.Parameter) -> tuple[int, int] | None:
     """A mark that changes whenever something is added to the parameter's gradient."""
     gradient = parameter.grad
     return None if gradient is None else (id(gradient), gradient._version)
-
-
-def _rows(batch: PairBatch, start: int, stop: int) -> PairBatch:
-    """Some pairs of a batch, as wide as before; without the reference's log-probs, which no forward pass needs."""
-
-    def cut(padded: Padded) -> Padded:
-        return Padded(padded.ids[start:stop], padded.mask[start:stop])
-
-    return PairBatch(
-        prompt=cut(batch.prompt),
-        chosen=cut(batch.chosen),
-        rejected=cut(batch.rejected),
-        on_policy=batch.on_policy[start:stop],
-        margin=batch.margin[start:stop],
-        target=None if batch.target is None else cut(batch.target),
-    )
-
-
-def _width(batch: PairBatch) -> int:
-    """Tokens of the longest row, which holds a prompt and its completions."""
-    completions = [batch.chosen, batch.rejected, *([] if batch.target is None else [batch.target])]
-    return int(torch.stack([batch.prompt.lengths, *(padded.lengths for padded in completions)]).sum(0).max())
 
 
 def _detach(logps: TokenLogps) -> TokenLogps:
@@ -286,12 +264,10 @@ def _set_rng_state(batch: PairBatch, states: list[Tensor]) -> None:
 @contextmanager
 def _replay_rng(batch: PairBatch, states: list[Tensor]) -> Iterator[None]:
     """Draws the same random numbers within the block as were drawn from these states before."""
-    current = _rng_state(batch)
-    _set_rng_state(batch, states)
-    try:
+    device = batch.prompt.ids.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        _set_rng_state(batch, states)
         yield
-    finally:
-        _set_rng_state(batch, current)
 
 
 def _card(device: torch.device) -> str:

@@ -201,8 +201,7 @@ class PairModule(LightningModule):
     def validation_step(self, batch: PairBatch, batch_idx: int) -> None:
         self._held_out_means.add(self.evaluate_pairs(batch), batch.counted)
 
-    def test_step(self, batch: PairBatch, batch_idx: int) -> None:
-        self._held_out_means.add(self.evaluate_pairs(batch), batch.counted)
+    test_step = validation_step
 
     def predict_step(self, batch: PairBatch, batch_idx: int) -> dict[str, list[float]]:
         """The rewards of each pair: `chosen_rewards`, `rejected_rewards` and `margins`, each [B]."""
@@ -213,19 +212,16 @@ class PairModule(LightningModule):
             "margins": (chosen - rejected).tolist(),
         }
 
-    def begin_evaluation(self) -> None:
-        """Called before the first held-out pair of a validation or a test."""
-        self._held_out_means = PairMeans()
-
     def end_evaluation(self, prefix: str) -> None:
         """Called after the last held-out pair, to log what was measured under `prefix`."""
         self._log_means(prefix, self._held_out_means)
 
     def on_validation_epoch_start(self) -> None:
-        self.begin_evaluation()
+        """Begins a validation or a test."""
+        self._held_out_means = PairMeans()
 
     def on_test_epoch_start(self) -> None:
-        self.begin_evaluation()
+        self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         self.end_evaluation("val/")
