@@ -361,6 +361,32 @@ def test_offloading_comes_after_smaller_micro_batches_and_on_a_gpu_alone(small_l
         assert len(changes_to_fit(other, simulated(other), CUDA_CONTEXT + 150, simulated)) == 1
 
 
+def test_where_nothing_fits_all_changes_at_once_are_told_after_one_simulation(small_llama: Path) -> None:
+    simulated_setups: list[Setup] = []
+
+    def simulated(setup: Setup) -> Memory:
+        simulated_setups.append(setup)
+        return Memory(0, 0, {"forward": {"weights": 1000, "activations": 100 * setup.batch_size}})
+
+    setup = replace(run_of(small_llama), batch_size=64)
+    (nearest,) = changes_to_fit(setup, Memory(0, 0, {"forward": {"weights": 7400}}), CUDA_CONTEXT + 500, simulated)
+    assert nearest.peak == 1100 and len(simulated_setups) == 1
+    assert "data.batch_size: 1, trainer.accumulate_grad_batches: 64" in nearest.setting
+
+
+def test_no_change_is_tried_twice_for_a_part(small_llama: Path) -> None:
+    settings: list[tuple[int, object]] = []
+
+    def simulated(setup: Setup) -> Memory:  # checkpoints do not help
+        settings.append((setup.batch_size, setup.policy.gradient_checkpointing))
+        return Memory(0, 0, {"forward": {"activations": 100 * setup.batch_size}})
+
+    setup = replace(run_of(small_llama), batch_size=8)
+    found = changes_to_fit(setup, simulated(setup), CUDA_CONTEXT + 150, simulated)
+    assert [change.peak for change in found] == [400, 200, 100]
+    assert settings[2:] == [(8, True), (4, False), (2, False), (1, False)]
+
+
 CONFIG = """
 model: {class_path: AlignmentModule, init_args: {policy: {model: MODEL}}}
 data:
@@ -391,6 +417,14 @@ def test_plan_reads_neither_weights_nor_data_and_says_what_to_change(
     assert written["changes"][0]["setting"] == "model.policy.gradient_checkpointing: true"
     assert written["peak"] == max(sum(items.values()) for items in written["moments"].values())
     assert sorted(path.name for path in folder.iterdir()) == ["c.yaml", "plan.json"]  # no run folder
+
+
+def test_plan_says_that_nothing_fits_and_what_comes_nearest(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", "c.yaml", "--card_gib", "0.3", "--output", "plan.json"]) == 0
+    text = capsys.readouterr().out
+    assert "No setting that is known here makes it fit" in text and "\n  data.batch_size: 1\n" in text
+    (change,) = json.loads((folder / "plan.json").read_text())["changes"]
+    assert change["fits"] is False
 
 
 def test_what_it_advises_fits_when_planned_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

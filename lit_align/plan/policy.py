@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,8 +44,14 @@ def empty_policy(spec: PolicySpec, precision: str) -> nn.Module:
         if spec.quantization == "nf4":
             _quantize(model)
         keep_activations(spec, model)
-        adapted = _add_adapter(spec, model).train()
-    return adapted.to(_PRECISIONS[precision]) if precision in _PRECISIONS else adapted
+        adapted: nn.Module = model  # all of its weights are trained, unless there is an adapter
+        if spec.adapter is not None:
+            from peft import get_peft_model
+
+            adapted = get_peft_model(model, saved_config(spec.adapter, model))
+        elif spec.lora is not None:
+            adapted = fresh_adapter(spec.lora, model)
+    return adapted.train().to(_PRECISIONS.get(precision))
 
 
 def count_frozen(model: nn.Module) -> int:
@@ -57,16 +63,6 @@ def nf4_bytes(weights: int) -> int:
     """Bytes of weights in NF4 with double quantisation: 4 bits a weight, 8 for each 64, 32 for each 64 x 256."""
     scales = -(-weights // _BLOCK)
     return -(-weights // 2) + scales + 4 * -(-scales // _NESTED)
-
-
-def _add_adapter(spec: PolicySpec, model: Any) -> nn.Module:
-    if spec.adapter is not None:
-        from peft import get_peft_model
-
-        return get_peft_model(model, saved_config(spec.adapter, model))
-    if spec.lora is not None:
-        return fresh_adapter(spec.lora, model)
-    return cast(nn.Module, model.requires_grad_(True))
 
 
 def _quantize(model: Any) -> None:

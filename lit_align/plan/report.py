@@ -68,9 +68,7 @@ def format_plan(plan: dict[str, Any]) -> str:
 def _table(plan: dict[str, Any]) -> str:
     """A row for each item, a column for each part of the run, at the part's own peak."""
     moments: dict[str, dict[str, int]] = plan["moments"]
-    rows: dict[str, list[int]] = {}
-    for item in ITEMS:
-        rows[item] = [items.get(item, 0) for items in moments.values()]
+    rows = {item: [items.get(item, 0) for items in moments.values()] for item in ITEMS}
     rows["together"] = list(plan["totals"].values())
     cells = [[item, *map(_gib, sizes)] for item, sizes in rows.items() if any(sizes)]
     return markdown_table([["GiB", *moments], *cells], aligned=True)
@@ -85,11 +83,12 @@ def _verdict(plan: dict[str, Any]) -> list[str]:
     if plan["fits"]:
         return [f"{peak}: fits {card}."]
     changes = plan["changes"]
-    lines = [f"{peak}: does not fit {card}.", *(["To change, one on top of the other:"] if changes else [])]
-    lines += [f"  {change['setting']}  ->  peak {_gib(change['peak'])} GiB" for change in changes]
-    if not changes or not changes[-1]["fits"]:
-        lines.append("Even so it does not fit: take a smaller model or a larger card.")
-    return lines
+    lines = [f"  {change['setting']}  ->  peak {_gib(change['peak'])} GiB" for change in changes]
+    if changes and changes[-1]["fits"]:
+        return [f"{peak}: does not fit {card}.", "To change, one on top of the other:", *lines]
+    nearest = ["The nearest, all at once:", *(line.replace(", ", "\n  ") for line in lines)] if changes else []
+    advice = "No setting that is known here makes it fit: take a smaller model or a larger card."
+    return [f"{peak}: does not fit {card}.", advice, *nearest]
 
 
 def _gib(size: int) -> str:

@@ -74,8 +74,5 @@ def _limits(setup: Setup, new_tokens: int) -> Limits:
 def _mark_cache(tracker: MemoryTracker, cache: Any) -> None:
     """Counts tensors that a cache makes as `KV_CACHE`. The weak reference avoids a cycle, so it is freed after use."""
     for name in {"update", "admit", "before_token", "widen"} & set(dir(cache)):
-        setattr(cache, name, tracker.counting_as(KV_CACHE)(partial(_call, weakref.ref(cache), name)))
-
-
-def _call(cache: weakref.ref[Any], method: str, *args: Any, **kwargs: Any) -> Any:
-    return getattr(type(cache()), method)(cache(), *args, **kwargs)
+        method = partial(getattr(type(cache), name), weakref.proxy(cache))
+        setattr(cache, name, tracker.counting_as(KV_CACHE)(method))

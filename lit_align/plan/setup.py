@@ -88,6 +88,8 @@ def setup_of(
     Raises:
         ValueError: a length is set neither here nor as a limit in the data.
     """
+    reference = module.reference
+    sampler = data.sampler if isinstance(data.sampler, TransformersSampler) else None
     return Setup(
         policy=module.spec,
         optimizer=module.make_optimizer,
@@ -97,9 +99,11 @@ def setup_of(
         completion_tokens=_length("completion", completion_tokens, data.max_completion_tokens),
         completions=3 if module.loss.needs_target else 2,
         precision=str(trainer.precision),
+        reference_model=reference.initial_spec(module.spec) if isinstance(reference, ModelReference) else None,
+        reference_adapter=isinstance(reference, AdapterCopy),
+        reference_stays=data.reference_cache is None or data.sampler is not None,
         on_gpu=on_gpu,
-        **_reference(module, data),
-        **_sampling(trainer, data),
+        **({} if sampler is None else _sampling(trainer, sampler)),
     )
 
 
@@ -135,37 +139,18 @@ def _length(what: str, length: int | None, limit: int | None) -> int:
     return length
 
 
-def _reference(module: AlignmentModule, data: AlignmentDataModule) -> dict[str, Any]:
-    reference = module.reference
-    second = reference.initial_spec(module.spec) if isinstance(reference, ModelReference) else None
-    return {
-        "reference_adapter": isinstance(reference, AdapterCopy),
-        "reference_model": second,
-        "reference_stays": data.reference_cache is None or data.sampler is not None,
-    }
-
-
-def _sampling(trainer: Trainer, data: AlignmentDataModule) -> dict[str, Any]:
-    sampler = data.sampler
-    if not isinstance(sampler, TransformersSampler):
-        return {}
-    draw = Draw(sampler.temperature, sampler.top_k, sampler.top_p) if sampler.temperature > 0 else None
-    return {
-        "sequences": sampler.batch_size,
-        "candidates": _fewest_candidates(trainer, sampler),
-        "new_tokens": sampler.max_new_tokens,
-        "draw": draw,
-    }
-
-
-def _fewest_candidates(trainer: Trainer, sampler: TransformersSampler) -> int:
-    """The fewest candidates of a prompt: rounds, the boundary and the win rate each have a number of their own."""
-    if sampler.temperature == 0:
-        return 1  # a single one is drawn and stands for all
+def _sampling(trainer: Trainer, sampler: TransformersSampler) -> dict[str, Any]:
+    """Rounds, the boundary and the win rate each sample a number of candidates of their own: the fewest count."""
     counts = [sampler.num_candidates]
     for callback in getattr(trainer, "callbacks", []):
         if isinstance(callback, BoundaryCallback) and callback.num_candidates:
             counts.append(callback.num_candidates)
         elif isinstance(callback, WinRateCallback):
             counts.append(1)
-    return min(counts)
+    is_greedy = sampler.temperature == 0  # then a single candidate is drawn and stands for all
+    return {
+        "sequences": sampler.batch_size,
+        "candidates": 1 if is_greedy else min(counts),
+        "new_tokens": sampler.max_new_tokens,
+        "draw": None if is_greedy else Draw(sampler.temperature, sampler.top_k, sampler.top_p),
+    }

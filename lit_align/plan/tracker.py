@@ -25,33 +25,33 @@ REFERENCE = "reference"
 WEIGHTS = "weights"
 ITEMS = (WEIGHTS, ADAPTERS, REFERENCE, OPTIMIZER, GRADIENTS, ACTIVATIONS, HEAD, KV_CACHE)
 
+_CPU = torch.device("cpu")
 _META = torch.device("meta")
 _MOST_VALUES = 1 << 22
 """Tensors with more elements than this have only shapes, no values."""
 
 
 class PlannedTensor(Tensor):
-    """A tensor that claims to be on a device and takes no memory there.
+    """A tensor that takes no memory on the device that it claims to be on.
+
+    Only `device` claims it: torch itself sees a CPU, and so chooses its fused attention, as it does on GPUs.
 
     `content` is a tensor on the meta device; for few numbers that do not depend on weights (lengths, positions, masks)
     it is one on the CPU with their values.
     """
 
     content: Tensor
+    planned_device: torch.device
     is_planned = True
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, content: Tensor, device: torch.device) -> PlannedTensor:
         planned: PlannedTensor = Tensor._make_wrapper_subclass(
-            cls,
-            content.shape,
-            strides=content.stride(),
-            storage_offset=content.storage_offset(),
-            dtype=content.dtype,
-            device=device,
+            cls, content.shape, content.stride(), content.storage_offset(), dtype=content.dtype, device=_CPU
         )
         planned.content = content
+        planned.planned_device = device
         return planned
 
     @classmethod
@@ -59,6 +59,13 @@ class PlannedTensor(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(f"{func} of a planned tensor outside of its MemoryTracker")
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return self.planned_device
+
+    def cpu(self, *_: Any) -> Any:
+        return _COPY(self, device=_CPU)
 
     def tolist(self) -> Any:
         return np.zeros(self.shape, int).tolist() if self.content.is_meta else self.content.tolist()
@@ -145,19 +152,31 @@ class MemoryTracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         operation = _operation(func)
-        if operation.is_view and _content(args[0]).is_meta:
-            return _view(args[0], func, args[1:], kwargs or {})
-        if operation.writes and isinstance(args[0], Tensor) and _content(args[0]).is_meta:
-            return args[0]
-        call = _Call(args, kwargs or {})
-        result = None if operation.writes and not call.has_values else operation.run(call)
+        if operation.is_view and args[0].is_meta:  # of a weight, and on the meta device like it
+            return func(*args, **(kwargs or {}))
+        tensors: list[Tensor] = []
+
+        def unwrap(tensor: Tensor) -> Tensor:
+            tensors.append(tensor)
+            return _content(tensor)
+
+        contents, options = _map_tensors(unwrap, [args, kwargs or {}])
+        has_values = not any(_content(tensor).is_meta for tensor in tensors)
         if operation.writes:  # into its first argument
+            if has_values:
+                func(*contents, **options)
             return args[0] if func._schema.returns else None
-        device = torch.device(call.kwargs.get("device") or call.device)
+        source = self._device if any(map(self._is_on_device, tensors)) else _CPU
+        device = torch.device(options.get("device") or source)
+        device = self._device if device == _META else device
+        is_there = func is _COPY and device == source and options.get("dtype") in (None, args[0].dtype)
+        result = contents[0] if is_there else operation.run(contents, options, has_values)
         return _map_tensors(lambda tensor: self._plan(tensor, device), result)
 
+    def _is_on_device(self, tensor: Tensor) -> bool:
+        return tensor.device in (self._device, _META)
+
     def _plan(self, content: Tensor, device: torch.device) -> Tensor:
-        device = self._device if device == _META else device
         if device == self._device and content.untyped_storage()._cdata not in self._storages:
             is_logits = content.dim() > 1 and content.shape[-1] == self._vocabulary
             self.hold(content, HEAD if is_logits and self.item == ACTIVATIONS else self.item)
@@ -174,74 +193,53 @@ def is_adapter(name: str) -> bool:
     return "lora_" in name
 
 
-class _Call:
-    """The arguments of an operation, with the contents in the place of planned tensors."""
-
-    def __init__(self, args: Any, kwargs: dict[str, Any]) -> None:
-        self.device = "cpu"
-        self.has_values = True
-        self.args = [_map_tensors(self._content, value) for value in args]
-        self.kwargs = {
-            name: _map_tensors(self._content, value) for name, value in kwargs.items() if name != "pin_memory"
-        }
-
-    def run(self, func: Any, device: str, change: Callable[[Tensor], Tensor]) -> Any:
-        """Runs `func` on this device, with the tensors changed."""
-        kwargs = {name: _map_tensors(change, value) for name, value in self.kwargs.items()}
-        if "device" in kwargs:
-            kwargs["device"] = device
-        return func(*[_map_tensors(change, value) for value in self.args], **kwargs)
-
-    def _content(self, tensor: Tensor) -> Tensor:
-        content = _content(tensor)
-        if content.is_meta:
-            self.has_values = False
-        if tensor.is_meta:
-            self.device = "meta"
-        return content
-
-
 class _Operation:
     """An operation of torch, and how to run it without computing."""
 
     def __init__(self, func: Any) -> None:
-        self.func = func
         self.writes = func._schema.name.endswith("_")
         aliases = [returned.alias_info for returned in func._schema.returns]
-        self.is_view = not self.writes and any(alias is not None for alias in aliases)
+        self._func = func
+        self.is_view = not self.writes and (func is _UNSAFE_VIEW or any(alias is not None for alias in aliases))
         self._reads_values = func is not _INDEX and bool(
             {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
         )
+        self._results: dict[Any, Any] = {}
 
-    def run(self, call: _Call) -> Any:
+    def run(self, args: Any, kwargs: Any, has_values: bool) -> Any:
         """Runs it with values if they are known, otherwise only with shapes."""
-        if self.func is _INDEX:
-            call.args = [call.args[0], list(chain.from_iterable(map(_places, call.args[1])))]
+        if self.is_view:
+            return self._func(*args, **kwargs)
+        if self._func is _INDEX:
+            args = [args[0], list(chain.from_iterable(map(_places, args[1])))]
         if self._reads_values:
-            unknown = int(self.func is torch.ops.aten.nonzero.default)
-            return call.run(self.func, "cpu", lambda tensor: _with_values(tensor, unknown))
-        if call.has_values and (self.is_view or self.writes):
-            return call.run(self.func, "cpu", _same)
-        if self.func is _COPY and not call.has_values and call.args[0].is_contiguous():
-            dtype = call.kwargs.get("dtype") or call.args[0].dtype
-            return torch.empty(call.args[0].shape, dtype=dtype, device="meta")  # torch takes ten times as long for it
-        shapes = call.run(self.func, "meta", _shape)
-        if call.has_values and _may_have_values(shapes):
-            return call.run(self.func, "cpu", _same)
-        return shapes
+            unknown = int(self._func is _NONZERO)
+            return self._run_on(_CPU, lambda tensor: _with_values(tensor, unknown), args, kwargs)
+        shapes = self._shapes(args, kwargs)
+        if has_values and _may_have_values(shapes):
+            return self._run_on(_CPU, lambda tensor: tensor, args, kwargs)
+        return _map_tensors(_like, shapes)
+
+    def _shapes(self, args: Any, kwargs: Any) -> Any:
+        """Runs it on the meta device; once for equal shapes, since that takes torch long."""
+        key = _key([args, kwargs])
+        if key not in self._results:
+            self._results[key] = self._run_on(_META, lambda tensor: tensor.to(_META), args, kwargs)
+        return self._results[key]
+
+    def _run_on(self, device: torch.device, change: Callable[[Tensor], Tensor], args: Any, kwargs: Any) -> Any:
+        args, kwargs = _map_tensors(change, [args, kwargs])
+        if "device" in kwargs:
+            kwargs["device"] = device
+        kwargs.pop("pin_memory", None)
+        return self._func(*args, **kwargs)
 
 
 _COPY = torch.ops.aten._to_copy.default
 _INDEX = torch.ops.aten.index.Tensor
+_NONZERO = torch.ops.aten.nonzero.default
+_UNSAFE_VIEW = torch.ops.aten._unsafe_view.default
 _operation = cache(_Operation)
-
-
-def _view(tensor: Tensor, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Makes a view of a tensor without values; that of a weight is on the meta device like the weight."""
-    view = func(_content(tensor), *args, **kwargs)
-    if not isinstance(tensor, PlannedTensor):
-        return view
-    return _map_tensors(partial(PlannedTensor, device=tensor.device), view)
 
 
 def _may_have_values(result: Any) -> bool:
@@ -251,16 +249,13 @@ def _may_have_values(result: Any) -> bool:
     return all(map(_may_have_values, result)) if isinstance(result, list | tuple) else True
 
 
-def _shape(content: Tensor) -> Tensor:
-    return content if content.is_meta else content.to("meta")
-
-
-def _same(content: Tensor) -> Tensor:
-    return content
-
-
 def _with_values(content: Tensor, unknown: int) -> Tensor:
     return torch.full(content.shape, unknown, dtype=content.dtype) if content.is_meta else content
+
+
+def _like(shape: Tensor) -> Tensor:
+    """A new tensor; `empty_like` takes ten times as long on the meta device."""
+    return torch.empty_strided(shape.shape, shape.stride(), dtype=shape.dtype, device=_META)
 
 
 def _places(index: Tensor | None) -> list[Any]:
@@ -275,9 +270,22 @@ def _content(tensor: Tensor) -> Tensor:
 
 
 def _map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
-    """Changes every tensor in a value, also in its lists and tuples."""
+    """Changes every tensor in a value, also in its lists, tuples and dicts."""
     if isinstance(value, Tensor):
         return change(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(change, part) for key, part in value.items()}
     if not isinstance(value, list | tuple) or (value and isinstance(value[0], int)):  # sizes are many
         return value
     return type(value)([_map_tensors(change, part) for part in value])
+
+
+def _key(value: Any) -> Any:
+    """What the shapes of a result depend on, to look them up."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.stride(), value.dtype
+    if isinstance(value, dict):
+        return tuple((name, _key(part)) for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return tuple(map(_key, value))
+    return type(value), value
