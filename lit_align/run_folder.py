@@ -22,6 +22,7 @@ DECISIONS = "boundary.jsonl"
 SAMPLES = "samples.jsonl"
 ANSWERS = "answers.jsonl"
 SUMMARY = "summary.json"
+REPORT = "report.html"
 PREDICTIONS = "predictions.jsonl"
 DROPPED = "predictions_dropped.jsonl"
 MODEL = "model"
@@ -37,7 +38,7 @@ CSV_LOGS = "csv"
 TENSORBOARD_LOGS = "tensorboard"
 PREVIOUS = "previous"
 OWN = (
-    CONFIG, DECISIONS, SAMPLES, ANSWERS, SUMMARY, PREDICTIONS, DROPPED, *MODELS, REWARD_MODEL, REWARD_QUALITY,
+    CONFIG, DECISIONS, SAMPLES, ANSWERS, SUMMARY, REPORT, PREDICTIONS, DROPPED, *MODELS, REWARD_MODEL, REWARD_QUALITY,
     EVALUATIONS, CHECKPOINTS, CSV_LOGS, TENSORBOARD_LOGS,
 )  # fmt: skip
 
@@ -77,6 +78,20 @@ def locked(root: Path) -> Iterator[None]:
         lock.release()
         with suppress(OSError):  # it holds the run
             root.rmdir()
+
+
+def is_locked(root: Path) -> bool:
+    """Whether a process trains in a run folder now."""
+    path = root / LOCK
+    if not path.exists():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def archive(root: Path) -> Path | None:

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lit_align import run_folder
 from lit_align.console import progress_style
 from lit_align.export import SaveModel
+from lit_align.html_report import ReportCallback
 from lit_align.progress import AlignmentProgressBar, PlainProgress
 from lit_align.report.summary import RunSummary
 from lit_align.training.checkpoint import AlignmentCheckpoint
@@ -57,6 +58,7 @@ def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool,
         (ProgressBar, AlignmentProgressBar if style == "bar" else PlainProgress, bar and style != "off"),
         (SaveModel, SaveModel, checkpointing),
         (RunSummary, RunSummary, True),
+        (ReportCallback, ReportCallback, True),
         (ModelCheckpoint, AlignmentCheckpoint, checkpointing),
     ]
     complete = list(callbacks)

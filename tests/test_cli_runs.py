@@ -128,7 +128,7 @@ def test_fit_fills_the_run_folder_and_prints_a_summary(folder: Path, capsys: pyt
     run = folder / "run"
     assert {path.name for path in run.iterdir()} == {
         "config.yaml", "boundary.jsonl", "samples.jsonl", "answers.jsonl", "summary.json", "csv", "tensorboard",
-        "checkpoints", "model",
+        "checkpoints", "model", "report.html",
     }  # fmt: skip
     assert [row["step"] for row in jsonl(run / "boundary.jsonl")] == [0, 2, 4]
     assert {row["on_policy_share"] for row in jsonl(run / "boundary.jsonl")} == {0.5}

@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"evaluate"},
     {"report"},
     {"reward"},
-    {"export", "plan", "preview"},
+    {"export", "html_report", "plan", "preview"},
     {"trainer_defaults"},
     {"trainer"},
     {"cli"},

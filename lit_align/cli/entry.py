@@ -93,6 +93,10 @@ def _run(command: str, words: list[str]) -> None:
         from lit_align.cli.evaluate import run
 
         run(words[1:])
+    elif command == "report":
+        from lit_align.cli.report import run
+
+        run(words[1:])
     elif command == "judge":
         from lit_align.cli.judge import run
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "predict": "write the rewards of the held-out pairs",
     "export": "write the trained model for transformers and peft to load",
     "evaluate": "compare a trained model with its start or another, by a judge",
+    "report": "write what happened in a run, or in several, as one HTML page",
     "measure": "tell which of the two stages a model is in, without training it",
     "judge": "tell how good a judge is, on labelled pairs",
 }

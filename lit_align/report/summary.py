@@ -66,6 +66,7 @@ class RunSummary(Callback):
         self._rounds = list(state_dict["rounds"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.summary = {}
         self._told = 0
         self._error = None
         self._trained = False
@@ -73,6 +74,9 @@ class RunSummary(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What came before is loading: the data are read, the model is there."""
         CLOCK.add("loading", CLOCK.unnamed)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, "running")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._trained = True
@@ -102,7 +106,7 @@ class RunSummary(Callback):
         for callback in trainer.checkpoint_callbacks:  # their own turn comes after this one
             if isinstance(callback, AlignmentCheckpoint):
                 callback.save_interrupted(trainer)
-        if self._trained:
+        if self.summary:
             self._error = shorten(f"{type(exception).__name__}: {exception}".rstrip(": "), 400, placeholder=" ...")
             self._write(trainer, "stopped")
         if trainer.is_global_zero and self._trained:
@@ -230,6 +234,7 @@ def _outputs(trainer: Trainer) -> dict[str, str]:
     root = _root(trainer)
     files = {
         "run folder": root,
+        "report": root / run_folder.REPORT,
         "model": root / run_folder.MODEL,
         "best model": root / run_folder.BEST_MODEL,
         "decisions": root / run_folder.DECISIONS,

@@ -112,7 +112,7 @@ def _rows(counts: Mapping[str, int]) -> str:
     for name, count in counts.items():
         reason = name.removeprefix("val/")
         if reason.startswith(UNUSED):
-            unused[_unused(reason)] = None
+            unused[unused_in_words(reason)] = None
         elif count and not name.startswith("on_policy/") and reason not in KEPT:
             dropped[reason] = dropped.get(reason, 0) + count
     read = (
@@ -121,20 +121,21 @@ def _rows(counts: Mapping[str, int]) -> str:
     )
     if measured := counts.get("val/prompts_measured"):
         read += f", {measured} prompts kept for measuring"
-    reasons = ", ".join([f"{count} {_reason(name)}" for name, count in dropped.items()])
+    reasons = ", ".join([f"{count} {reason_in_words(name)}" for name, count in dropped.items()])
     text = f"{read}; left out or changed: {reasons or 'nothing'}."
     if unused:
         text = f"{text} Not read, unless by a judge's rule: {', '.join(unused)}."
     return fill(text) if counts else ""
 
 
-def _unused(name: str) -> str:
+def unused_in_words(name: str) -> str:
     """A column of rows, or a key of messages, that nothing here reads."""
     kind, _, key = name.partition("/")
     return f"{kind.removeprefix('unused_')} `{key}`"
 
 
-def _reason(name: str) -> str:
+def reason_in_words(name: str) -> str:
+    """The reason, a key of the data's counts, for which rows or pairs were left out."""
     return name.replace("bad_row/", "bad row: ").replace("_", " ")
 
 
