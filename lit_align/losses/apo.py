@@ -49,9 +49,6 @@ class APOZero(LogRatioLoss):
         ValueError: if beta is not positive.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
     def compare(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         return apo_zero_loss(chosen, rejected, self.beta)
 
@@ -69,9 +66,6 @@ class APODown(LogRatioLoss):
     Raises:
         ValueError: if beta is not positive.
     """
-
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
 
     def compare(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         return apo_down_loss(chosen, rejected, self.beta)

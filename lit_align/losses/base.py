@@ -23,7 +23,7 @@ class LogRatioLoss(PreferenceLoss):
         ValueError: if beta is not positive.
     """
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float = 0.1) -> None:
         super().__init__()
         check("beta", beta, 0 < beta < math.inf, "> 0")
         self.beta = beta

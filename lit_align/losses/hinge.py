@@ -61,9 +61,6 @@ class RSOHinge(LogRatioLoss):
         ValueError: if beta is not positive.
     """
 
-    def __init__(self, beta: float = 0.1) -> None:
-        super().__init__(beta)
-
     def compare(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         return rso_hinge_loss(chosen, rejected, self.beta)
 

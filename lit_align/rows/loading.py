@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -136,17 +136,14 @@ class Source:
         )
 
 
-def load_sets(
-    source: RowSource,
-    *,
-    split: str = "train",
-    name: str | None = None,
-    on_bad_row: OnBadRow = "error",
-    counts: Counter[str] | None = None,
-    bar: bool = False,
-) -> list[CandidateSet]:
-    """All records of a source as candidate sets, one for each prompt. See :func:`load_records`, :func:`merge_sets`."""
-    return merge_sets(load_records(source, split=split, name=name, on_bad_row=on_bad_row, counts=counts, bar=bar))
+def load_sets(source: RowSource, **options: Any) -> list[CandidateSet]:
+    """All records of a source as candidate sets, one for each prompt.
+
+    Args:
+        source: see :func:`~lit_align.rows.reading.read_rows`.
+        options: those of :func:`load_records`.
+    """
+    return merge_sets(load_records(source, **options))
 
 
 def as_set(record: Record) -> CandidateSet:

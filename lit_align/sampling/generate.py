@@ -39,12 +39,8 @@ class TransformersSampler(TokenSampler):
 
     Args:
         num_candidates: candidates a prompt (K), at least 1.
-        temperature: divides the logits; 0 is greedy, and all K candidates are then the same.
-        top_p: keep the most likely tokens that hold this share of the probability, in (0, 1].
-        top_k: keep this many most likely tokens; 0 keeps all.
-        min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
-        max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
         batch_size: candidates sampled at once. The candidates depend on it only through rounding.
+        kwargs: those of :class:`~lit_align.sampling.base.TokenSampler`: how they are drawn.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -54,17 +50,8 @@ class TransformersSampler(TokenSampler):
         2
     """
 
-    def __init__(
-        self,
-        num_candidates: int = 4,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_new_tokens: int = 1,
-        max_new_tokens: int = 256,
-        batch_size: int = 32,
-    ) -> None:
-        super().__init__(num_candidates, temperature, top_p, top_k, min_new_tokens, max_new_tokens)
+    def __init__(self, num_candidates: int = 4, *, batch_size: int = 32, **kwargs: Any) -> None:
+        super().__init__(num_candidates, **kwargs)
         require_at_least_1(batch_size=batch_size)
         self.batch_size = batch_size
         self._max_rows = batch_size  # less once the memory has run out

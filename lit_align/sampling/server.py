@@ -31,16 +31,11 @@ class ServerSampler(EngineSampler):
         base_url: the server's address with the version, without the route: `http://localhost:8000/v1`.
         api_key_env: name of the environment variable that holds the key; null sends none.
         publisher: brings the policy's current weights there; by default its LoRA adapter, through a folder.
-        num_candidates: candidates a prompt (K), at least 1.
-        temperature: divides the logits; 0 is greedy, and all K candidates are then the same.
-        top_p: keep the most likely tokens that hold this share of the probability, in (0, 1].
-        top_k: keep this many most likely tokens; 0 keeps all.
-        min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
-        max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
         concurrency: requests under way at once, in each process; the server batches them.
         retries: how often a request is repeated if the server is busy or broken.
         connect_timeout: seconds for a connection.
         timeout: seconds for all candidates of one prompt, waiting in the server's queue included.
+        kwargs: those of :class:`~lit_align.sampling.base.TokenSampler`: how many candidates, and how they are drawn.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -51,18 +46,14 @@ class ServerSampler(EngineSampler):
         base_url: str,
         api_key_env: str | None = None,
         publisher: Publisher | None = None,
-        num_candidates: int = 4,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_new_tokens: int = 1,
-        max_new_tokens: int = 256,
+        *,
         concurrency: int = 64,
         retries: int = 6,
         connect_timeout: float = 10.0,
         timeout: float = 600.0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(num_candidates, temperature, top_p, top_k, min_new_tokens, max_new_tokens)
+        super().__init__(**kwargs)
         self._server = Server(base_url, api_key_env, concurrency, retries, connect_timeout, timeout)
         self._publisher = publisher if publisher is not None else LoraPublisher()
 

@@ -25,30 +25,21 @@ class VLLMSampler(EngineSampler):
 
     Args:
         model: hub id or folder of the policy's base; null takes what the policy's adapter names as its base.
-        num_candidates: candidates a prompt (K), at least 1.
-        temperature: divides the logits; 0 is greedy, and all K candidates are then the same.
-        top_p: keep the most likely tokens that hold this share of the probability, in (0, 1].
-        top_k: keep this many most likely tokens; 0 keeps all.
-        min_new_tokens: no candidate ends before this many tokens; 1 forbids the empty answer.
-        max_new_tokens: candidates are cut at this many tokens (`FinishReason.LENGTH`).
         gpu_memory_utilization: share of the GPU's memory for vLLM while it is awake, in (0, 1); training's own
             memory is not given back for it.
         engine: more arguments of `vllm.LLM`, such as `{max_model_len: 2048, dtype: bfloat16}`.
+        kwargs: those of :class:`~lit_align.sampling.base.TokenSampler`: how many candidates, and how they are drawn.
     """
 
     def __init__(
         self,
         model: str | None = None,
-        num_candidates: int = 4,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        min_new_tokens: int = 1,
-        max_new_tokens: int = 256,
+        *,
         gpu_memory_utilization: float = 0.4,
         engine: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(num_candidates, temperature, top_p, top_k, min_new_tokens, max_new_tokens)
+        super().__init__(**kwargs)
         if not 0 < gpu_memory_utilization < 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1), got {gpu_memory_utilization}")
         self._model = model
