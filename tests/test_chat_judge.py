@@ -18,9 +18,10 @@ import pytest
 from lit_align.judges import CachedJudge, Comparison
 from lit_align.judges.chat import ChatJudge, TooManyAbstentions
 from lit_align.judges.chat_prompt import TEMPLATE, VERDICT, Question, Verdict, behind_thoughts
-from lit_align.records import Candidate, CandidateSet, Message
+from lit_align.records import Message
 from lit_align.remote import RequestRefused, Server, ServerUnreachable, client
 from lit_align.remote.key import require_variable_name
+from tests.helpers.candidates import make_set
 from tests.helpers.fake_server import Fake, running
 
 KEY = "secret-1234567890"
@@ -50,10 +51,6 @@ def pairs(*lengths: tuple[int, int]) -> list[Comparison]:
     return [Comparison((Message("user", f"q{n}"),), "a" * a, "b" * b) for n, (a, b) in enumerate(lengths)]
 
 
-def make(*texts: str) -> CandidateSet:
-    return CandidateSet((Message("user", "q"),), tuple(map(Candidate, texts)))
-
-
 # -- verdicts
 
 
@@ -61,7 +58,7 @@ def test_the_verdicts_come_back_in_order_and_both_orders_are_asked(server: Fake)
     server.behave()
     one = judge(server)
     assert one.compare(pairs((2, 1), (1, 2), (1, 1), (3, 5))) == [1.0, 0.0, 0.5, 0.0]
-    assert one.score([make("a", "bbb", "cc")]) == [[0.0, 1.0, 0.5]], "3 pairs in 2 orders"
+    assert one.score([make_set("q", "a", "bbb", "cc")]) == [[0.0, 1.0, 0.5]], "3 pairs in 2 orders"
     asked = [entry["body"]["messages"][0]["content"] for entry in server.seen()["log"][4:]]
     assert len(asked) == 6 and "q <A>a</A> <B>bbb</B>" in asked and "q <A>bbb</A> <B>a</B>" in asked
 
@@ -89,7 +86,7 @@ def test_a_line_a_minute_and_what_came_before_a_stop(
 
 def test_a_judge_that_goes_by_position_says_nothing(server: Fake) -> None:
     server.behave(always={"kind": "ok", "says": "[[A]]"})
-    assert judge(server).score([make("a", "bbb")]) == [[0.5, 0.5]]
+    assert judge(server).score([make_set("q", "a", "bbb")]) == [[0.5, 0.5]]
 
 
 def test_the_request_and_what_it_used(server: Fake) -> None:

@@ -379,6 +379,12 @@ def test_rows_in_memory_train_as_those_of_a_file(kind: str, tmp_path: Path) -> N
         assert_same(data.next_batch(), of_files.next_batch())
 
 
+def test_rows_that_an_iterator_gives_once_can_be_read_again() -> None:
+    data = AlignmentDataModule(iter([PAIR]))
+    train, _ = data.sources()
+    assert len(load_records(train.rows)) == len(load_records(train.rows)) == 1
+
+
 def test_a_bad_row_in_memory_is_named() -> None:
     rows: list[Any] = [PAIR, {"prompt": "q"}]
     with pytest.raises(BadRow, match=r"rows in memory, row 2: expected `prompt` with `candidates`"):

@@ -32,13 +32,10 @@ from lit_align.judges import (
 )
 from lit_align.judges.verdict_store import VerdictStore
 from lit_align.records import Candidate, CandidateSet, Message
+from tests.helpers.candidates import make_set
 
 NAN = math.nan
 FORK = multiprocessing.get_context("fork")
-
-
-def make(prompt: str, *texts: str, role: str = "user") -> CandidateSet:
-    return CandidateSet((Message(role, prompt),), tuple(map(Candidate, texts)))
 
 
 class Lengths(PointwiseJudge):
@@ -85,27 +82,27 @@ def cached(judge: Judge, path: Path, **kwargs: Any) -> Any:
 
 
 def test_scores_are_paid_once_and_only_what_is_missing_is_asked_for(path: Path) -> None:
-    first, sets = Lengths(), [make("p", "a", "bb", "a"), make("q", "a")]
+    first, sets = Lengths(), [make_set("p", "a", "bb", "a"), make_set("q", "a")]
     assert cached(first, path).score(sets) == [[1 / 3, 2 / 3, 1 / 3], [1 / 3]]
     assert first.asked == [["a", "bb", "a"]], "one call, each answer of a prompt once"
     second, third = Lengths(), Lengths()
     again = cached(second, path)
     assert again.score(sets) == [[1 / 3, 2 / 3, 1 / 3], [1 / 3]] and second.asked == []
-    (votes,) = cached(third, path).cross_votes([make("p", "new one", "bb")], [make("p", "a", "dddd")])
+    (votes,) = cached(third, path).cross_votes([make_set("p", "new one", "bb")], [make_set("p", "a", "dddd")])
     np.testing.assert_array_equal(votes, [[1, 1], [1, 0]])
     assert third.asked == [["new one", "dddd"]]
     assert (again.hits, again.misses) == (3, 0)
 
 
 def test_comparisons_are_paid_once_in_each_order(path: Path) -> None:
-    sets, plain = [make("p", "a", "bbb", "cc")], Longer()
-    expected, votes = plain.score(sets), plain.cross_votes([make("p", "a")], [make("p", "bbb", "dddd")])
+    sets, plain = [make_set("p", "a", "bbb", "cc")], Longer()
+    expected, votes = plain.score(sets), plain.cross_votes([make_set("p", "a")], [make_set("p", "bbb", "dddd")])
     first, second = Longer(), Longer()
     assert cached(first, path).score(sets) == expected
     assert len(first.asked) == 1 and len(set(first.asked[0])) == 6
     judge = cached(second, path)
     assert judge.score(sets) == expected and second.asked == []
-    np.testing.assert_array_equal(judge.cross_votes([make("p", "a")], [make("p", "bbb", "dddd")]), votes)
+    np.testing.assert_array_equal(judge.cross_votes([make_set("p", "a")], [make_set("p", "bbb", "dddd")]), votes)
     assert second.asked == [[("a", "dddd"), ("dddd", "a")]]
     assert (judge.hits, judge.misses) == (6 + 2, 2)
 
@@ -118,10 +115,10 @@ def test_the_ranking_and_the_votes_stay_the_wrapped_judges(path: Path) -> None:
         def votes(self, forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
             return np.sign(forward - backward)
 
-    sets = [make("p", "a", "bbb", "cc")]
+    sets = [make_set("p", "a", "bbb", "cc")]
     for judge in (cached(Ranked(), path), cached(Ranked(), path)):
         np.testing.assert_allclose(judge.score(sets), [[-1.5, 1.5, 0.0]], atol=1e-9)  # mean length differences
-        assert judge.cross_votes([make("p", "a")], [make("p", "bbb")])[0].tolist() == [[-1.0]]
+        assert judge.cross_votes([make_set("p", "a")], [make_set("p", "bbb")])[0].tolist() == [[-1.0]]
 
 
 def test_a_wrapped_judge_is_of_the_same_kind(path: Path) -> None:
@@ -138,7 +135,7 @@ def test_a_class_of_ones_own_over_it_judges_and_stores_as_it_does(path: Path, ju
     class Mine(CachedJudge):
         pass
 
-    sets = [make("p", "a", "bb")]
+    sets = [make_set("p", "a", "bb")]
     votes = judge.cross_votes(sets, sets)
     for hits in (False, True):
         mine = Mine(judge, str(path))
@@ -161,25 +158,25 @@ def test_votes_that_scores_do_not_give_are_not_kept_as_scores(path: Path) -> Non
 
     with pytest.raises(ValueError, match="verdicts of Contrary cannot be kept"):
         cached(Contrary(), path)
-    assert cached(Loud(), path).score([make("p", "a")]) == [[1 / 3]]
+    assert cached(Loud(), path).score([make_set("p", "a")]) == [[1 / 3]]
 
 
 @pytest.mark.parametrize("judge", [Lengths(), Longer()])
 def test_a_copy_is_of_the_same_kind(path: Path, judge: Judge) -> None:
     original = cached(judge, path)
     for twin in (copy.copy(original), copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
-        assert type(twin) is type(original) and twin.score([make("p", "a", "bb")]) == judge.score(
-            [make("p", "a", "bb")]
+        assert type(twin) is type(original) and twin.score([make_set("p", "a", "bb")]) == judge.score(
+            [make_set("p", "a", "bb")]
         )
 
 
 def test_a_verdict_is_kept_for_its_judge_prompt_and_answer_alone(path: Path) -> None:
-    cached(Lengths(), path).score([make("p", "a")])
+    cached(Lengths(), path).score([make_set("p", "a")])
     others = [
-        (Lengths("lengths 2"), make("p", "a")),
-        (Lengths(), make("p2", "a")),
-        (Lengths(), make("p", "a", role="system")),
-        (Lengths(), make("p", "a ")),
+        (Lengths("lengths 2"), make_set("p", "a")),
+        (Lengths(), make_set("p2", "a")),
+        (Lengths(), make_set("p", "a", role="system")),
+        (Lengths(), make_set("p", "a ")),
         (Lengths(), CandidateSet((Message("user", "p"), Message("user", "a")), (Candidate(""),))),
     ]
     for judge, candidate_set in others:
@@ -193,19 +190,19 @@ def test_a_verdict_is_kept_for_its_judge_prompt_and_answer_alone(path: Path) -> 
 def test_abstentions_are_asked_for_again(path: Path) -> None:
     for _ in range(2):
         judge = Lengths()
-        (scores,) = cached(judge, path).score([make("p", "why?", "x", "oo")])
+        (scores,) = cached(judge, path).score([make_set("p", "why?", "x", "oo")])
         assert math.isnan(scores[0]) and scores[1:] == [1 / 3, math.inf]
     assert judge.asked == [["why?", "oo"]], "nor is what is no finite number kept"
 
 
 def test_half_characters_and_empty_texts_are_keys_as_any_other(path: Path) -> None:
-    sets = [make("p\ud800", "\udfff", "", "\0")]
+    sets = [make_set("p\ud800", "\udfff", "", "\0")]
     assert cached(Lengths(), path).score(sets) == cached(Lengths(), path).score(sets) == [[1 / 3, 0, 1 / 3]]
 
 
 def test_an_empty_call_asks_nothing(path: Path) -> None:
     judge = Lengths()
-    assert cached(judge, path).score([]) == [] and cached(judge, path).score([make("p")]) == [[]]
+    assert cached(judge, path).score([]) == [] and cached(judge, path).score([make_set("p")]) == [[]]
     assert cached(judge, path).cross_votes([], []) == [] and judge.asked == []
 
 
@@ -216,7 +213,7 @@ def test_what_was_paid_before_a_failure_is_kept(path: Path) -> None:
                 raise RuntimeError("the server is gone")
             return super().compare(comparisons)
 
-    sets = [make("p", "a", "bb", "ccc")]
+    sets = [make_set("p", "a", "bb", "ccc")]
     failing = cached(Failing(), path, commit_every=2)
     with pytest.raises(RuntimeError, match="server is gone") as caught:
         failing.score(sets)
@@ -235,10 +232,10 @@ def test_a_judge_that_answers_wrongly_is_named_and_nothing_is_kept(path: Path) -
 
     for _ in range(2):
         with pytest.raises(ValueError, match="longer answered 1.5, expected P"):
-            cached(Wrong(), path).score([make("p", "a", "bb")])
+            cached(Wrong(), path).score([make_set("p", "a", "bb")])
     Wrong.answers = [0.5]
     with pytest.raises(ValueError, match="asked for 2 comparisons and answered 1"):
-        cached(Wrong(), path).score([make("p", "a", "bb")])
+        cached(Wrong(), path).score([make_set("p", "a", "bb")])
 
 
 @pytest.mark.parametrize(
@@ -251,7 +248,7 @@ def test_judges_that_see_more_than_prompt_and_answer_are_refused(path: Path, jud
 
 def test_the_default_file_is_in_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LIT_ALIGN_CACHE", str(tmp_path / "here"))
-    CachedJudge(Lengths()).score([make("p", "a")])
+    CachedJudge(Lengths()).score([make_set("p", "a")])
     assert (tmp_path / "here" / "verdicts.sqlite").exists()
     with pytest.raises(ValueError, match="commit_every"):
         CachedJudge(Lengths(), commit_every=0)
@@ -259,9 +256,9 @@ def test_the_default_file_is_in_the_cache_folder(monkeypatch: pytest.MonkeyPatch
 
 def test_copies_and_pickles_work(path: Path) -> None:
     judge = cached(Lengths(), path)
-    judge.score([make("p", "a")])
+    judge.score([make_set("p", "a")])
     for other in (copy.deepcopy(judge), pickle.loads(pickle.dumps(judge))):
-        assert other.score([make("p", "a")]) == [[1 / 3]]
+        assert other.score([make_set("p", "a")]) == [[1 / 3]]
         assert (other.hits, other.misses, judge.hits) == (1, 1, 0)
 
 
@@ -272,9 +269,9 @@ def test_hits_and_misses_are_reported_with_what_the_judge_tells(path: Path) -> N
 
     judge, plain = cached(Paid(), path), cached(Lengths("other"), path)
     assert (judge.report(), plain.report()) == ("0 calls", None)
-    judge.score([make("p", "a", "bb")])
-    judge.score([make("p", "a", "ccc")])
-    plain.score([make("p", "a")])
+    judge.score([make_set("p", "a", "bb")])
+    judge.score([make_set("p", "a", "ccc")])
+    plain.score([make_set("p", "a")])
     assert judge.report() == f"verdict cache: 1 of 4 verdicts of Paid were known; {path}\n2 calls"
     combined = CombinedJudge([JudgePart(judge), JudgePart(plain)])
     assert combined.report() == f"{judge.report()}\nverdict cache: 0 of 1 verdicts of Lengths were known; {path}"
@@ -294,7 +291,7 @@ def test_what_a_judge_said_before_it_failed_is_kept(path: Path, error: type[Base
                 self.remaining -= 1
                 yield place, self.compare([comparisons[place]])[0]
 
-    sets, failing, second = [make("p", "a", "bbb", "cc")], OneByOne(), Longer()
+    sets, failing, second = [make_set("p", "a", "bbb", "cc")], OneByOne(), Longer()
     judge = cached(failing, path)
     with pytest.raises(error, match="no more"):
         judge.score(sets)
@@ -321,9 +318,9 @@ def test_of_answers_that_miss_one_none_is_kept(path: Path) -> None:
 
     for judge, message in ((Short(), "asked for 6 .* answered 5"), (Wild(), "answered 1.5"), (Twice(), "twice")):
         with pytest.raises(ValueError, match=message):
-            cached(judge, path).score([make("p", "a", "bbb", "cc")])
+            cached(judge, path).score([make_set("p", "a", "bbb", "cc")])
     second = Longer()
-    cached(second, path).score([make("p", "a", "bbb", "cc")])
+    cached(second, path).score([make_set("p", "a", "bbb", "cc")])
     assert len(second.asked[0]) == 6 - 1, "the first of those that come one by one is known"
 
 
@@ -430,7 +427,7 @@ def write_on_a_full_disk(path: Path, pipe: Any) -> None:
         warnings.simplefilter("always")
         texts = [str(n) * 3 for n in range(10_000)]
         for start in range(0, len(texts), 1000):
-            (scores,) = judge.score([make("p", *texts[start : start + 1000])])
+            (scores,) = judge.score([make_set("p", *texts[start : start + 1000])])
             assert scores == [len(text) / 3 for text in texts[start : start + 1000]]
     messages = [str(warning.message) for warning in caught if "verdict cache" in str(warning.message)]
     kept = len(store.read(keys("x", 1)))
@@ -446,7 +443,7 @@ def test_a_full_disk_warns_once_and_judging_goes_on(path: Path) -> None:
     judge = Lengths()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cached(judge, path).score([make("p", *(str(n) * 3 for n in range(50)))])
+        cached(judge, path).score([make_set("p", *(str(n) * 3 for n in range(50)))])
     assert judge.asked == [], "what was written before the disk was full is there"
 
 
@@ -461,7 +458,7 @@ def test_a_place_that_cannot_be_written_warns_once(path: Path, kind: str) -> Non
     judge = cached(Lengths(), path)
     with pytest.warns(UserWarning, match="cannot be used.*judging goes on without it") as caught:
         for _ in range(3):
-            assert judge.score([make("p", "a", "bb")]) == [[1 / 3, 2 / 3]]
+            assert judge.score([make_set("p", "a", "bb")]) == [[1 / 3, 2 / 3]]
     assert len(caught) == 1 and len(judge.judge.asked) == 3
 
 
@@ -505,13 +502,13 @@ def test_a_damaged_or_foreign_file_is_set_aside(path: Path, make_bad: Callable[[
     make_bad(path)
     before, judge = path.read_bytes(), Lengths()
     with pytest.warns(UserWarning, match=says) as caught:
-        assert cached(judge, path).score([make("p", "a")]) == [[1 / 3]]
+        assert cached(judge, path).score([make_set("p", "a")]) == [[1 / 3]]
     assert len(caught) == 1
     (aside,) = path.parent.glob("*.aside-*")
     assert aside.read_bytes() == before and str(aside) in str(caught[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cached(judge, path).score([make("p", "a")])
+        cached(judge, path).score([make_set("p", "a")])
     assert len(judge.asked) == 1, "the new file works"
 
 
@@ -522,7 +519,7 @@ def test_an_empty_file_is_a_new_cache(path: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             judge = Lengths()
-            cached(judge, path).score([make("p", "a")])
+            cached(judge, path).score([make_set("p", "a")])
     assert judge.asked == []
 
 

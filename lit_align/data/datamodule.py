@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +122,8 @@ class AlignmentDataModule(LightningDataModule):
         super().__init__()
         require_at_least_1(batch_size=self.batch_size, round_prompts=self.round_prompts)
         require_shares(val_fraction=self.val_fraction, boundary_fraction=self.boundary_fraction)
+        if isinstance(self.train, Iterator):  # it can be read once, and a preview reads rows twice
+            self.train = list(self.train)
         if self.val is None and self.val_split is not None:
             self.val = self.train
         self.start = None if self.date is None else parse_date(self.date)
