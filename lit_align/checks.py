@@ -1,6 +1,9 @@
-"""Checks of settings that many parts have."""
+"""Checks of settings that many parts have, and of their kinds."""
 
 from __future__ import annotations
+
+from dataclasses import is_dataclass
+from typing import Any
 
 
 def require_at_least_1(**numbers: int | None) -> None:
@@ -15,3 +18,8 @@ def require_shares(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise ValueError(f"expected {name} in [0, 1), got {share}")
+
+
+def is_record(kind: Any) -> bool:
+    """Whether a class only holds settings: a dataclass over nothing else, which a config gives without class_path."""
+    return isinstance(kind, type) and kind is not object and all(map(is_dataclass, kind.__mro__[:-1]))

@@ -5,7 +5,6 @@ The parser refuses them, too, but in a long message about unions, and it accepts
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from jsonargparse._typehints import (
 )
 from jsonargparse._util import import_object
 
+from lit_align.checks import is_record
 from lit_align.cli.errors import UsageError
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
@@ -139,22 +139,17 @@ def _visit(value: Any, kind: Any, settings: Any, path: tuple[str, ...], where: s
     if isinstance(value, list):
         item = _item_type(kind)
         return [_visit(element, item, None, (*path, str(n)), where) for n, element in enumerate(value)]
-    bases = tuple(base for base in _class_types(kind) if not _is_record(base))
+    bases = tuple(base for base in _class_types(kind) if not is_record(base))
     if bases and (isinstance(value, Mapping) or (isinstance(value, str) and not _is_plain(value, kind))):
         if isinstance(settings, list) and isinstance(value, Mapping) and "class_path" not in value:
             return [*settings[:-1], _visit_class(value, bases, settings[-1] if settings else None, path, where)]
         return _visit_class(value, bases, settings, path, where)
-    record = next((alternative for alternative in _alternatives(kind) if _is_record(alternative)), None)
+    record = next((alternative for alternative in _alternatives(kind) if is_record(alternative)), None)
     if record is not None and isinstance(value, Mapping):
         return _visit_keys(value, _parameters(record), settings, path, where)
     if record is not None:
         _refuse_single_value(value, kind, record, path, where)
     return value
-
-
-def _is_record(kind: Any) -> bool:
-    """Whether it takes keys and no class_path: a dataclass with no other base, as jsonargparse has it."""
-    return isinstance(kind, type) and all(dataclasses.is_dataclass(base) for base in kind.__mro__[:-1])
 
 
 def _refuse_single_value(value: Any, kind: Any, record: Any, path: tuple[str, ...], where: str) -> None:

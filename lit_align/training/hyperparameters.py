@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from typing import Any
 
 from lightning.fabric.utilities.data import AttributeDict
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
+from lit_align.checks import is_record
 from lit_align.run_parts import callbacks_of
 
 _TRAINER = (
@@ -63,7 +64,7 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_record(type(value)):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if callable(value) and not isinstance(value, nn.Module) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
