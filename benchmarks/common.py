@@ -133,7 +133,8 @@ def lit_fit(module: Any, batches: Sequence[Any], steps: int, callback: Any, fold
     """Trains on the batches with a plain Lightning trainer that writes nothing."""
     from torch.utils.data import DataLoader
 
-    lit_trainer(steps, callback, folder).fit(module, DataLoader(batches, batch_size=None))
+    dataset: Any = batches  # a list serves as one, though torch does not declare it
+    lit_trainer(steps, callback, folder).fit(module, DataLoader(dataset, batch_size=None))
 
 
 def lit_trainer(steps: int, callback: Any, folder: Path) -> Any:

@@ -122,7 +122,7 @@ def _online_dpo_trainer(settings: dict[str, Any], folder: Path) -> Any:
 
     spec = PolicySpec(settings["model"], dtype=settings["dtype"])
 
-    def rule(completions: list[str], **_: Any) -> list[float]:
+    def rule(completions: list[str], **_: Any) -> list[float | None]:
         return [words_and_letters(text) for text in completions]
 
     config = OnlineDPOConfig(

@@ -115,7 +115,7 @@ def run_plain(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
 
     Two plain rows per pair, peft's LoRA layers, and the reference in every step.
     """
-    InPlaceLoraLinear.forward = LoraLinear.forward  # type: ignore[method-assign]
+    InPlaceLoraLinear.forward = LoraLinear.forward  # type: ignore[method-assign,assignment]
     module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE)
     module._forward = plain_logps
     steps.ready(work=work(module.policy, settings))

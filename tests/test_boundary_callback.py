@@ -14,6 +14,7 @@ from lit_align.boundary import BoundaryCallback, BoundaryResult, Decision
 from lit_align.judges import RuleJudge
 from lit_align.records import Candidate, CandidateSet, Stage
 from tests.helpers.boundary_fakes import FakeData, FakeModule, by_number, quiet_trainer
+from tests.helpers.modules import loader_of
 from tests.helpers.processes import DDP, on_two_ranks
 
 RISING = [0.1, 0.1, 0.1, 0.1, 0.9, 0.9, 0.9, 0.9, 0.9]
@@ -207,7 +208,7 @@ def test_it_is_quiet_outside_training(tmp_path: Path) -> None:
 
     class ValidatedData(FakeData):
         def val_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader([0, 1])
+            return loader_of([0, 1], batch_size=1)
 
     data = ValidatedData(RISING)
     trainer = quiet_trainer(tmp_path, BoundaryCallback(every_n_steps=2), val_check_interval=1, num_sanity_val_steps=2)
@@ -232,13 +233,13 @@ def test_a_judge_of_its_own_goes_before_the_data_s(tmp_path: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     no_judge, no_prompts = FakeData(), FakeData(prompts=0)
-    no_judge.judge = None  # type: ignore[assignment]
+    no_judge.judge = None
     with pytest.raises(ValueError, match="needs a judge"):
         fit(tmp_path, BoundaryCallback(), no_judge)
     with pytest.raises(ValueError, match="val_fraction"):
         fit(tmp_path, BoundaryCallback(), no_prompts)
     with pytest.raises(TypeError, match="AlignmentDataModule"):
-        quiet_trainer(tmp_path, BoundaryCallback()).fit(FakeModule(), torch.utils.data.DataLoader([0.0]))
+        quiet_trainer(tmp_path, BoundaryCallback()).fit(FakeModule(), loader_of([0.0], batch_size=1))
 
 
 @pytest.mark.parametrize(

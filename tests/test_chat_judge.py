@@ -202,9 +202,10 @@ def test_the_identity_is_what_a_verdict_depends_on(server: Fake) -> None:
     base = identity()
     assert base.startswith(f"chat:m@{server.base_url}#")
     assert identity(concurrency=1, retries=9, timeout=5.0, api_key_env=None, prompt_price=1.0) == base
-    others = [{"template": PLAIN + "!"}, {"verdict": "(?P<first>1)|(?P<second>2)"}, {"temperature": 1.0},
-              {"max_tokens": 7}, {"extra_body": {"top_p": 0.5}}, {"model": "n"},
-              {"base_url": "http://other/v1"}]  # fmt: skip
+    others: list[dict[str, Any]] = [
+        {"template": PLAIN + "!"}, {"verdict": "(?P<first>1)|(?P<second>2)"}, {"temperature": 1.0}, {"max_tokens": 7},
+        {"extra_body": {"top_p": 0.5}}, {"model": "n"}, {"base_url": "http://other/v1"},
+    ]  # fmt: skip
     assert len({base, *(identity(**one) for one in others)}) == 8
 
 

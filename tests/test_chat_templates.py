@@ -36,7 +36,8 @@ def tokenizer_of(case: Case, kind: str = "bytes") -> PreTrainedTokenizerFast:
 def encoder_of(name: str, kind: str = "bytes") -> Encoder:
     case = CASES[name]
     tokenizer = tokenizer_of(case, kind)
-    return Encoder(tokenizer, model_stops=tokenizer.convert_tokens_to_ids(list(case.model_stops)))
+    stops: Any = tokenizer.convert_tokens_to_ids(list(case.model_stops))
+    return Encoder(tokenizer, model_stops=stops)
 
 
 def text_of(encoder: Encoder, ids: list[int]) -> str:
@@ -65,7 +66,7 @@ def test_an_answer_is_what_the_template_writes_behind_the_prompt(name: str) -> N
 @pytest.mark.parametrize("name", CASES)
 def test_the_prompt_is_that_of_inference(name: str) -> None:
     encoder = encoder_of(name)
-    chat = [{"role": m.role, "content": m.content} for m in LONGER]
+    chat: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in LONGER]
     if "p['text']" in CASES[name].template:
         chat = [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in chat]
     own = encoder.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)

@@ -57,7 +57,7 @@ def test_a_turn_that_the_template_leaves_out_is_said_with_the_row() -> None:
 
 def test_what_the_template_never_reads_is_counted_as_unused() -> None:
     turns = [{"role": "assistant", "content": "Yes.", "reasoning_content": "It is.", "name": "bot"}]
-    row = {"tools": [{"name": "weather"}], "chat_template_kwargs": {"mood": "calm"}, "chosen": turns}
+    row: dict[str, Any] = {"tools": [{"name": "weather"}], "chat_template_kwargs": {"mood": "calm"}, "chosen": turns}
     unread = {"unused_key/reasoning_content", "unused_key/name", "unused_key/mood", "unused_column/tools"}
     assert looked_at(**row) == dict.fromkeys(unread, 1)
     reads = CHAT_TEMPLATE + "{# tools mood message.name message.thinking #}"

@@ -262,7 +262,7 @@ def test_scored_sets_become_pairs_and_what_is_lost_is_counted(tmp_path: Path) ->
 
 
 def test_relabel_asks_the_judge_for_sets_and_pairs(tmp_path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         SETS[0],
         {"prompt": "c", "chosen": "z3", "rejected": "z7"},
         {"prompt": "d", "chosen": "w3", "rejected": "v3"},

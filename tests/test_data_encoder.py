@@ -37,11 +37,11 @@ def test_end_of_turn_comes_from_the_template_not_from_eos() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = "<|endoftext|>"
     encoder = Encoder(tokenizer)
-    end, eos = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
-    assert encoder.stop_ids == (end, eos)
-    assert encoder.encode_completion(Candidate("Well"))[-1] == end
+    ends: Any = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert encoder.stop_ids == tuple(ends)
+    assert encoder.encode_completion(Candidate("Well"))[-1] == ends[0]
     tokenizer.chat_template = None
-    assert Encoder(tokenizer).stop_ids == (eos,)
+    assert Encoder(tokenizer).stop_ids == (ends[1],)
 
 
 def test_end_of_turn_falls_back_to_eos_and_without_one_is_an_error() -> None:
@@ -198,5 +198,5 @@ def test_tools_and_settings_of_a_row_reach_the_template() -> None:
     pairs = [pair(), PreferencePair(prompt, Candidate("Tea is hot."), Candidate("No."))]
     encoder = Encoder(tokenizer)
     encoder.tokenise_ahead(pairs)
-    texts = [tokenizer.decode(encoder.encode_pair(one).prompt) for one in pairs]  # type: ignore[union-attr]
+    texts = [tokenizer.decode(encoder.encode_pair(one).prompt) for one in pairs]
     assert texts[1] == '[{"name": "weather"}]calm' + texts[0]

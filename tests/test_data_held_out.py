@@ -120,12 +120,13 @@ def test_evaluation_and_boundary_share_no_prompt(files: tuple[str, str], capsys:
 
 def test_a_measurements_candidates_become_the_next_round(files: tuple[str, str]) -> None:
     data = made(files)
-    data.trainer.global_step = 7
+    run: Any = data.trainer
+    run.global_step = 7
     fresh = measured(data)
-    calls = list(data.sampler.calls)  # type: ignore[union-attr]
-    data.trainer.global_step = 9
+    calls = list(data.sampler.calls)
+    run.global_step = 9
     seen = stream(data, 1)
-    assert data.sampler.calls == calls  # type: ignore[union-attr]
+    assert data.sampler.calls == calls
     stats = data.round_stats
     assert stats["prompts"] == len(fresh) and stats["reused"] == stats["candidates"] == 3 * len(fresh)
     assert stats["step"] == 7 and data.counts["on_policy/reused"] == 3 * len(fresh)
@@ -138,7 +139,7 @@ def test_a_measurements_candidates_become_the_next_round(files: tuple[str, str])
         assert answers[prompt.split("\n")[1].removesuffix("<|im_end|>")] >= {chosen, rejected}
         assert chosen[-1] > rejected[-1]  # the data's judge said so
     next(data.train_dataloader())
-    assert data.sampler.calls == [*calls, 4] and data.round_stats["reused"] == 0  # type: ignore[union-attr]
+    assert data.sampler.calls == [*calls, 4] and data.round_stats["reused"] == 0
 
 
 def test_a_queue_of_few_candidates_is_filled_up(files: tuple[str, str]) -> None:
@@ -152,9 +153,9 @@ def test_a_queue_of_few_candidates_is_filled_up(files: tuple[str, str]) -> None:
 
     data = made(files, judge=Keeping())
     fresh = measured(data, num_candidates=2)
-    calls = list(data.sampler.calls)  # type: ignore[union-attr]
+    calls = list(data.sampler.calls)
     next(data.train_dataloader())
-    assert data.sampler.calls == [*calls, len(fresh)]  # type: ignore[union-attr]
+    assert data.sampler.calls == [*calls, len(fresh)]
     assert [one.prompt for one in kept] == [one.prompt for one in fresh]
     for one, before in zip(kept, fresh, strict=True):
         texts_of = [[c.text for c in some.candidates] for some in (one, before)]
@@ -222,7 +223,7 @@ def test_a_queue_is_none_of_the_three_rounds_that_may_fail(files: tuple[str, str
     data.queue_round([tied(one) for one in data.sample(data.measured_on[:3], "boundary", 0)])
     with pytest.raises(RuntimeError, match="3 on-policy rounds of 4 prompts each gave no pair"):
         next(data.train_dataloader())
-    assert data.sampler.calls == [3, 4, 4, 4]  # type: ignore[union-attr]
+    assert data.sampler.calls == [3, 4, 4, 4]
 
 
 def test_a_later_queue_replaces_and_a_share_of_0_clears(files: tuple[str, str]) -> None:
@@ -356,7 +357,7 @@ def one_of_two(rank: int, folder: Path, files: tuple[str, str]) -> None:
     data.set_on_policy_share(1.0)
     data.queue_round(fresh if rank else [])  # a rank may have had no prompt
     state = through_a_file(data.state_dict())
-    calls = list(data.sampler.calls)  # type: ignore[union-attr]
+    calls = list(data.sampler.calls)
     taken = stream(data, 2)
     resumed = made(files, rank, 2)
     torch.distributed.broadcast_object_list(states := [state], src=0)  # as of rank 0 alone, as in a checkpoint
@@ -364,7 +365,7 @@ def one_of_two(rank: int, folder: Path, files: tuple[str, str]) -> None:
     said = {
         "taken": taken,
         "resumed": stream(resumed, 2),
-        "sampled": data.sampler.calls[len(calls) :],  # type: ignore[union-attr]
+        "sampled": data.sampler.calls[len(calls) :],
         "stats": data.round_stats,
         "measured_on": sorted(prompts_of(data.measured_on)),
         "offered": len(fresh),

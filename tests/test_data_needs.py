@@ -72,21 +72,18 @@ def test_a_schedule_that_never_decides_is_refused_at_the_start(train: str, tmp_p
 def test_static_pairs_alone_need_neither(train: str, schedule: BoundaryCallback) -> None:
     """A switch after the run's end never comes."""
     data = AlignmentDataModule(train)
-    data.trainer = trainer()
-    data.trainer.callbacks, data.trainer.max_steps = [schedule], 4
+    data.trainer = trainer(callbacks=[schedule], max_steps=4)
     data.setup("fit")
     assert data.train_pairs
     evaluation = AlignmentDataModule(train)
-    evaluation.trainer = trainer()
-    evaluation.trainer.callbacks = [BoundaryCallback()]
+    evaluation.trainer = trainer(callbacks=[BoundaryCallback()])
     evaluation.setup("validate")
 
 
 def test_held_out_prompts_that_are_all_too_long(train: str, tmp_path: Path) -> None:
     val = write(tmp_path / "val.jsonl", [{"prompt": f"tea {n} " * 90, "chosen": "a", "rejected": "b"} for n in "1234"])
     data = AlignmentDataModule(train, val, sampler=FakeSampler(), judge=LastDigit(), max_prompt_tokens=60)
-    data.trainer = trainer()
-    data.trainer.callbacks, data.trainer.max_steps = [BoundaryCallback()], 4
+    data.trainer = trainer(callbacks=[BoundaryCallback()], max_steps=4)
     with pytest.raises(ValueError, match=r"none of the data's is left \(val/.*val/prompt_too_long: 4"):
         data.setup("fit")
 

@@ -287,7 +287,7 @@ def test_where_prompts_may_stand_alone_other_mistakes_stay_errors(row: dict[str,
 def test_prompts_alone_train_on_policy_beside_rows_with_answers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {**PAIR, "rejected": "No!"},
         {"prompt": "A?"},
         {"prompt": "B?", "candidates": []},
@@ -308,7 +308,7 @@ def test_prompts_alone_need_a_sampler_a_judge_and_an_on_policy_run(tmp_path: Pat
         with pytest.raises(
             BadRow, match=r"a\.jsonl, row 1: expected `prompt` with `candidates`.*alone takes a sampler"
         ):
-            data_module(train, **{lacking: None})
+            data_module(train, 0, 1, **{lacking: None})
     data = data_module(train, on_policy_share=1.0)
     assert len(data.train_sets) == 8 and not data.train_pairs
     assert all(row[3] for row in texts(data.next_batch()))
@@ -319,16 +319,14 @@ def test_prompts_alone_need_a_sampler_a_judge_and_an_on_policy_run(tmp_path: Pat
 
 def test_the_boundary_is_not_measured_on_prompts_alone(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"prompt": f"q{n}"} for n in range(12)]
-    more = dict(sampler=FakeSampler(), judge=LastDigit(), val_fraction=0.5)
+    more: dict[str, Any] = dict(sampler=FakeSampler(), judge=LastDigit(), val_fraction=0.5)
     data = AlignmentDataModule(write(tmp_path / "a.jsonl", rows), **more)
-    data.trainer = trainer()
-    data.trainer.callbacks, data.trainer.max_steps = [BoundaryCallback()], 4
+    data.trainer = trainer(callbacks=[BoundaryCallback()], max_steps=4)
     with pytest.raises(ValueError, match=r"held-out prompts with static candidates, .*is left \(.*val/prompts: 6"):
         data.setup("fit")
     rows += [{**PAIR, "prompt": f"p{n}"} for n in range(12)]
     data = AlignmentDataModule(write(tmp_path / "b.jsonl", rows), **more)
-    data.trainer = trainer()
-    data.trainer.callbacks, data.trainer.max_steps = [BoundaryCallback()], 4
+    data.trainer = trainer(callbacks=[BoundaryCallback()], max_steps=4)
     data.setup("fit")
     assert data.measured_on and all(one.candidates for one in data.measured_on)
     assert not all(one.candidates for one in data.evaluated_on)
@@ -390,7 +388,7 @@ def test_a_bad_row_in_memory_is_named() -> None:
     with pytest.raises(BadRow, match=r"rows in memory, row 2: expected `prompt` with `candidates`"):
         load_records(rows)
     with pytest.raises(BadRow, match=r"rows in memory, row 2: expected a mapping of columns, got 3"):
-        load_records([PAIR, 3])  # type: ignore[list-item]
+        load_records([*rows[:1], 3])
     with pytest.raises(ValueError, match=r"expected rows in memory, got none"):
         load_records([])
 
@@ -404,4 +402,4 @@ def test_a_split_of_rows_in_memory_comes_from_a_dataset_dict() -> None:
     with pytest.raises(ValueError, match=r"the DatasetDict has no split 'dev' \(it has train, test\)"):
         load_records(splits, split="dev")
     with pytest.raises(ValueError, match=r"`val_split: test` takes a split of rows in memory, which has none"):
-        data_module([PAIR], val_split="test")  # type: ignore[arg-type]
+        data_module([PAIR], val_split="test")

@@ -60,12 +60,11 @@ def accumulating(data: AlignmentDataModule, accumulation: int, per_epoch: int = 
     """A Trainer that has not begun: `feed` counts its micro-batches as a real one's loop does."""
     ready = SimpleNamespace(ready=0)
     batch_progress = SimpleNamespace(current=ready)
-    data.trainer = trainer(
-        getattr(data.trainer, "global_rank", 0), getattr(data.trainer, "world_size", 1), accumulation
-    )
-    data.trainer.fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batch_progress))
-    data.trainer.num_training_batches = per_epoch
-    data.trainer.lightning_module.loss = loss
+    rank, world = getattr(data.trainer, "global_rank", 0), getattr(data.trainer, "world_size", 1)
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=batch_progress))
+    run = trainer(rank, world, accumulation, fit_loop=loops, num_training_batches=per_epoch)
+    run.lightning_module.loss = loss
+    data.trainer = run
     return ready
 
 
@@ -131,7 +130,7 @@ def test_targets_count_where_the_loss_has_them(tmp_path: Path) -> None:
     data = data_module(write(tmp_path / "t.jsonl", rows), batch_size=1)
     ready = accumulating(data, 8, loss=SLiCHF(target="row"))
     batches = feed(data, ready, 8)
-    found = [length + int(batch.target.lengths) for batch in batches for length in lengths(batch)]  # type: ignore[union-attr]
+    found = [length + int(batch.target.lengths) for batch in batches for length in lengths(batch)]
     assert found == sorted(found, reverse=True)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import jsonargparse
 import numpy as np
@@ -162,7 +163,8 @@ def test_a_filter_around_each_selector_keeps_its_counts() -> None:
     )
     assert select(Filtered(Filtered(MostDifferent(Apart()), min_margin=0.1), min_margin=0.2), one)[0] == [("a", "d")]
     assert select(Filtered(BestRandom()), scored(0.5, 0.5)) == ([], {"ties": 1})
-    for bad in ({"min_margin": -1.0}, {"max_similarity": 1.1}, {"min_margin": float("nan")}):
+    refused: list[dict[str, Any]] = [{"min_margin": -1.0}, {"max_similarity": 1.1}, {"min_margin": float("nan")}]
+    for bad in refused:
         with pytest.raises(ValueError, match="expected m"):
             Filtered(**bad)
 

@@ -47,7 +47,8 @@ def test_a_plain_prompt_is_the_tuple_it_was_and_keeps_its_key() -> None:
 def test_tools_and_template_settings_belong_to_the_prompt(as_text: bool) -> None:
     kwargs = {"enable_thinking": False}
     row: dict[str, Any] = {"tools": TOOLS, "chat_template_kwargs": kwargs}
-    prompt = pair(**{key: json.dumps(value) if as_text else value for key, value in row.items()}).prompt
+    columns: dict[str, Any] = {key: json.dumps(value) if as_text else value for key, value in row.items()}
+    prompt = pair(**columns).prompt
     assert template_arguments(prompt) == {"tools": TOOLS, **kwargs} and prompt_turns(prompt) == prompt_turns((USER,))
     assert '"z": 1, "a": 2' in prompt_text(prompt), "keys keep the order in which a template writes them"
     others = [pair().prompt, pair(tools=TOOLS).prompt, pair(chat_template_kwargs=kwargs).prompt]
@@ -86,12 +87,12 @@ def test_a_system_column_is_the_system_turn() -> None:
     assert pair(system="Be brief.").prompt == (system, USER)
     own = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Is it warm?"}]
     assert pair(system="Be brief.", prompt=own).prompt == (system, USER)
-    whole = {key: [*own[1:], {"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
+    whole: dict[str, Any] = {key: [*own[1:], {"role": "assistant", "content": key}] for key in ("chosen", "rejected")}
     assert pair(system="Be brief.", prompt=None, **whole).prompt == (system, USER)
 
 
 def test_turns_keep_what_a_template_writes_of_them() -> None:
-    turns = [
+    turns: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "text", "text": "Is it "}, {"type": "text", "text": "warm?"}]},
         {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "Ask."},
         {"role": "tool", "content": "31", "name": "weather", "tool_call_id": "1", "tool_calls": None},

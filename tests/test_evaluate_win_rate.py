@@ -78,7 +78,7 @@ def test_categories_are_told_apart() -> None:
 
 
 def test_a_judge_that_grades_gives_votes_and_scores() -> None:
-    rows = [{"kind": "x"}, {"kind": 2}, {}]
+    rows: list[dict[str, Any]] = [{"kind": "x"}, {"kind": 2}, {}]
     pairs = judge_answers(RuleJudge(by_length), sets("aaa", "b", "?"), sets("aa", "b", "c", rows=rows), "kind")
     assert [pair.verdict for pair in pairs] == ["win", "tie", "abstained"]
     assert [(pair.answer.score, pair.opponent.score) for pair in pairs] == [(3.0, 2.0), (1.0, 1.0), (None, 1.0)]

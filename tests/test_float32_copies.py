@@ -27,7 +27,7 @@ RATE, STEPS = 5e-7, 20
 def half_model(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     """A model whose weights are stored in bfloat16."""
     folder = save_tiny_model(tmp_path_factory.mktemp("half"))
-    load_model(PolicySpec(str(tiny_model), dtype="bfloat16")).save_pretrained(folder)  # type: ignore[operator]
+    load_model(PolicySpec(str(tiny_model), dtype="bfloat16")).save_pretrained(folder)
     return folder
 
 

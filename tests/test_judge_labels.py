@@ -36,7 +36,7 @@ def test_what_data_say_of_two_answers() -> None:
 
 
 def test_relabelling_tells_a_judge_that_turns_the_labels_round(tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{n}", "chosen": "a kind answer", "rejected": "no"} for n in range(12)]
+    rows: list[dict[str, Any]] = [{"prompt": f"q{n}", "chosen": "a kind answer", "rejected": "no"} for n in range(12)]
     rows += [
         {"prompt": f"s{n}", "candidates": [{"text": "x", "score": 1}, {"text": "yy", "score": 2}]} for n in range(12)
     ]
@@ -74,7 +74,7 @@ def test_a_measurement_holds_its_judge_against_the_labels(
 ) -> None:
     data, callback = FakeData([0.5] * 9, prompts=40), BoundaryCallback(every_n_steps=1, sequential=False)
     judge: Judge = RuleJudge(lambda prompt, texts, row: [sign * float(text) for text in texts])
-    data.judge = Compares(sign) if pairwise else judge  # type: ignore[assignment]
+    data.judge = Compares(sign) if pairwise else judge
     data.labels = {one.prompt: [("4.0", "1.0")] for one in data.measured_on}
     quiet_trainer(tmp_path, callback, max_steps=2).fit(FakeModule(), datamodule=data)
     warning = callback.history[0].judge_warning

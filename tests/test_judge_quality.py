@@ -51,7 +51,7 @@ class Compares(PairwiseJudge):
 
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         self.asked += comparisons
-        return [self.function(comparison.first, comparison.second) for comparison in comparisons]  # type: ignore[operator]
+        return [self.function(comparison.first, comparison.second) for comparison in comparisons]
 
 
 def test_the_numbers_by_hand() -> None:

@@ -48,7 +48,7 @@ def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def save_pairrm(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = save_tokenizer(folder)
-    config = DebertaV2Config(
+    config = DebertaV2Config(  # type: ignore[call-arg]  # any attribute may be given
         vocab_size=len(tokenizer), hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
         max_position_embeddings=64, relative_attention=True, position_buckets=8, norm_rel_ebd="layer_norm",
         share_att_key=True, pos_att_type=["p2c", "c2p"], position_biased_input=False, type_vocab_size=0,
@@ -66,7 +66,8 @@ def save_pairrm(folder: Path) -> Path:
         weights |= {f"head_layer.{name}": torch.randn(shape) for name, shape in shapes.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     names = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id", "cand_prefix_id")
-    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(MARKERS), strict=True))
+    markers: Any = tokenizer.convert_tokens_to_ids(MARKERS)
+    ids = dict(zip(names, markers, strict=True))
     described = {**config.to_dict(), **ids, "sep_token_id": 2, "n_tasks": TASKS, "drop_out": 0.05}
     described |= {"architectures": ["DebertaV2PairRM"], "model_type": "deberta-v2"}
     (folder / "config.json").write_text(json.dumps(described))

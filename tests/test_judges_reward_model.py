@@ -50,7 +50,7 @@ def bert_reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder without a chat template: prompt and answer are a text pair."""
     folder, tokenizer = tmp_path_factory.mktemp("bert-reward"), tiny_tokenizer(chat_template=None)
     torch.manual_seed(1)
-    config = BertConfig(
+    config = BertConfig(  # type: ignore[call-arg]  # any attribute may be given
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, num_labels=1, pad_token_id=0, initializer_range=0.3,
     )  # fmt: skip
@@ -67,7 +67,7 @@ SETS = [
 
 def directly(model: Any, folder: Path, candidate_set: CandidateSet, answer: str) -> float:
     """One answer alone, without padding."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     prompt = candidate_set.prompt[0].content
     if tokenizer.chat_template:
         chat = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
@@ -187,7 +187,7 @@ def test_a_token_that_the_model_has_no_row_for(tmp_path: Path) -> None:
 def _save_deberta(folder: Path) -> Path:
     """Its head is three layers, of which the last one has no weights."""
     tokenizer = tiny_tokenizer(chat_template=None)
-    config = DebertaV2Config(
+    config = DebertaV2Config(  # type: ignore[call-arg]  # any attribute may be given
         vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
         type_vocab_size=0, num_labels=1, initializer_range=0.3, pad_token_id=0,
     )  # fmt: skip
@@ -223,7 +223,7 @@ def with_adapter(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, 
     config = LoraConfig(r=4, task_type="SEQ_CLS", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     torch.manual_seed(2)
     adapted = get_peft_model(model, config).eval()
-    adapted.save_pretrained(folder / "adapter")
+    adapted.save_pretrained(str(folder / "adapter"))
     return base, folder / "adapter", adapted
 
 
@@ -238,7 +238,7 @@ def test_an_adapter_goes_on_top_of_its_base(with_adapter: tuple[Path, Path, Any]
 def test_an_adapter_without_an_output_layer_is_refused(with_adapter: tuple[Path, Path, Any], tmp_path: Path) -> None:
     base, _, _ = with_adapter
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
-    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(tmp_path)
+    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"])).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match=r"neither the base nor the adapter .* has the weights \['score.weight'\]"):
         RewardModelJudge(str(base), adapter=str(tmp_path)).score(SETS)
 

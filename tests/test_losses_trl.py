@@ -25,7 +25,7 @@ TRAINERS = {
 }
 
 CHOSEN_LENGTHS, REJECTED_LENGTHS, WIDTH = [4, 2, 6, 3], [3, 5, 6, 1], 6
-EXACT = {"rtol": 1e-6, "atol": 1e-6}
+EXACT: dict[str, Any] = {"rtol": 1e-6, "atol": 1e-6}
 ACCELERATOR = SimpleNamespace(device=torch.device("cpu"), gather=lambda x: x, gather_for_metrics=lambda x: x)
 
 
@@ -182,7 +182,7 @@ def test_each_pair_alone_against_trls_dpo_trainer(make: Callable[[], PreferenceL
 def test_rpo_is_trls_of_each_pair_alone() -> None:
     """TRL averages the likelihood over the tokens of a micro-batch; of one pair that is the paper's mean."""
     rows = slice(2, 3)
-    settings = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+    settings: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
     for actual, expected in zip(ours(L.RPO(0.1, 0.5), rows), trl_dpo(rows, **settings), strict=True):
         torch.testing.assert_close(actual, expected, **EXACT)
 
@@ -235,7 +235,8 @@ def ours_reference_free(loss: PreferenceLoss) -> tuple[Tensor, Tensor]:
     mask = Tokens().mask
     logps = logits[:, :-1].log_softmax(-1).gather(-1, ids[..., None])[..., 0] * mask
     chosen, rejected = logps.sum(-1).chunk(2)
-    mean = loss(PairLogps(chosen, rejected, None, None, *mask.sum(-1).chunk(2))).losses.mean()
+    chosen_lengths, rejected_lengths = mask.sum(-1).chunk(2)
+    mean = loss(PairLogps(chosen, rejected, None, None, chosen_lengths, rejected_lengths)).losses.mean()
     mean.backward()
     assert logits.grad is not None
     return mean.detach(), logits.grad

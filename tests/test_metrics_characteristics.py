@@ -190,10 +190,12 @@ def test_the_spread_of_embeddings() -> None:
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     tokenizer = tiny_tokenizer(None)
-    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    size: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=24, **size)).save_pretrained(folder)
+        BertModel(
+            BertConfig(vocab_size=len(tokenizer), max_position_embeddings=24, intermediate_size=32, **size)
+        ).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import (
     OneCycleLR,
     ReduceLROnPlateau,
 )
-from torch.utils.data import DataLoader
 
 from lit_align.policy import PolicySpec
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.lr_schedulers import ScheduleSequence, WarmupSchedule
 from lit_align.training.pair_module import PairModule
+from tests.helpers.modules import loader_of
 
 MakeScheduler = Callable[[Optimizer], Any]
 
@@ -37,6 +37,9 @@ class Line(PairModule):
     def __init__(self, make: Callable[[Any], Optimizer], scheduler: MakeScheduler | None) -> None:
         super().__init__(make, scheduler)
         self.layer = nn.Linear(2, 1)
+
+    def settings(self) -> dict[str, Any]:
+        return {}
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return torch.as_tensor(self.layer(batch)).square().mean()
@@ -73,7 +76,7 @@ def fit(
     """Trains to a step, from the folder's last checkpoint where there is one."""
     torch.manual_seed(0)
     record, module = Record(), Line(make, scheduler)
-    data: DataLoader[Tensor] = DataLoader([torch.tensor([0.5, 0.25])] * 8)  # type: ignore[arg-type]  # all alike
+    data = loader_of([torch.tensor([0.5, 0.25])] * 8, batch_size=1)  # all alike
     trainer = Trainer(
         max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[record, AlignmentCheckpoint(str(folder), every_n_train_steps=1, **more)],

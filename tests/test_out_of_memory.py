@@ -12,13 +12,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lit_align.batch import Padded, PairBatch
 from lit_align.cli import main
 from lit_align.losses import AOT, BCO, DPO, WPO, PreferenceLoss, SLiCHF
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.training.module import AlignmentModule
+from tests.helpers.modules import loader
 from tests.helpers.processes import DDP, on_two_ranks
 
 PAIRS = 5
@@ -124,8 +124,8 @@ def module(model: Path, loss: PreferenceLoss | None = None, lora: LoraSpec | Non
 def fit(made: Any, folder: Path, *callbacks: Callback, steps: int = 2, **options: Any) -> Recorder:
     recorder = Recorder()
     settings: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05, **options}
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    data = DataLoader([batch(seed) for seed in range(4)], batch_size=None)  # type: ignore[arg-type]
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    data = loader(4)
     trainer = Trainer(
         max_steps=steps, logger=False, accelerator="cpu", log_every_n_steps=1, default_root_dir=folder,
         callbacks=[*callbacks, recorder], **settings, **quiet,
@@ -234,7 +234,7 @@ def test_the_gradient_under_dropout_is_that_of_the_value(tiny_model: Path) -> No
 
     def value() -> Tensor:
         torch.manual_seed(3)
-        return sum(one.sum().sum() for one in made._split.logps(made._policy_logps, batch(0), trained))  # type: ignore[return-value]
+        return sum(one.sum().sum() for one in made._split.logps(made._policy_logps, batch(0), trained))
 
     value().backward()
     direction = parameter.grad / parameter.grad.norm()
@@ -267,7 +267,7 @@ def test_evaluation_and_the_reference_are_computed_in_parts_too(tiny_model: Path
         if len(kwargs["input_ids"]) > 2:
             raise torch.OutOfMemoryError("simulated")
 
-    data = DataLoader([batch(0)], batch_size=None)  # type: ignore[arg-type]
+    data = loader(1)
     trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False)
     before = trainer.validate(made, data, verbose=False)[0]
     handle = made.policy.register_forward_pre_hook(check, with_kwargs=True)

@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loggers.logger import Logger
-from torch.utils.data import DataLoader
 
 from lit_align.batch import Padded, PairBatch
 from lit_align.data import AlignmentDataModule
@@ -23,6 +22,7 @@ from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.module import AlignmentModule
 from lit_align.training.pair_means import PairMeans
 from lit_align.training.pair_module import PairModule
+from tests.helpers.modules import loader_of
 from tests.helpers.processes import DDP, on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -95,8 +95,7 @@ def by_hand(module: PairModule, batches: Sequence[PairBatch]) -> dict[str, float
 def fit(module: PairModule, folder: Path, **options: Any) -> tuple[Rows, Shown]:
     rows, shown = Rows(), Shown()
     callbacks = [shown, *options.pop("callbacks", [])]
-    loader: Any = DataLoader(BATCHES, batch_size=None)  # type: ignore[arg-type]
-    trainer(folder, callbacks=callbacks, logger=rows, **options).fit(module, loader)
+    trainer(folder, callbacks=callbacks, logger=rows, **options).fit(module, loader_of(BATCHES))
     return rows, shown
 
 
@@ -229,8 +228,12 @@ def evaluated(kind: str, model: Path, folder: Path, held_out: int, **options: An
     task = trainer(
         folder, max_steps=2, max_epochs=9, accumulate_grad_batches=2, val_check_interval=1, logger=rows, **options
     )
-    found = {"val": task.validate(module, data, verbose=False)[0], "test": task.test(module, data, verbose=False)[0]}
-    found["predict"] = [row for batch in task.predict(module, data) or [] for row in batch["margins"]]
+    found: dict[str, Any] = {
+        "val": task.validate(module, data, verbose=False)[0],
+        "test": task.test(module, data, verbose=False)[0],
+    }
+    predicted: Any = task.predict(module, data)
+    found["predict"] = [row for batch in predicted for row in batch["margins"]]
     task.fit(module, data)
     found["fit"] = [metrics for _, metrics in rows.rows if "loss" in metrics]
     found["in_fit"] = {name: float(value) for name, value in task.callback_metrics.items() if name.startswith("val/")}

@@ -278,7 +278,7 @@ def test_adapters_train_alone_and_tied_weights_count_once(small_llama: Path, tmp
 def test_a_saved_adapter_takes_what_a_fresh_one_does(small_llama: Path, tmp_path: Path) -> None:
     saved = LoraConfig(r=LORA.r, target_modules="all-linear", lora_dropout=0.5, task_type="CAUSAL_LM")
     (tmp_path / "adapter_model.safetensors").touch()  # is not read
-    saved.save_pretrained(tmp_path)  # is trained on without its dropout
+    saved.save_pretrained(str(tmp_path))  # is trained on without its dropout
     assert simulate(run_of(small_llama, adapter=str(tmp_path))) == simulate(run_of(small_llama, lora=LORA))
 
 
@@ -475,9 +475,12 @@ def test_the_model_of_any_judge_that_holds_one_is_named() -> None:
     class Own(RuleJudge):
         holds_model = True
 
+    def length(prompt: str, answers: list[str], row: dict[str, Any]) -> list[float]:
+        return [float(len(answer)) for answer in answers]
+
     def notes(judge: Judge) -> list[str]:
         run = SimpleNamespace(world_size=1, judge=judge, sampler=None, precision="32-true", sequences=0)
         return not_counted(run, run, run)  # type: ignore[arg-type]
 
-    assert notes(CombinedJudge([JudgePart(Own(max)), JudgePart(RuleJudge(max))])) == ["the judge's model"]
-    assert notes(RuleJudge(max)) == []
+    assert notes(CombinedJudge([JudgePart(Own(length)), JudgePart(RuleJudge(length))])) == ["the judge's model"]
+    assert notes(RuleJudge(length)) == []

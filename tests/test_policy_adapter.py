@@ -24,7 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 def rewrite(folder: Path, change: object) -> Path:
     weights = load_file(folder / WEIGHTS)
-    save_file(change(weights), folder / WEIGHTS)  # type: ignore[operator]
+    save_file(change(weights), folder / WEIGHTS)
     return folder
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,12 +69,12 @@ def test_lora_trains_float32_adapters_on_a_frozen_base(tiny_model: Path) -> None
     assert len(trained(model)) == 2 * 2  # A and B in two layers
     assert all("q_proj.lora_" in name and p.dtype == torch.float32 for name, p in trained(model).items())
     assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
-    assert model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] == 3.0  # type: ignore[union-attr]
+    assert model.base_model.model.model.layers[0].self_attn.q_proj.scaling["default"] == 3.0
     assert gradients(model).keys() == trained(model).keys()
 
 
 def test_dtype_auto_is_the_stored_one(tmp_path: Path, tiny_model: Path) -> None:
-    load_model(PolicySpec(str(tiny_model), dtype="bfloat16")).save_pretrained(tmp_path)  # type: ignore[operator]
+    load_model(PolicySpec(str(tiny_model), dtype="bfloat16")).save_pretrained(tmp_path)
     assert {p.dtype for p in load_model(PolicySpec(str(tmp_path))).parameters()} == {torch.bfloat16}
 
 
@@ -106,7 +107,7 @@ def test_gradient_checkpointing_recomputes_and_changes_no_gradient(tiny_model: P
 
 def test_a_saved_adapter_goes_on_training_without_its_dropout(tiny_model: Path, tmp_path: Path) -> None:
     first = awake(load_model(PolicySpec(str(tiny_model), lora=LoraSpec(r=4, dropout=0.5))))
-    first.save_pretrained(tmp_path)  # type: ignore[operator]
+    first.save_pretrained(tmp_path)
     second = load_model(PolicySpec(str(tiny_model), adapter=str(tmp_path)))
     assert second.training and trained(second).keys() == trained(first).keys()
     assert all(p.dtype == torch.float32 for p in trained(second).values())
@@ -114,7 +115,7 @@ def test_a_saved_adapter_goes_on_training_without_its_dropout(tiny_model: Path, 
     assert gradients(second).keys() == trained(second).keys()
 
 
-def nf4(tiny_model: Path, **options: bool) -> nn.Module:
+def nf4(tiny_model: Path, **options: Any) -> nn.Module:
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)
     return load_model(PolicySpec(str(tiny_model), dtype="bfloat16", quantization="nf4", lora=LoraSpec(r=4), **options))
@@ -126,7 +127,8 @@ def test_qlora_is_nf4_with_double_quantisation(tiny_model: Path) -> None:
     quantised = [m for m in nf4(tiny_model).modules() if isinstance(m, Linear4bit)]
     assert len(quantised) == 2 * 7  # four of attention, three of the MLP, in two layers
     for module in quantised:
-        assert module.weight.quant_type == "nf4" and module.weight.quant_state.nested
+        weight: Any = module.weight
+        assert weight.quant_type == "nf4" and weight.quant_state.nested
         assert module.compute_dtype == torch.bfloat16
 
 
@@ -135,7 +137,7 @@ def test_qlora_keeps_its_gradients_after_a_generation(tiny_model: Path) -> None:
     before = gradients(model)
     model.eval()
     with torch.no_grad():
-        model.generate(input_ids=PROMPT.ids, max_new_tokens=3, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+        model.generate(input_ids=PROMPT.ids, max_new_tokens=3, do_sample=False, pad_token_id=0)
     model.train()
     assert before.keys() == trained(model).keys()
     assert_same_gradients(gradients(model), before)
@@ -182,6 +184,7 @@ def test_settings_that_contradict_each_other(spec: PolicySpec, message: str) -> 
 @pytest.mark.parametrize("kind", ["t5", "bert", "classifier"])
 def test_models_that_are_no_causal_lm_are_refused(kind: str, tmp_path: Path) -> None:
     folder = save_tiny_model(tmp_path)  # for the tokenizer
+    sizes: dict[str, Any]
     if kind == "t5":
         sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
         T5ForConditionalGeneration(T5Config(vocab_size=320, **sizes)).save_pretrained(folder)

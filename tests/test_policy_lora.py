@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,11 +21,11 @@ from tests.helpers.tiny import save_tiny_model, tiny_llama_config
 IDS = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(0))
 
 
-def with_adapter(folder: Path, ours: bool, dtype: str = "float32", nf4: bool = False, **settings: object) -> nn.Module:
+def with_adapter(folder: Path, ours: bool, dtype: str = "float32", nf4: bool = False, **settings: Any) -> nn.Module:
     torch.manual_seed(0)
     of_dtype = getattr(torch, dtype)
     quantised = {"quantization_config": nf4_settings(of_dtype)} if nf4 else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=of_dtype, **quantised)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=of_dtype, **quantised)
     keep_trainable_on_cpu(model)
     config = LoraConfig(r=4, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
     model = get_peft_model(model, add_in_place(config, model) if ours else config)
@@ -35,7 +36,7 @@ def with_adapter(folder: Path, ours: bool, dtype: str = "float32", nf4: bool = F
     return model
 
 
-def adapted(model: nn.Module) -> list[nn.Module]:
+def adapted(model: nn.Module) -> list[Any]:
     layers = [module for module in model.modules() if hasattr(module, "lora_A")]
     assert layers
     return layers
@@ -68,7 +69,7 @@ def test_equals_peft(
     monkeypatch: pytest.MonkeyPatch,
     dtype: str,
     autocast: bool,
-    settings: dict[str, object],
+    settings: dict[str, Any],
     tolerance: float,
 ) -> None:
     monkeypatch.setattr("lit_align.policy.lora._ROWS", 5)  # of 14: three parts where casts are needed

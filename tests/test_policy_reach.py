@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,9 @@ from tests.helpers.tiny import save_tiny_model
 TARGETS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 
-def spec_of(name: str, folder: Path, **lora: object) -> PolicySpec:
+def spec_of(name: str, folder: Path, **lora: Any) -> PolicySpec:
     save_tiny_model(folder, config=MIXTURES[name])
-    return PolicySpec(str(folder), dtype="float32", lora=LoraSpec(r=2, **lora))  # type: ignore[arg-type]
+    return PolicySpec(str(folder), dtype="float32", lora=LoraSpec(r=2, **lora))
 
 
 @pytest.mark.parametrize("name", ["gpt_oss", "phimoe", "qwen2_moe"])
@@ -63,14 +64,15 @@ def test_adapters_reach_the_experts_and_are_saved(tmp_path: Path, capsys: pytest
     sum(one.sum().sum() for one in adapted).backward()
     of_experts = [p for name, p in model.named_parameters() if "lora_" in name and "experts" in name]
     assert len(of_experts) == 8 and all(p.grad is not None and p.grad.abs().sum() > 0 for p in of_experts)
-    with torch.no_grad(), module.reference.active(model) as reference:  # type: ignore[union-attr]
+    with torch.no_grad(), module.reference.active(model) as reference:
         torch.testing.assert_close(values(forward(reference, *NARROW)), base, atol=1e-5, rtol=0)
 
-    model.save_pretrained(tmp_path / "adapter")  # type: ignore[operator]
+    model.save_pretrained(tmp_path / "adapter")
     saved = PolicySpec(spec.model, dtype="float32", adapter=str(tmp_path / "adapter"))
     again = AlignmentModule(saved, DPO(), AdapterCopy())
     again.configure_model()
+    assert again.policy is not None
     with torch.no_grad():
         torch.testing.assert_close(values(forward(again.policy, *NARROW)), values(adapted), atol=1e-5, rtol=0)
-        with again.reference.active(again.policy) as reference:  # type: ignore[union-attr,arg-type]
+        with again.reference.active(again.policy) as reference:
             torch.testing.assert_close(values(forward(reference, *NARROW)), values(adapted), atol=1e-5, rtol=0)

@@ -53,7 +53,7 @@ def sft_adapter(tiny_model: Path, tmp_path: Path) -> Path:
     """A saved adapter that does something, with dropout as SFT uses it."""
     policy = load_model(PolicySpec(str(tiny_model), lora=LoraSpec(r=4, dropout=0.5)))
     shake(policy)
-    policy.save_pretrained(tmp_path / "sft")  # type: ignore[operator]
+    policy.save_pretrained(tmp_path / "sft")
     return tmp_path / "sft"
 
 

@@ -139,7 +139,7 @@ def sft(tiny_model: Path, tmp_path: Path) -> str:
         for parameter in policy.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter))
-    policy.save_pretrained(tmp_path / "sft")  # type: ignore[operator]
+    policy.save_pretrained(tmp_path / "sft")
     return str(tmp_path / "sft")
 
 
@@ -213,7 +213,7 @@ def test_nothing_but_the_reference_and_the_tokens_matters(
     if other == "pairs_of_the_same_completions":
         swapped = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in pair_rows(PAIRS)]
         write(Path(rows[0]), swapped)
-    more = {"seed": 4} if other == "seed" else {}
+    more: dict[str, Any] = {"seed": 4} if other == "seed" else {}
     run = fit(policy, rows, cache, loss, **more)
     assert run.passes == [] and all(run.stored)
     assert f"all {PAIRS + HELD_OUT} static pairs found in {cache}" in capsys.readouterr().out

@@ -28,7 +28,7 @@ HELD_OUT: list[dict[str, Any]] = [
 
 def test_each_pair_knows_its_row_and_each_lost_row_its_reason(tmp_path: Path) -> None:
     val = write(tmp_path / "val.jsonl", HELD_OUT)
-    options = {"val": val, "on_bad_row": "skip", "max_completion_tokens": 60, "boundary_fraction": 0.0}
+    options: dict[str, Any] = {"val": val, "on_bad_row": "skip", "max_completion_tokens": 60, "boundary_fraction": 0.0}
     with pytest.warns(UserWarning, match="skipped 2 bad rows"):
         data = data_module(write(tmp_path / "train.jsonl", pair_rows(4)), judge=None, sampler=None, **options)
     rows = [row.as_dict() for row in data.val_rows.of_pairs]

@@ -100,7 +100,7 @@ def test_a_judge_tells_at_the_end_and_at_a_stop_what_it_took(
             return "judge x: 12 comparisons\ncost 3"
 
     data: Any = BoringDataModule()
-    data.judge = Paid(lambda *_: 0.0)
+    data.judge = Paid(lambda *_: [0.0])
     trainer_in(tmp_path, lambda: None, show=True).fit(BoringModel(), datamodule=data)
     assert json.loads((tmp_path / "summary.json").read_text())["judges"] == ["judge x: 12 comparisons", "cost 3"]
     assert "Judge x: 12 comparisons.\nCost 3.\n" in capsys.readouterr().out

@@ -124,7 +124,7 @@ def test_the_stop_token_ends_a_candidate_and_stays_in_its_ids_only(tiny_model: P
     sampled = draw(model, tiny_model, min_new_tokens=0, stop_ids=(stop,))[0][0]
     assert sampled.token_ids == free.token_ids[:until]
     assert sampled.finish_reason is FinishReason.STOP
-    assert sampled.text == tokenizer.decode(free.token_ids[: until - 1], skip_special_tokens=True)
+    assert sampled.text == tokenizer.decode(list(free.token_ids[: until - 1]), skip_special_tokens=True)
 
 
 def test_min_new_tokens_puts_off_the_stop(tiny_model: Path) -> None:
@@ -206,7 +206,9 @@ def test_gradient_checkpointing_leaves_the_cache_on(tiny_model: Path) -> None:
 
 
 def test_a_prompt_is_computed_once_and_the_batch_stays_full(tiny_model: Path) -> None:
-    model, done, shapes = load(tiny_model), [], []
+    model = load(tiny_model)
+    done: list[Any] = []
+    shapes: list[tuple[int, ...]] = []
     handle = model.model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
@@ -292,9 +294,14 @@ def test_a_batch_that_is_refilled_for_long_stays_full_and_narrow(tiny_model: Pat
 
 
 def tiny(kind: str) -> Any:
-    common = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512}
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    common: dict[str, Any] = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+    }
+    special: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     configs = {
         "mistral": lambda: MistralConfig(**common, **heads, **special, sliding_window=4),
         "gemma2": lambda: Gemma2Config(**common, **heads, **special, sliding_window=4),
@@ -341,7 +348,8 @@ def test_without_shared_prompts_the_same_candidates_are_drawn(
 def test_out_of_memory_halves_the_batch_and_changes_no_candidate(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shared: bool
 ) -> None:
-    model, done, stops = load(tiny_model), [], tuple(range(2, 320, 7))
+    model, stops = load(tiny_model), tuple(range(2, 320, 7))
+    done: list[Any] = []
     monkeypatch.setattr(generate, "can_share", lambda _: shared)
     arguments: dict[str, Any] = {"num_candidates": 4, "stop_ids": stops}
     plenty = draw(model, tiny_model, **arguments, batch_size=16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ def gpt_neo(window: int, dtype: torch.dtype = torch.float32) -> nn.Module:
         vocab_size=320, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=512, window_size=window,
         attention_types=[[["global", "local"], 1]],
     )  # fmt: skip
-    return make_model(config).to(dtype)
+    model: nn.Module = make_model(config)
+    return model.to(dtype)
 
 
 WIDE = rows(100, 4, seed=1), [rows(100, 3, seed=2), rows(100, 9, seed=3)]
@@ -139,7 +141,7 @@ def test_where_experts_are_chosen_float64_decides(
     difference_in = check_module._difference_in
     exact: list[float] = []
 
-    def rounded(dtype: torch.dtype, *arguments: object) -> float:
+    def rounded(dtype: torch.dtype, *arguments: Any) -> float:
         exact.append(difference_in(dtype, *arguments))
         return exact[-1] if dtype == torch.float64 else 1.0
 
@@ -192,7 +194,7 @@ def test_a_pass_in_float32_of_half_precision(tmp_path: Path, quantization: str |
 def test_an_error_within_leaves_the_weights_as_they_were(tmp_path: Path) -> None:
     model = policy(save_tiny_model(tmp_path / "model"), None, torch.float32)
     before = {name: id(p) for name, p in model.named_parameters()}
-    model.base_model.model.model.layers[1].mlp.down_proj.forward = None  # type: ignore[union-attr]
+    model.base_model.model.model.layers[1].mlp.down_proj.forward = None
     with torch.no_grad(), pytest.raises(TypeError), computed_in(torch.float32, model, model.get_output_embeddings()):
         model(input_ids=torch.ones(1, 3, dtype=torch.long))
     assert {name: id(p) for name, p in model.named_parameters()} == before

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -61,7 +64,7 @@ def test_equal_to_plain_rows(name: str, attention: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("quantization", [None, "nf4"])
-def test_equal_under_lora(tmp_path, quantization, checkpointing) -> None:
+def test_equal_under_lora(tmp_path: Path, quantization: Literal["nf4"] | None, checkpointing: bool) -> None:
     folder = save_tiny_model(tmp_path / "model")
     spec = PolicySpec(
         str(folder),
@@ -221,7 +224,7 @@ def test_under_autocast_a_prompt_is_shared_and_attended_to_in_float32() -> None:
         forward._checks[model].accepted and abs(plain - loss_of(plain_logps(model, PROMPT, COMPLETIONS)).item()) > 1e-2
     )
     shared = [call for call in watch.calls if call[0].shape[-2] == 21 and call[0].requires_grad]
-    assert len(shared) == model.config.num_hidden_layers  # type: ignore[union-attr]  # of the one row of 21 tokens
+    assert len(shared) == model.config.num_hidden_layers  # of the one row of 21 tokens
     assert {tensor.dtype for call in shared for tensor in call} == {torch.float32}
 
 
@@ -352,9 +355,9 @@ def mamba() -> nn.Module:
     return AutoModelForCausalLM.from_config(MambaConfig(vocab_size=320, hidden_size=16, num_hidden_layers=1)).eval()
 
 
-@pytest.mark.parametrize("model", [lambda: Deaf(make_model(CONFIGS["llama"], "sdpa")), mamba], ids=["deaf", "mamba"])
-def test_a_model_that_cannot_take_the_mask_gets_plain_rows_and_one_warning(model) -> None:
-    model = model()
+@pytest.mark.parametrize("make", [lambda: Deaf(make_model(CONFIGS["llama"], "sdpa")), mamba], ids=["deaf", "mamba"])
+def test_a_model_that_cannot_take_the_mask_gets_plain_rows_and_one_warning(make: Callable[[], nn.Module]) -> None:
+    model = make()
     forward = CompletionForward()
     with pytest.warns(UserWarning, match="a row of its own"):
         first = forward(model, PROMPT, COMPLETIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -131,10 +132,11 @@ def test_answers_are_those_of_the_policy_and_of_its_start(tiny_model: Path, fold
     after = policy.answer([PROMPT], sampler)[0][0]
     before = policy.answer([PROMPT], sampler, start=True)[0][0]
     assert policy.answer([PROMPT], sampler)[0][0] == after != before
-    ids = AutoTokenizer.from_pretrained(tiny_model).apply_chat_template(
+    ids: Any = AutoTokenizer.from_pretrained(tiny_model).apply_chat_template(
         [{"role": "user", "content": "tea 1"}], add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
-    expected = AutoModelForCausalLM.from_pretrained(tiny_model).generate(
+    start: Any = AutoModelForCausalLM.from_pretrained(tiny_model)
+    expected = start.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=8, min_new_tokens=1
     )
     assert before.token_ids == tuple(expected[0, ids.shape[1] :].tolist())

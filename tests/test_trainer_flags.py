@@ -18,7 +18,6 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.profilers import SimpleProfiler
-from torch.utils.data import DataLoader
 
 from lit_align import AlignmentModule, AlignmentTrainer, LoraSpec, PolicySpec
 from lit_align.batch import PairBatch
@@ -26,6 +25,7 @@ from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule
 from lit_align.losses import DPO
 from tests.helpers.data_fakes import FakeSampler, LastDigit, Recorder, pair_rows, texts, write
+from tests.helpers.modules import loader_of
 
 PAIRS, HELD_OUT, BATCH = 12, 6, 2  # 6 micro-batches an epoch, 3 of held-out pairs
 SILENT = {"enable_progress_bar": False, "logger": False, "enable_checkpointing": False}
@@ -181,7 +181,7 @@ def events_of_lightning(folder: Path, stop_at: int | None = None, **flags: Any) 
     limits = {"max_epochs": None if "max_steps" in flags else 1, "num_sanity_val_steps": 0}
     settings = {"accelerator": "cpu", **({} if flags.get("barebones") else SILENT), **limits, **flags}
     trainer = Trainer(callbacks=[watch], default_root_dir=folder, enable_model_summary=False, **settings)
-    train, val = (DataLoader(list(range(size)), batch_size=BATCH) for size in (PAIRS, HELD_OUT))  # type: ignore[arg-type]
+    train, val = (loader_of(range(size), BATCH) for size in (PAIRS, HELD_OUT))
     trainer.fit(OneWeight(), train, val)
     return watch.events
 

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import nn
 
 from lit_align.boundary import BoundaryResult, Decision
-from lit_align.judges import RuleJudge
+from lit_align.judges import Judge, RuleJudge
 from lit_align.records import Candidate, CandidateSet, Message, Prompt, prompt_text
 from lit_align.seeding import derive_seed
 
@@ -49,7 +49,7 @@ class FakeData(LightningDataModule):
     def __init__(self, quality: Sequence[float] | None = None, prompts: int = 40) -> None:
         super().__init__()
         self.quality = quality
-        self.judge = RuleJudge(by_number)
+        self.judge: Judge | None = RuleJudge(by_number)
         self.seed = 7
         self.measured_on = number_sets(prompts)
         self.train_pairs: list[str] = ["a static pair"]

@@ -68,7 +68,7 @@ def pair_rows(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(count)]
 
 
-def trainer(rank: int = 0, world: int = 1, accumulation: int = 1) -> Any:
+def trainer(rank: int = 0, world: int = 1, accumulation: int = 1, **more: Any) -> Any:
     module = SimpleNamespace(policy=nn.Linear(1, 1), tokenizer=TOKENIZER)
     return SimpleNamespace(
         lightning_module=module,
@@ -77,10 +77,11 @@ def trainer(rank: int = 0, world: int = 1, accumulation: int = 1) -> Any:
         global_step=5,
         accumulate_grad_batches=accumulation,
         progress_bar_callback=None,
+        **more,
     )
 
 
-def data_module(train: str, rank: int = 0, world: int = 1, **more: Any) -> AlignmentDataModule:
+def data_module(train: Any, rank: int = 0, world: int = 1, **more: Any) -> AlignmentDataModule:
     more = {"batch_size": 2, "sampler": FakeSampler(), "judge": LastDigit(), "round_prompts": 4, "seed": 3, **more}
     data = AlignmentDataModule(train, **more)
     data.trainer = trainer(rank, world)
@@ -90,7 +91,7 @@ def data_module(train: str, rank: int = 0, world: int = 1, **more: Any) -> Align
 
 def texts(batch: PairBatch) -> list[tuple[str, str, str, bool]]:
     def row(padded: Any, index: int) -> str:
-        return TOKENIZER.decode(padded.ids[index][padded.mask[index]])
+        return str(TOKENIZER.decode(padded.ids[index][padded.mask[index]]))
 
     return [
         (row(batch.prompt, i), row(batch.chosen, i), row(batch.rejected, i), bool(batch.on_policy[i]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,13 @@ def batch(seed: int = 0, **options: Any) -> PairBatch:
 
 
 def loader(size: int = 4) -> DataLoader[PairBatch]:
-    return DataLoader([batch(seed) for seed in range(size)], batch_size=None)  # type: ignore[arg-type]
+    return loader_of([batch(seed) for seed in range(size)])
+
+
+def loader_of(items: Sequence[Any], batch_size: int | None = None) -> DataLoader[Any]:
+    """A list serves as a dataset, though torch does not declare it."""
+    dataset: Any = items
+    return DataLoader(dataset, batch_size=batch_size)
 
 
 class Recorder(Callback):

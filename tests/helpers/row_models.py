@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from transformers import (
     PhiConfig,
     PhimoeConfig,
     PretrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
@@ -35,8 +37,14 @@ from lit_align.batch import Padded
 from lit_align.policy import plain_logps, shared_logps
 from tests.helpers.tiny import tiny_llama_config
 
-SMALL = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
-DECODER = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
+SMALL: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "pad_token_id": 0,
+}
+DECODER: dict[str, Any] = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2}
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": tiny_llama_config(),
     "qwen2": Qwen2Config(**DECODER),
@@ -56,9 +64,9 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
-def make_model(config: PretrainedConfig, attention: str = "eager") -> nn.Module:
+def make_model(config: PretrainedConfig, attention: str = "eager") -> PreTrainedModel:
     torch.manual_seed(1)
-    model: nn.Module = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention).eval()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention).eval()
     for parameter in model.parameters():  # away from the tiny initial values, so that attention and logits differ
         parameter.data.mul_(4)
     return model
@@ -109,7 +117,9 @@ EXPERTS = {**DECODER, "output_router_logits": True}
 MIXTURES: dict[str, PretrainedConfig] = {
     "mixtral": MixtralConfig(**EXPERTS, num_local_experts=4),
     "qwen2_moe": Qwen2MoeConfig(**EXPERTS, num_experts=4, moe_intermediate_size=32, shared_expert_intermediate_size=32),
-    "qwen3_moe": Qwen3MoeConfig(**EXPERTS, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32),
+    "qwen3_moe": Qwen3MoeConfig(
+        **{**EXPERTS, "head_dim": 8}, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+    ),
     "olmoe": OlmoeConfig(**EXPERTS, num_experts=4, num_experts_per_tok=2, eos_token_id=2),
     "granitemoe": GraniteMoeConfig(**EXPERTS, num_local_experts=4),
     "phimoe": PhimoeConfig(**EXPERTS, num_local_experts=4),
