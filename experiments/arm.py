@@ -32,6 +32,7 @@ from lit_align.boundary import BoundaryResult, Choice, Decision
 from lit_align.losses import RPO, PreferenceLoss
 from lit_align.policy import AdapterOff
 from lit_align.report.summary import RunSummary
+from lit_align.run_parts import datamodule_of
 from lit_align.seeding import derive_seed
 
 LOSSES: dict[str, Callable[[], PreferenceLoss]] = {
@@ -220,7 +221,7 @@ class Evaluation(Callback):
 
     def _evaluate(self, trainer: Trainer) -> None:
         before = time.perf_counter()
-        data: AlignmentDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data: AlignmentDataModule = datamodule_of(trainer)
         with isolate_rng():
             sets = data.sample(data.evaluated_on[: self.prompts], "evaluation", num_candidates=1)
         assert data.judge is not None
@@ -266,7 +267,8 @@ def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to:
     if trainer.global_step != arm.steps:
         raise RuntimeError(f"{arm} ended at step {trainer.global_step} of {arm.steps}")
     if save_to is not None:
-        module.policy.save_pretrained(save_to)  # type: ignore[operator, union-attr]
+        policy: Any = module.policy
+        policy.save_pretrained(save_to)
     summary = json.loads((root / run_folder.SUMMARY).read_text(encoding="utf-8"))
     samples = root / run_folder.SAMPLES
     rows = samples.read_text(encoding="utf-8").splitlines() if arm.scouts else []

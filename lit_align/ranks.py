@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -34,4 +34,4 @@ def gather(value: _T) -> list[_T]:
         return [value]
     gathered: list[_T | None] = [None] * world
     dist.all_gather_object(gathered, value)
-    return gathered  # type: ignore[return-value]
+    return cast(list[_T], gathered)

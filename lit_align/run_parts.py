@@ -1,10 +1,14 @@
-"""The parts of a run that Lightning's Trainer holds and does not declare to type checkers."""
+"""The parts of a run that Lightning's Trainer and modules hold and do not declare, or only under private names.
+
+`tests/test_private_names.py` says which of those an upgrade has taken away.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 _C = TypeVar("_C", bound=Callback)
@@ -28,6 +32,28 @@ def datamodule_of(trainer: Trainer) -> Any:
 def is_trial(trainer: Trainer) -> bool:
     """Whether it is a trial of a few batches (`fast_dev_run`), which leaves an earlier run's files as they are."""
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def accumulates_more(trainer: Trainer) -> bool:
+    """Whether an optimizer step still waits for more micro-batches; Lightning keeps that count to itself."""
+    return bool(trainer.fit_loop.epoch_loop._should_accumulate())
+
+
+def validates_next(trainer: Trainer) -> bool:
+    """Whether a validation follows this micro-batch at once (`loops/training_epoch_loop.py`, `on_advance_end`)."""
+    loop = trainer.fit_loop.epoch_loop
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and not loop.val_loop.skip and loop._should_check_val_fx(fetcher)
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The Trainer that a module is in; None without one, of which `module.trainer` makes an error."""
+    return module._trainer
+
+
+def set_logged_hyperparameters(module: LightningModule, values: Mapping[str, Any]) -> None:
+    """Makes Lightning give `values` to the loggers. `save_hyperparameters` would put them into checkpoints, too."""
+    vars(module).update(_hparams_initial=values, _log_hyperparams=True)
 
 
 def process_rank() -> int:

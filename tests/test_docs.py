@@ -178,7 +178,7 @@ def run_lit_align(arguments: list[str], place: str) -> None:
     try:
         code = main(arguments)
     except SystemExit as end:
-        code = end.code or 0
+        code = int(end.code or 0)
     assert code == 0, f"{place}: {' '.join(arguments)}"
 
 

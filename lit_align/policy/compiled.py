@@ -13,6 +13,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from lit_align.console import note
+from lit_align.policy.internals import repeated_layers
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -28,8 +29,7 @@ def compile_layers(model: nn.Module) -> None:
     Raises:
         ValueError: it names none.
     """
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
+    layers = repeated_layers(model)
     if not layers:
         raise ValueError(
             f"`compile` compiles a model's repeated layers, but {type(model).__name__} does not say which they are "

@@ -24,6 +24,7 @@ from transformers import (
 from lit_align.policy.adapter import demand_own_base, load_adapter, saved_config
 from lit_align.policy.compiled import compile_layers
 from lit_align.policy.cpu.attention import checkpoint_contexts
+from lit_align.policy.internals import wrap_checkpoint_functions
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.reach import demand_targets, layer_names, say_unreached
@@ -228,11 +229,7 @@ def keep_activations(spec: PolicySpec, model: PreTrainedModel) -> None:
     else:  # an older transformers
         model.gradient_checkpointing_enable(settings)
     if spec.gradient_checkpointing == "offload":
-        for module in model.modules():
-            if hasattr(module, "_gradient_checkpointing_func"):  # runs a layer and saves only its inputs
-                layer: Any = module
-                run = layer._gradient_checkpointing_func
-                layer._gradient_checkpointing_func = partial(_offloaded, run)
+        wrap_checkpoint_functions(model, lambda run: partial(_offloaded, run))
 
 
 def _offloaded(run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

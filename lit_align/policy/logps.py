@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_align.batch import Padded
 from lit_align.policy.head import collisions
-from lit_align.policy.outputs import logits_only
+from lit_align.policy.outputs import logits_only, output_head
 
 NEGLIGIBLE = 1e-30
 """Smaller gradients of a log-prob count as 0. float32 has eight more decimal places before numbers get denormal."""
@@ -138,7 +138,7 @@ def _join(prompt: Padded, completion: Padded) -> tuple[Tensor, Tensor]:
 
 def _logits_at(model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """The model's logits at N chosen positions, [N, vocabulary]."""
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = output_head(model)
     with _gather_before(head, rows, columns) as gathered:
         options = logits_only(model.config)
         logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **options).logits

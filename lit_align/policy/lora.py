@@ -14,15 +14,16 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from lit_align.policy.head import has_whole_weight
+from lit_align.policy.internals import use_layers
 from lit_align.policy.precision import autocast_dtype
 
 
 def add_in_place(config: LoraConfig, model: PreTrainedModel) -> LoraConfig:
     """Makes `config` use :class:`InPlaceLora` for the plain and the NF4 layers of `model`."""
     if getattr(model, "is_loaded_in_4bit", False):
-        config._register_custom_module({**_four_bit_layers(), nn.Linear: InPlaceLoraLinear})
+        use_layers(config, {**_four_bit_layers(), nn.Linear: InPlaceLoraLinear})
     elif not getattr(model, "is_quantized", False):
-        config._register_custom_module({nn.Linear: InPlaceLoraLinear})
+        use_layers(config, {nn.Linear: InPlaceLoraLinear})
     return config
 
 

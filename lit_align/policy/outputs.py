@@ -1,8 +1,10 @@
-"""Arguments that make a forward pass compute only logits."""
+"""The logits of a model: its head, and arguments that make a forward pass compute nothing else."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 
 def logits_only(config: Any) -> dict[str, bool]:
@@ -12,3 +14,8 @@ def logits_only(config: Any) -> dict[str, bool]:
     need a padding mask, not an attention mask, and a preference loss does not use it.
     """
     return {"output_router_logits": False} if getattr(config, "output_router_logits", False) else {}
+
+
+def output_head(model: nn.Module) -> nn.Module:
+    """The layer that makes logits of hidden states; an adapter's model hands the question on to its base."""
+    return cast(nn.Module, cast(Any, model).get_output_embeddings())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import Tensor, nn
 
@@ -22,5 +24,5 @@ def dtype_of_products(model: nn.Module) -> torch.dtype:
 
 def embedding_weight(model: nn.Module) -> Tensor:
     """The weight of the model's input embeddings, whose dtype and device stand for all weights'."""
-    embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+    embeddings: nn.Module = cast(Any, model).get_input_embeddings()
     return next(embeddings.parameters())

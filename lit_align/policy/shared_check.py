@@ -8,8 +8,8 @@ at most one check for each class.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from lit_align.batch import Padded
 from lit_align.policy.exact_pass import computed_in
+from lit_align.policy.internals import experts_one_by_one
 from lit_align.policy.logps import plain_logps
 from lit_align.policy.modes import in_eval_mode
+from lit_align.policy.outputs import output_head
 from lit_align.policy.shared_logps import shared_logps
 from lit_align.policy.shared_prompt import unfit_attention
 
@@ -134,14 +136,14 @@ def _difference(model: nn.Module, parts: Sequence[Tensor]) -> float:
     """The largest difference between shared and plain rows in a token's log-prob, except for rounding."""
     difference = _difference_in(torch.float32, model, parts)
     if difference > TOLERANCE and _has_experts(model.config):  # rounding may send a token to another expert
-        with suppress(*_ERRORS), _experts_one_by_one(model.config):
+        with suppress(*_ERRORS), experts_one_by_one(model.config):
             difference = min(difference, _difference_in(torch.float64, model, parts))
     return difference
 
 
 def _difference_in(dtype: torch.dtype, model: nn.Module, parts: Sequence[Tensor]) -> float:
     prompt, *completions = (Padded(part[None], torch.ones_like(part[None], dtype=torch.bool)) for part in parts)
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = output_head(model)
     with in_eval_mode(model), computed_in(dtype, model, head):  # an adapter's dropout would make any two passes differ
         shared = shared_logps(model, prompt, completions)
         plain = [plain_logps(model, prompt, [completion])[0] for completion in completions]
@@ -151,15 +153,3 @@ def _difference_in(dtype: torch.dtype, model: nn.Module, parts: Sequence[Tensor]
 
 def _has_experts(config: Any) -> bool:
     return any("experts" in key and not key.startswith("_") for key in vars(config.get_text_config()))
-
-
-@contextmanager
-def _experts_one_by_one(config: Any) -> Iterator[None]:
-    """Computes experts one by one within the block, which works in any dtype."""
-    text = config.get_text_config()
-    usual = getattr(text, "_experts_implementation", None)
-    text._experts_implementation = "eager"
-    try:
-        yield
-    finally:
-        text._experts_implementation = usual

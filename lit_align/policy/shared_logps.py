@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lit_align.batch import Padded
 from lit_align.policy.cpu.attention import cheaper_attention
 from lit_align.policy.head import token_logps
+from lit_align.policy.internals import attention_name
 from lit_align.policy.logps import TokenLogps
-from lit_align.policy.outputs import logits_only
+from lit_align.policy.outputs import logits_only, output_head
 from lit_align.policy.precision import embedding_weight
 from lit_align.policy.shared_prompt import FLEX, attention_mask, shared_rows
 
@@ -24,11 +25,11 @@ def shared_logps(
     """Log-probs of several completions of B prompts, one row for each prompt; see `shared_prompt.py`."""
     config: Any = model.config
     rows = shared_rows(prompt, completions)
-    if config._attn_implementation == FLEX:
+    if attention_name(config) == FLEX:
         rows = rows.packed()
     mask = attention_mask(rows, config, embedding_weight(model).dtype)
     index = torch.arange(len(rows.ids), device=rows.ids.device)[:, None]
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head = output_head(model)
     with stopped_before(head) as hidden, cheaper_attention(model, rows, mask):
         model(
             input_ids=rows.ids,

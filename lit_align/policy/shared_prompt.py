@@ -18,6 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PretrainedConfig
 
 from lit_align.batch import Padded
+from lit_align.policy.internals import attention_name
 
 PADDING = -1
 FULL = "full_attention"
@@ -134,11 +135,9 @@ def takes_mask(config: PretrainedConfig) -> bool:
 
 def unfit_attention(config: PretrainedConfig) -> str | None:
     """The reason why the model's attention takes no mask for each pair of tokens; None if it does."""
-    if config._attn_implementation not in (*DENSE_MASKS, FLEX):
-        return (
-            f"its attention {config._attn_implementation!r} takes no such mask "
-            '(attn_implementation: "sdpa" or "eager" does)'
-        )
+    attention = attention_name(config)
+    if attention not in (*DENSE_MASKS, FLEX):
+        return f'its attention {attention!r} takes no such mask (attn_implementation: "sdpa" or "eager" does)'
     others = layer_kinds(config) - {FULL, SLIDING}
     return f"it has layers of the kind {', '.join(sorted(others))}" if others else None
 
@@ -159,11 +158,11 @@ def layer_kinds(config: PretrainedConfig) -> set[str]:
 def _mask(rows: SharedRows, window: int | None, config: PretrainedConfig, dtype: torch.dtype) -> Mask:
     count, width = rows.ids.shape
     device = rows.ids.device
-    if config._attn_implementation == FLEX:
+    if attention_name(config) == FLEX:
         return create_block_mask(rows.sees(window), count, None, width, width, device=str(device))
     columns = torch.arange(width, device=device)
     batch = torch.arange(count, device=device)[:, None, None, None]
     mask = rows.sees(window)(batch, None, columns[:, None], columns)
-    if config._attn_implementation == "sdpa":
+    if attention_name(config) == "sdpa":
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)

@@ -95,7 +95,8 @@ class RewardModule(PairModule):
         tokenizer: Any = self.tokenizer
         pad_id = int(tokenizer.pad_token_id)
         # A decoder's score is read at the last token that is not this one.
-        self.model.config.get_text_config().pad_token_id = pad_id  # type: ignore[operator,union-attr]
+        config: Any = self.model.config
+        config.get_text_config().pad_token_id = pad_id
         rows = classifier_rows(batch, pad_id, has_segments(tokenizer))
         scores = self.model(**rows).logits[:, 0].float()
         chosen, rejected = scores.chunk(2)

@@ -17,7 +17,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from lit_align.console import progress_style
 
@@ -151,7 +151,7 @@ def _read_file(path: Path) -> Iterator[Row]:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
 
 
 def _where(path: Path | str, row: int, line: int | None = None) -> str:
@@ -225,9 +225,9 @@ def _read_csv(path: Path) -> Iterator[Row]:
             yield _from_cells(cells, where, len(reader.fieldnames or ())), where
 
 
-def _from_cells(cells: dict[str, Any], where: str, expected: int) -> dict[str, Any] | BadRow:
+def _from_cells(cells: dict[Any, Any], where: str, expected: int) -> dict[str, Any] | BadRow:
     """Gives the cells of a CSV row their types: chats and candidates may be JSON, scores are numbers."""
-    got = sum(value is not None for key, value in cells.items() if key is not None) + len(cells.get(None) or ())  # type: ignore[call-overload]
+    got = sum(value is not None for key, value in cells.items() if key is not None) + len(cells.get(None) or ())
     if got != expected:
         return BadRow(where, "bad_csv", f"expected {expected} cells as in the header, got {got}")
     row: dict[str, Any] = dict(cells)

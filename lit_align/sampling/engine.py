@@ -64,8 +64,8 @@ def adapter_digest(policy: nn.Module) -> str:
 def save_adapter(policy: nn.Module, folder: Path) -> None:
     """Saves the policy's active adapter as peft does, without any weights of its base."""
     name = _active_adapter(policy)
-    model = policy
-    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)  # type: ignore[operator]
+    model: Any = policy
+    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
     if name != "default":  # peft puts any other adapter into a subfolder of its name
         for path in (folder / name).iterdir():
             path.rename(folder / path.name)

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_align.clock import timed
 from lit_align.console import note
 from lit_align.files import written_whole
+from lit_align.run_parts import validates_next
 from lit_align.training.interruption import DeferredInterrupt, between_steps, mid_accumulation
 
 
@@ -87,7 +88,7 @@ class AlignmentCheckpoint(ModelCheckpoint):
         self._interrupt.check()
         if self._should_skip_saving_checkpoint(trainer) or not self._due(trainer):
             return
-        if _validation_due(trainer):
+        if validates_next(trainer):
             self._due_after_validation = True
         else:
             self._save(trainer)
@@ -175,10 +176,3 @@ def _last_batch_of_fit(trainer: Trainer) -> bool:
     loop = trainer.fit_loop
     last_epoch = loop.max_epochs is not None and trainer.current_epoch + 1 == loop.max_epochs
     return last_epoch and bool(loop.epoch_loop.batch_progress.is_last_batch)
-
-
-def _validation_due(trainer: Trainer) -> bool:
-    """Whether Lightning validates right after this micro-batch (`loops/training_epoch_loop.py`, `on_advance_end`)."""
-    loop = trainer.fit_loop.epoch_loop
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and not loop.val_loop.skip and loop._should_check_val_fx(fetcher)

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from lit_align.checks import is_record
-from lit_align.run_parts import callbacks_of
+from lit_align.run_parts import callbacks_of, set_logged_hyperparameters
 
 _TRAINER = (
     "max_steps", "max_epochs", "accumulate_grad_batches", "gradient_clip_val", "precision", "world_size",
@@ -34,7 +34,7 @@ def set_hyperparameters(module: LightningModule, config: Mapping[str, Any]) -> N
         config: the configuration of the run, in plain types.
     """
     shown = AttributeDict(without_secrets(config))
-    vars(module).update(_hparams_initial=shown, _log_hyperparams=True)  # Lightning reads these
+    set_logged_hyperparameters(module, shown)
 
 
 def describe_run(trainer: Trainer, model: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _arguments(cls: type) -> list[str]:
     names: dict[str, None] = {}  # a set in order
     for base in cls.__mro__:
         if "__init__" in vars(base):
-            names.update(dict.fromkeys(inspect.signature(base.__init__).parameters))  # type: ignore[misc]
+            names.update(dict.fromkeys(inspect.signature(vars(base)["__init__"]).parameters))
     return [name for name in names if name != "self"]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 from lit_align.console import note
+from lit_align.run_parts import accumulates_more
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
@@ -33,7 +34,7 @@ def weights_are_whole(trainer: Trainer) -> bool:
 
 def mid_accumulation(trainer: Trainer) -> bool:
     """Whether only some of an optimizer step's micro-batches have added their gradients."""
-    return bool(trainer.fit_loop.epoch_loop._should_accumulate())
+    return accumulates_more(trainer)
 
 
 class DeferredInterrupt:

@@ -21,7 +21,7 @@ from lit_align.policy.load import load_model, load_stop_ids, load_tokenizer
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.spec import PolicySpec
-from lit_align.run_parts import datamodule_of
+from lit_align.run_parts import datamodule_of, trainer_of
 from lit_align.training.out_of_memory import Run, SplitOnOOM, explain_out_of_memory
 from lit_align.training.pair_module import PairModule, pair_values
 from lit_align.training.pairs import ReferencePairLogps, make_pair_logps
@@ -112,7 +112,7 @@ class AlignmentModule(PairModule):
 
     def _alone(self) -> bool:
         """Whether no other device waits for this one, so that it may repeat a part."""
-        trainer = self._trainer
+        trainer = trainer_of(self)
         return trainer is None or isinstance(trainer.strategy, SingleDeviceStrategy)
 
     def _explained(self) -> AbstractContextManager[None]:
@@ -266,7 +266,8 @@ class AlignmentModule(PairModule):
 
     def _device_of_run(self) -> torch.device:
         """The Trainer's, which the module may not have been moved to yet."""
-        return self.device if self._trainer is None else self._trainer.strategy.root_device
+        trainer = trainer_of(self)
+        return self.device if trainer is None else trainer.strategy.root_device
 
 
 def _values(pairs: PairLogps, output: LossOutput) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from lit_align.policy.base_record import KEY as BASE_KEY
 from lit_align.policy.base_record import base_record, demand_same_base
 from lit_align.policy.cpu.host_memory import keep_freed_memory
 from lit_align.policy.spec import PolicySpec
+from lit_align.run_parts import trainer_of
 from lit_align.seeding import derive_seed
 from lit_align.training.float32_copies import copies_of, over_float32, take_gradients, whole_weights
 from lit_align.training.hyperparameters import describe_run
@@ -248,7 +249,7 @@ class PairModule(LightningModule):
         names = self.saved_names()
         weights = {name: value for name, value in checkpoint["state_dict"].items() if name in names}
         by_parameter = {parameter: name for name, parameter in self.named_parameters()}
-        for optimizer in self.trainer.optimizers if self._trainer is not None else ():
+        for optimizer in self.trainer.optimizers if trainer_of(self) is not None else ():
             weights = whole_weights(optimizer, by_parameter, weights)
         checkpoint["state_dict"] = weights
         demand_finite(checkpoint["state_dict"], self.global_step)
@@ -271,7 +272,7 @@ class PairModule(LightningModule):
         expected = {name: tuple(own[name].shape) for name in names}
         _demand_equal(expected, {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()})
         self.step_watch.skipped = checkpoint.get(SKIPPED_KEY, 0)
-        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+        if trainer_of(self) is not None and self.trainer.state.fn == TrainerFn.FITTING:
             self._resumed = checkpoint
 
 

@@ -59,7 +59,7 @@ class LastDigit(PointwiseJudge):
         ]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> str:
+def write(path: Path, rows: Sequence[Any]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lit_align.policy.cpu.segments import RowAttention
+from lit_align.policy.internals import checkpoint_function
 from lit_align.policy.precision import HALF_PRECISIONS, autocast_dtype, dtype_of_products
 from lit_align.policy.shared_prompt import FULL, Mask, SharedRows, layer_kinds
 
@@ -97,7 +98,7 @@ class Float32Attention(TorchFunctionMode):
 
 def _recomputes_outside(model: nn.Module) -> bool:
     checkpointed = (module for module in model.modules() if getattr(module, "gradient_checkpointing", False))
-    return not all(_recomputes_inside(getattr(layer, "_gradient_checkpointing_func", None)) for layer in checkpointed)
+    return not all(_recomputes_inside(checkpoint_function(layer)) for layer in checkpointed)
 
 
 def _recomputes_inside(run: Any) -> bool:
