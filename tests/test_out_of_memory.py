@@ -18,7 +18,7 @@ from lit_align.cli import main
 from lit_align.losses import AOT, BCO, DPO, WPO, PreferenceLoss, SLiCHF
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.training.module import AlignmentModule
-from tests.helpers.modules import loader
+from tests.helpers.modules import loader_of
 from tests.helpers.processes import DDP, on_two_ranks
 
 PAIRS = 5
@@ -125,7 +125,7 @@ def fit(made: Any, folder: Path, *callbacks: Callback, steps: int = 2, **options
     recorder = Recorder()
     settings: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05, **options}
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    data = loader(4)
+    data = loader_of([batch(seed) for seed in range(4)])
     trainer = Trainer(
         max_steps=steps, logger=False, accelerator="cpu", log_every_n_steps=1, default_root_dir=folder,
         callbacks=[*callbacks, recorder], **settings, **quiet,
@@ -267,7 +267,7 @@ def test_evaluation_and_the_reference_are_computed_in_parts_too(tiny_model: Path
         if len(kwargs["input_ids"]) > 2:
             raise torch.OutOfMemoryError("simulated")
 
-    data = loader(1)
+    data = loader_of([batch(0)])
     trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, enable_checkpointing=False)
     before = trainer.validate(made, data, verbose=False)[0]
     handle = made.policy.register_forward_pre_hook(check, with_kwargs=True)
