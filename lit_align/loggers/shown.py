@@ -57,7 +57,7 @@ def log_histogram(loggers: Iterable[Logger], key: str, values: Iterable[float | 
         elif isinstance(logger, WandbLogger):
             import wandb
 
-            logger.log_metrics({key: wandb.Histogram(finite.tolist())}, step)  # type: ignore[dict-item]
+            logger.log_metrics({key: wandb.Histogram(finite.tolist())}, step)
         elif isinstance(logger, TrackioLogger):
             logger.log_histogram(key, finite.tolist(), step)
 
@@ -80,8 +80,8 @@ def log_score_chart(
     group, _, _ = key.rpartition("/")
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):  # drawn from the metrics, on the page "custom scalars"
-            lines = [key, f"{group}/low", f"{group}/high"]
-            logger.experiment.add_custom_scalars({group: {title: ["Margin", lines]}})
+            tags = [key, f"{group}/low", f"{group}/high"]
+            logger.experiment.add_custom_scalars({group: {title: ["Margin", tags]}})
         elif isinstance(logger, WandbLogger):
             import wandb
 
@@ -89,7 +89,7 @@ def log_score_chart(
             lines = [[score[place] for score in scores] for place in curves.values()] + [[middle] * len(steps)]
             names = [*curves, f"{middle:g}"]
             chart = wandb.plot.line_series(list(steps), lines, keys=names, title=title, xname="step")
-            logger.log_metrics({f"{key}_chart": chart}, steps[-1])  # type: ignore[dict-item]
+            logger.log_metrics({f"{key}_chart": chart}, steps[-1])
 
 
 def _cells(row: Sequence[Any]) -> list[str]:

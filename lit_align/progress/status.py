@@ -88,7 +88,7 @@ class TimeLeft:
         (first, began), (last, ended) = self._steps[0], self._steps[-1]
         return max(0.0, ended - began) / (last - first)
 
-    def estimate(self, trainer: Trainer, last_step: int | None) -> float | None:
+    def estimate(self, trainer: Trainer, last_step: float | None) -> float | None:
         """Seconds until the fit ends; None while there is nothing to tell it by."""
         if self.pace is None or last_step is None:
             return None
