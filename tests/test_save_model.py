@@ -158,9 +158,9 @@ def test_the_best_checkpoint_has_a_folder_of_its_own(model: Path) -> None:
     torch.testing.assert_close(last, logits(open_run("runs/tea/checkpoints/last.ckpt").load("cpu").model))
     card = Path("runs/tea/best_model/README.md").read_text()
     assert "the best by val/loss" in card
-    outputs = next(callback for callback in callbacks_of(trainer) if isinstance(callback, RunSummary)).summary[
-        "outputs"
-    ]
+    summary = find_callback(trainer, RunSummary)
+    assert summary is not None
+    outputs = summary.summary["outputs"]
     assert outputs["best model"] == "runs/tea/best_model"
 
 

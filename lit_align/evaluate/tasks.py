@@ -200,7 +200,7 @@ def _standard_error(
     if differences is not None:
         return stdev(differences) / math.sqrt(len(differences))
     name, _, kept = key.partition(",")
-    errors = [values.get(f"{name}_stderr,{kept}") for values in (before, after)]
+    errors: list[Any] = [values.get(f"{name}_stderr,{kept}") for values in (before, after)]
     return math.hypot(*map(float, errors)) if all(map(_is_number, errors)) else None
 
 
