@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from lit_align.cli import examples
 from lit_align.cli import help as overview
 from lit_align.cli.errors import UsageError
 
@@ -67,6 +68,11 @@ def _dispatch(words: list[str]) -> None:
         print(overview.text())
     elif command == "--version":
         print(f"lit-align {version('lit-align')}")
+    elif command in overview.COMMANDS and any(word in ("-h", "--help") for word in words):
+        try:
+            _run(command, words)
+        finally:
+            print(examples.text(command))
     elif command in overview.COMMANDS or command.startswith("-"):
         _run(command, words)
     else:
@@ -77,7 +83,11 @@ def _run(command: str, words: list[str]) -> None:
     from lit_align.cli.quiet import quiet
 
     quiet()
-    if command == "init":
+    if command == "completion":
+        from lit_align.cli.completion import run as print_script
+
+        print_script(words[1:], main)
+    elif command == "init":
         from lit_align.cli.init import run
 
         run(words[1:])

