@@ -147,3 +147,13 @@ def test_wrong_usage_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture
     assert "did you mean `against`" in capsys.readouterr().err
     assert main(["evaluate", "--run", "tiny", "--prompts", "train.jsonl"]) == 1
     assert "the run was trained on 6" in capsys.readouterr().err
+
+
+def test_an_engine_that_holds_the_adapter_does_not_answer_as_the_start(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = ["--sampler", "ServerSampler", "--sampler.base_url", "http://127.0.0.1:9/v1"]  # nobody answers there
+    args = [*engine, "--sampler.max_new_tokens", "5", "--max_prompts", "3"]
+    assert main(["evaluate", "--run", "tiny", *args]) == 0
+    assert "sampled by the model itself" in capsys.readouterr().out
+    assert result("against_base")["win_rate"]["prompts"] == 3

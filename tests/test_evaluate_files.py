@@ -16,6 +16,7 @@ from lit_align.evaluate.formats import alpaca_eval_files, mt_bench_files, write_
 from lit_align.evaluate.prompts import RunPrompts, choose_prompts, prompts_of_run
 from lit_align.evaluate.reading import read_answers, read_prompts
 from lit_align.records import Candidate, CandidateSet, Message, prompt_text
+from lit_align.rows.alike import normal_form
 from lit_align.rows.reading import BadRow
 from lit_align.sampling import TransformersSampler
 from tests.helpers.data_fakes import pair_rows, write
@@ -92,6 +93,15 @@ def test_a_run_is_evaluated_on_prompts_that_it_has_not_seen(tmp_path: Path) -> N
     assert chosen.left_out == {"trained on": 10, "measured on": 10}
     with pytest.raises(ValueError, match="trained on 10 and measured its boundary on 10"):
         choose_prompts(of_run, offered, "FILE", None, 0)
+
+
+def test_what_another_run_has_seen_is_left_out_as_well(tmp_path: Path) -> None:
+    of_run = prompts_of_run(run_data(tmp_path), measured=True)
+    form = sorted(normal_form(candidates.prompt) for candidates in of_run.held_out)
+    other = RunPrompts(trained_on=frozenset(form[:3]), measured_on=frozenset(form[3:5]))
+    chosen = choose_prompts(of_run.without(other), None, "", None, 0)
+    assert sorted(texts(chosen.sets)) == form[5:]
+    assert chosen.left_out == {"trained on": 3, "measured on": 2}
 
 
 def test_held_out_prompts_that_served_both_uses_are_no_evaluation(tmp_path: Path) -> None:

@@ -18,7 +18,15 @@ from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
 from lit_align.cli.parser import Parser
 from lit_align.console import note
-from lit_align.evaluate.run import BASE, Settings, evaluate_run, free_folder, write_evaluation
+from lit_align.data import AlignmentDataModule
+from lit_align.evaluate.run import (
+    BASE,
+    EvaluationSettings,
+    evaluate_run,
+    find_opponent,
+    free_folder,
+    write_evaluation,
+)
 from lit_align.evaluate.tasks import TaskSettings, run_tasks
 from lit_align.judges import Judge
 from lit_align.report.evaluation import readable, readable_tasks
@@ -48,10 +56,12 @@ def run(args: Sequence[str]) -> None:
     tasks = _task_settings(config)
     if settings is None and tasks is None:
         raise UsageError("there is nothing to do: --win_rate false leaves the tasks, and there are no --tasks")
+    opponent = find_opponent(config.against)
+    opponent = opponent._replace(data=_data_of(opponent.run))
     policy = trained.load()
     blocks: list[str | None] = []
     if settings is not None:
-        evaluation = evaluate_run(trained, policy, getattr(config, "data", None), settings)
+        evaluation = evaluate_run(trained, policy, getattr(config, "data", None), opponent, settings)
         write_evaluation(output, evaluation)
         blocks += [readable(evaluation), settings.judge.report()]
     if tasks is not None:
@@ -79,6 +89,17 @@ def _parse(parser: Parser, trained: TrainedRun, args: list[str]) -> Any:
     return instantiate(parser, parser.parse_args(words))
 
 
+def _data_of(other: TrainedRun | None) -> AlignmentDataModule | None:
+    """The data of another run, to leave out what it was trained on."""
+    if other is None or other.data is None or other.root is None:
+        return None
+    parser = data_parser("lit-align evaluate", DESCRIPTION)
+    data: AlignmentDataModule = instantiate(
+        parser, parser.parse_args(["--config", str(other.root / run_folder.CONFIG)])
+    ).data
+    return data
+
+
 def _task_settings(config: Any) -> TaskSettings | None:
     names = [name.strip() for name in (config.tasks or "").split(",") if name.strip()]
     if not names:
@@ -86,17 +107,16 @@ def _task_settings(config: Any) -> TaskSettings | None:
     return TaskSettings(names, config.task_folder, config.num_fewshot, config.limit, config.apply_chat_template)
 
 
-def _settings(config: Any, trained: TrainedRun) -> Settings:
+def _settings(config: Any, trained: TrainedRun) -> EvaluationSettings:
     data = getattr(config, "data", None)
     judge = config.judge or getattr(data, "judge", None)
     if judge is None:
         raise UsageError(f"nobody judges: {trained.name} comes without a judge, so give one with --judge")
     sampler = config.sampler or getattr(data, "sampler", None) or TransformersSampler()
-    return Settings(
+    return EvaluationSettings(
         judge,
         sampler,
         own_judge=config.judge is None,
-        against=config.against,
         prompts=config.prompts,
         max_prompts=config.max_prompts,
         category=config.category,

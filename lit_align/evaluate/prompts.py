@@ -31,6 +31,11 @@ class RunPrompts:
     trained_on: frozenset[str] = frozenset()
     measured_on: frozenset[str] = frozenset()
 
+    def without(self, other: RunPrompts) -> RunPrompts:
+        """The same, with what another run was trained and measured on left out as well."""
+        trained_on = self.trained_on | other.trained_on
+        return RunPrompts(self.held_out, trained_on, (self.measured_on | other.measured_on) - trained_on)
+
 
 @dataclass(frozen=True)
 class ChosenPrompts:

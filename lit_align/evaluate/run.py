@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from lit_align import run_folder
+from lit_align.console import note
 from lit_align.data import AlignmentDataModule
 from lit_align.evaluate.formats import write_alpaca_eval, write_mt_bench, write_prompts
 from lit_align.evaluate.judged import JudgedAnswers, judge_answers
@@ -22,7 +23,8 @@ from lit_align.evaluate.win_rate import WinRate, win_rate_of, win_rates_by_categ
 from lit_align.judges import Judge
 from lit_align.records import Candidate, CandidateSet, Prompt
 from lit_align.rows.alike import normal_form
-from lit_align.sampling import Sampler
+from lit_align.sampling import Sampler, TransformersSampler
+from lit_align.sampling.engine import EngineSampler
 from lit_align.trained import TrainedPolicy, TrainedRun, open_run
 
 BASE = "base"
@@ -30,14 +32,13 @@ _ROWS = (".json", ".jsonl", ".csv", ".parquet", ".gz")
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How to evaluate.
 
     Args:
         judge: who compares.
         sampler: how both sides answer.
         own_judge: whether the judge is the one whose verdicts the run trained on.
-        against: `base` (the policy as the fit began), another run, or a file of answers.
         prompts: a file of prompts; None takes the run's held-out ones, or those of a file of answers.
         max_prompts: prompts at most; None takes all.
         category: the column of the rows that holds a prompt's category.
@@ -48,7 +49,6 @@ class Settings:
     judge: Judge
     sampler: Sampler
     own_judge: bool = False
-    against: str = BASE
     prompts: str | None = None
     max_prompts: int | None = None
     category: str = "category"
@@ -98,11 +98,13 @@ class Opponent(NamedTuple):
         name: as a reader would call it.
         run: another run; None for the run's own start, or for a file.
         answers: those of a file.
+        data: the other run's data module; None if it has none.
     """
 
     name: str
     run: TrainedRun | None = None
     answers: list[CandidateSet] | None = None
+    data: AlignmentDataModule | None = None
 
 
 def find_opponent(against: str) -> Opponent:
@@ -122,7 +124,11 @@ def find_opponent(against: str) -> Opponent:
 
 
 def evaluate_run(
-    run: TrainedRun, policy: TrainedPolicy, data: AlignmentDataModule | None, settings: Settings
+    run: TrainedRun,
+    policy: TrainedPolicy,
+    data: AlignmentDataModule | None,
+    opponent: Opponent,
+    settings: EvaluationSettings,
 ) -> Evaluation:
     """Compares a run with its start, with another run or with a file of answers.
 
@@ -132,15 +138,17 @@ def evaluate_run(
         run: what is evaluated.
         policy: its trained policy, loaded.
         data: the run's data module; None of a model folder without its run.
+        opponent: whom it is compared with, see :func:`find_opponent`.
         settings: how.
 
     Raises:
         ValueError: no prompt is left to evaluate on, or the judge gave no verdict.
     """
     began = time.perf_counter()
-    opponent = find_opponent(settings.against)
     chosen = _choose(run, data, opponent, settings)
     prompts = [candidates.prompt for candidates in chosen.sets]
+    if opponent.name == BASE and isinstance(settings.sampler, EngineSampler):
+        settings = replace(settings, sampler=_by_the_model_itself(settings.sampler))
     ours = _answer(policy, prompts, settings, f"answers of {run.name}")
     if opponent.answers is not None:
         by_form = {normal_form(candidates.prompt): candidates.candidates for candidates in opponent.answers}
@@ -193,10 +201,12 @@ def has_measured(root: Path | None) -> bool:
     return any(json.loads(line).get("score") is not None for line in lines if line.strip())
 
 
-def _choose(run: TrainedRun, data: AlignmentDataModule | None, opponent: Opponent, settings: Settings) -> ChosenPrompts:
-    of_run = RunPrompts() if data is None else prompts_of_run(data, has_measured(run.root))
+def _choose(
+    run: TrainedRun, data: AlignmentDataModule | None, opponent: Opponent, settings: EvaluationSettings
+) -> ChosenPrompts:
+    of_run = _prompts_of(run, data).without(_prompts_of(opponent.run, opponent.data))
     offered = None if settings.prompts is None else read_prompts(settings.prompts)
-    source = settings.prompts or settings.against
+    source = settings.prompts or f"those of the answers of {opponent.name}"
     left_out = {}
     if opponent.answers is not None:
         answered = {normal_form(candidates.prompt): candidates for candidates in opponent.answers}
@@ -207,8 +217,20 @@ def _choose(run: TrainedRun, data: AlignmentDataModule | None, opponent: Opponen
     return replace(chosen, left_out=left_out | chosen.left_out)
 
 
+def _prompts_of(run: TrainedRun | None, data: AlignmentDataModule | None) -> RunPrompts:
+    return RunPrompts() if run is None or data is None else prompts_of_run(data, has_measured(run.root))
+
+
+def _by_the_model_itself(sampler: EngineSampler) -> Sampler:
+    """The same distribution without an engine: one that is brought the adapter cannot answer as the start."""
+    note("Both sides are sampled by the model itself: the run's sampler brings its adapter to an engine.")
+    return TransformersSampler(
+        1, sampler.temperature, sampler.top_p, sampler.top_k, sampler.min_new_tokens, sampler.max_new_tokens
+    )
+
+
 def _answer(
-    policy: TrainedPolicy, prompts: Sequence[Prompt], settings: Settings, desc: str, start: bool = False
+    policy: TrainedPolicy, prompts: Sequence[Prompt], settings: EvaluationSettings, desc: str, start: bool = False
 ) -> list[tuple[Candidate, ...]]:
     with _bar(len(prompts), desc) as bar:
         return policy.answer(
@@ -220,7 +242,7 @@ def _judge(
     sets: Sequence[CandidateSet],
     ours: Sequence[tuple[Candidate, ...]],
     theirs: Sequence[tuple[Candidate, ...]],
-    settings: Settings,
+    settings: EvaluationSettings,
 ) -> list[JudgedAnswers]:
     with _bar(len(sets), "judging") as bar:
         return judge_answers(
