@@ -225,7 +225,12 @@ def _by_the_model_itself(sampler: EngineSampler) -> Sampler:
     """The same distribution without an engine: one that is brought the adapter cannot answer as the start."""
     note("Both sides are sampled by the model itself: the run's sampler brings its adapter to an engine.")
     return TransformersSampler(
-        1, sampler.temperature, sampler.top_p, sampler.top_k, sampler.min_new_tokens, sampler.max_new_tokens
+        num_candidates=1,
+        temperature=sampler.temperature,
+        top_p=sampler.top_p,
+        top_k=sampler.top_k,
+        min_new_tokens=sampler.min_new_tokens,
+        max_new_tokens=sampler.max_new_tokens,
     )
 
 

@@ -26,8 +26,9 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
         fill(summary["crossing"]["text"]) if summary["crossing"] is not None else "",
         fill(summary["next"]) if summary["next"] is not None else "",
         _judge(summary["decisions"]),
-        _win_rate(summary["win_rate"], answers),
+        _win_rate(summary["win_rate"]),
         _win_rates(summary.get("win_rates", ())),
+        _before_and_after(answers),
         _rows(summary["rows"]),
         _rounds(summary["rounds"]),
         *[fill(f"{line[:1].upper()}{line[1:]}.") for line in summary["judges"]],
@@ -68,7 +69,7 @@ def _judge(decisions: Sequence[Mapping[str, Any]]) -> str:
     return fill(f"The judge: {last['judge_warning']}") if last is not None and last["judge_warning"] else ""
 
 
-def _win_rate(result: Mapping[str, Any] | None, answers: Sequence[Mapping[str, Any]]) -> str:
+def _win_rate(result: Mapping[str, Any] | None) -> str:
     if result is None:
         return ""
     text = (
@@ -79,10 +80,7 @@ def _win_rate(result: Mapping[str, Any] | None, answers: Sequence[Mapping[str, A
         text += ", undecided"
     if result["mean_before"] is not None:
         text += f", mean score {result['mean_before']:.2f} -> {result['mean_after']:.2f}"
-    lines = [fill(text + ".")]
-    for row in answers:
-        lines += [f"  {name:<7} {_one_line(row[name])}" for name in ("prompt", "before", "after")]
-    return "\n".join(lines)
+    return fill(text + ".")
 
 
 def _win_rates(results: Sequence[Mapping[str, Any]]) -> str:
@@ -99,6 +97,13 @@ def _win_rates(results: Sequence[Mapping[str, Any]]) -> str:
         steps = ", ".join(f"{100 * result['score']:.0f} % at {result['step']}" for result in results)
         text += f" By steps: {steps}."
     return fill(text)
+
+
+def _before_and_after(answers: Sequence[Mapping[str, Any]]) -> str:
+    lines: list[str] = []
+    for row in answers:
+        lines += [f"  {name:<7} {_one_line(row[name])}" for name in ("prompt", "before", "after")]
+    return "\n".join(lines)
 
 
 def _one_line(text: str) -> str:
