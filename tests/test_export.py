@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align.cli import main
-from lit_align.export.card import short_name
 from lit_align.export.hub import push
 from lit_align.trained import open_run
+from lit_align.trained.loading import short_name
 from tests.helpers.tiny import save_tiny_model
 
 CONFIG = """

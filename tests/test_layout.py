@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
     {"report"},
     {"reward"},
     {"export", "html_report", "plan", "preview"},
+    {"talk"},
     {"trainer_defaults"},
     {"trainer"},
     {"cli"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -13,6 +14,8 @@ from lit_align.cli import examples
 from lit_align.cli import help as overview
 from lit_align.cli.errors import UsageError
 
+OF_ONE_FILE = ("init", "export", "chat", "sample", "evaluate", "report", "judge")
+"""Commands that are `run` in a file of their name; `measure` is, on recorded scores."""
 WRONG_USAGE = 2
 FOR_USERS = ("MisconfigurationException", "SafetensorError")  # by name: their packages are not loaded for `--help`
 INTERRUPTED = 130  # the shell's number for Ctrl-C
@@ -83,34 +86,13 @@ def _run(command: str, words: list[str]) -> None:
     from lit_align.cli.quiet import quiet
 
     quiet()
+    recorded = any(word.split("=")[0] in ("--on_policy", "--off_policy") for word in words)
     if command == "completion":
         from lit_align.cli.completion import run as print_script
 
         print_script(words[1:], main)
-    elif command == "init":
-        from lit_align.cli.init import run
-
-        run(words[1:])
-    elif command == "measure" and any(word.split("=")[0] in ("--on_policy", "--off_policy") for word in words):
-        from lit_align.cli.measure import run
-
-        run(words[1:])
-    elif command == "export":
-        from lit_align.cli.export import run
-
-        run(words[1:])
-    elif command == "evaluate":
-        from lit_align.cli.evaluate import run
-
-        run(words[1:])
-    elif command == "report":
-        from lit_align.cli.report import run
-
-        run(words[1:])
-    elif command == "judge":
-        from lit_align.cli.judge import run
-
-        run(words[1:])
+    elif command in OF_ONE_FILE or (command == "measure" and recorded):
+        importlib.import_module(f"lit_align.cli.{command}").run(words[1:])
     else:
         from lit_align.cli.app import AlignmentCLI
 

@@ -16,6 +16,8 @@ COMMANDS = {
     "export": "write the trained model for transformers and peft to load",
     "evaluate": "compare a trained model with its start or another, by a judge",
     "report": "write what happened in a run, or in several, as one HTML page",
+    "chat": "talk to a trained model, and to the one it started from",
+    "sample": "answer a file of prompts with a trained model",
     "measure": "tell which of the two stages a model is in, without training it",
     "judge": "tell how good a judge is, on labelled pairs",
     "completion": "print a script that completes commands and options",

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from contextlib import redirect_stdout
+
+from lit_align.trained import TrainedPolicy, TrainedRun, open_run
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -28,3 +32,10 @@ def read_bool(word: str) -> bool:
     if word.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"expected true or false, got {word!r}")
     return word.lower() == "true"
+
+
+def open_quietly(parsed: argparse.Namespace) -> tuple[TrainedRun, TrainedPolicy]:
+    """Opens and loads the run that :func:`add_run` names; what is said meanwhile goes to standard error."""
+    with redirect_stdout(sys.stderr):
+        opened = open_run(parsed.run, parsed.base)
+        return opened, opened.load(parsed.device)

@@ -9,12 +9,12 @@ from typing import Any
 from lit_align.records import CandidateSet
 from lit_align.rows.loading import as_set
 from lit_align.rows.parse import parse_row
-from lit_align.rows.reading import BadRow, read_rows
+from lit_align.rows.reading import BadRow, RowSource, describe_source, read_rows
 
 _ANSWERS = ("output", "answer", "response", "completion")
 
 
-def read_prompts(source: str) -> list[CandidateSet]:
+def read_prompts(source: RowSource) -> list[CandidateSet]:
     """The prompts of a file, each once; whatever answers it has are left out.
 
     Args:
@@ -49,7 +49,7 @@ def read_answers(source: str) -> list[CandidateSet]:
     return [replace(candidates, candidates=candidates.candidates[:1]) for candidates in answered]
 
 
-def _read(source: str) -> list[CandidateSet]:
+def _read(source: RowSource) -> list[CandidateSet]:
     """The first row of each prompt."""
     by_prompt: dict[Any, CandidateSet] = {}
     for row, where in read_rows(source):
@@ -58,7 +58,7 @@ def _read(source: str) -> list[CandidateSet]:
         candidates = as_set(parse_row(_with_our_names(row), where, prompts_alone=True))
         by_prompt.setdefault(candidates.prompt, candidates)
     if not by_prompt:
-        raise ValueError(f"expected prompts in {source}, got no rows")
+        raise ValueError(f"expected prompts in {describe_source(source)}, got no rows")
     return list(by_prompt.values())
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,7 +15,7 @@ from lit_align.markdown import markdown_table
 from lit_align.policy.base_record import base_record
 from lit_align.policy.source import PACKAGE_SCHEME, is_local
 from lit_align.policy.spec import PolicySpec
-from lit_align.trained.loading import ADAPTER, loading_lines
+from lit_align.trained.loading import ADAPTER, loading_lines, short_name
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _STAGES = {"injection": "injection", "fine_tuning": "fine-tuning"}
@@ -74,11 +74,6 @@ def write_card(facts: CardFacts, folder: Path) -> str:
         _result(facts.summary.get("win_rate")),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
-
-
-def short_name(place: str) -> str:
-    """A hub id as it is, and only the last part of a path."""
-    return place if not place.startswith(PACKAGE_SCHEME) and not is_local(place) else PurePath(place).name
 
 
 def _head(facts: CardFacts, adapter: bool) -> dict[str, Any]:
@@ -181,7 +176,11 @@ def _class_name(value: Any) -> str:
 def _describe_class(value: Any) -> str:
     """A class with those of its arguments that are numbers."""
     arguments = value.get("init_args") or {} if isinstance(value, Mapping) else {}
-    shown = [f"{key} {number}" for key, number in arguments.items() if isinstance(number, int | float)]
+    shown = [
+        f"{key} {number}"
+        for key, number in arguments.items()
+        if isinstance(number, int | float) and not isinstance(number, bool)
+    ]
     return _class_name(value) + (f" ({', '.join(shown)})" if shown else "")
 
 

@@ -23,7 +23,7 @@ from lit_align.trained.loading import ADAPTER
 
 LIMIT = 1e-5
 """Nats a token, on average, by which two models in float32 may differ."""
-HALF_LIMIT = 0.03
+HALF_LIMIT = 0.05
 """The same if one of them is in bfloat16 or float16, where a merged weight is rounded."""
 QUESTIONS = (
     "What is a good way to begin the day?",

@@ -57,6 +57,7 @@ def write_model(
 def generation_settings(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     """The base's generation config, with all the tokens at which answers end in training as its ends."""
     settings = load_generation_config(spec) or GenerationConfig()
+    settings._from_model_config = False  # else transformers may put the model's own values in place of these
     encoder = Encoder(tokenizer, model_stops=load_stop_ids(spec))
     settings.eos_token_id = _plain(encoder.stop_ids)
     if settings.pad_token_id is None:
@@ -71,6 +72,8 @@ def _plain(ids: Sequence[int]) -> int | list[int]:
 def _name_base(path: Path, spec: PolicySpec) -> None:
     """Makes an adapter name its base so that it is found from any working folder, and in the revision it had."""
     settings = json.loads(path.read_text(encoding="utf-8"))
+    if settings.get("lora_alpha") == int(settings.get("lora_alpha") or 0):
+        settings["lora_alpha"] = int(settings["lora_alpha"])  # vLLM declares an integer
     base = Path(settings["base_model_name_or_path"] or "")
     if base.is_dir():
         settings["base_model_name_or_path"] = str(base.absolute())

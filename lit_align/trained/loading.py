@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
+
+from lit_align.policy.source import PACKAGE_SCHEME, is_local
 
 ADAPTER = "adapter_config.json"
 
@@ -29,3 +31,8 @@ def loading_lines(folder: Path, name: str | None = None) -> list[str]:
         f'model = {loader}.from_pretrained("{place}", dtype="auto")',
         f'tokenizer = transformers.AutoTokenizer.from_pretrained("{place}")',
     ]
+
+
+def short_name(place: str) -> str:
+    """A hub id as it is, and only the last part of a path."""
+    return place if not place.startswith(PACKAGE_SCHEME) and not is_local(place) else PurePath(place).name
