@@ -374,6 +374,16 @@ def test_where_nothing_fits_all_changes_at_once_are_told_after_one_simulation(sm
     assert "data.batch_size: 1, trainer.accumulate_grad_batches: 64" in nearest.setting
 
 
+def test_without_bitsandbytes_its_optimizer_is_not_proposed(small_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup = run_of(small_llama)
+    heavy = Memory(0, 0, {"forward": {"weights": 7400}})
+    for is_installed in (True, False):
+        if not is_installed:
+            monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+        (nearest,) = changes_to_fit(setup, heavy, CUDA_CONTEXT, lambda _: Memory(0, 0, {"forward": {"weights": 1}}))
+        assert ("PagedAdamW8bit" in nearest.setting) == is_installed
+
+
 def test_no_change_is_tried_twice_for_a_part(small_llama: Path) -> None:
     settings: list[tuple[int, object]] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -112,7 +113,8 @@ def _proposals(setup: Setup, part: str) -> Iterator[_Proposal]:
 def _smaller_states(setup: Setup) -> Iterator[_Proposal]:
     """Changes that shrink states: 8-bit optimizer state, then adapters, then a base in bfloat16 and in 4 bits."""
     policy = setup.policy
-    if not is_of_bitsandbytes(setup.optimizer([nn.Parameter(torch.empty(1, device="meta"))])):
+    is_8bit = is_of_bitsandbytes(setup.optimizer([nn.Parameter(torch.empty(1, device="meta"))]))
+    if not is_8bit and find_spec("bitsandbytes") is not None:
         yield "model.optimizer: bitsandbytes.optim.PagedAdamW8bit", replace(setup, optimizer=_adamw_8bit)
     if policy.lora is None and policy.adapter is None:
         own_copy = setup.reference_model == policy
