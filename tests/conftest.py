@@ -43,6 +43,7 @@ def _isolated() -> Iterator[None]:
         "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
         "KMP_DUPLICATE_LIB_OK",
         "KMP_INIT_AT_FORK",
+        "TORCHINDUCTOR_CACHE_DIR",
     }  # our CLI's, Lightning's, pytest's, torch.compile's and, where it is installed, scikit-learn's own
     leaked = {k for k in before.keys() | os.environ.keys() if before.get(k) != os.environ.get(k)} - allowed
     for key in leaked:
