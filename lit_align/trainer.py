@@ -14,11 +14,12 @@ from lightning.pytorch.strategies import Strategy
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
+from lit_align.checks import require_at_least_1
 from lit_align.clock import CLOCK
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
 from lit_align.run_parts import find_callback, is_trial, process_rank
-from lit_align.trainer_defaults import all_callbacks, all_loggers, check_accumulation, epochs_by_default
+from lit_align.trainer_defaults import all_callbacks, all_loggers, epochs_by_default
 from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, last_checkpoint
 from lit_align.training.strategies import check_strategy
 
@@ -86,7 +87,7 @@ class AlignmentTrainer(Trainer):
     ) -> None:
         # What is read here is an argument of its own: of what is read out of `kwargs` the command line knows no type.
         check_strategy(strategy)
-        check_accumulation(accumulate_grad_batches)
+        require_at_least_1(accumulate_grad_batches=accumulate_grad_batches)
         root = str(default_root_dir or DEFAULT_ROOT)
         present = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         checkpointing = not barebones if enable_checkpointing is None else enable_checkpointing

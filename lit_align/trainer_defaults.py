@@ -19,16 +19,6 @@ from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.lr_schedulers import MANY_EPOCHS
 
 
-def check_accumulation(batches: int) -> None:
-    """Refuses to take an optimizer step after no micro-batch.
-
-    Raises:
-        ValueError: the number is below 1.
-    """
-    if batches < 1:
-        raise ValueError(f"expected accumulate_grad_batches to be at least 1 micro-batch a step, got {batches}")
-
-
 def epochs_by_default(
     callbacks: Sequence[Callback], max_steps: int, max_time: object | None, min_epochs: int | None
 ) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -144,13 +144,17 @@ class PairMaker:
         with self.progress(len(records), "tokenising", "rows") as bar:
             for start in range(0, len(records), _RECORDS_AT_ONCE):
                 batch = records[start : start + _RECORDS_AT_ONCE]
-                for result in self._make_batch(batch, start, counts, paired, log):
-                    pairs += result.pairs
-                    if result.usable:
-                        kept.append(result.record)
+                selected = [self._select(record, place, paired) for place, record in enumerate(batch, start)]
+                self.encoder.tokenise_ahead(list(chain.from_iterable(made for made, _ in selected)))
+                for place, (record, (made, of_record)) in enumerate(zip(batch, selected, strict=True), start):
+                    encoded, reasons = self._encode(record, made, of_record, log)
+                    counts.update(of_record)
+                    if encoded is not None:
+                        pairs += encoded
+                        kept.append(record)
                     if trace is not None:
-                        row = SourceRow.of(result.place, result.record)
-                        trace.add(row, result.selected, len(result.pairs), result.reasons)
+                        why = reasons if paired(record.prompt) else Counter([KEPT_TO_MEASURE])
+                        trace.add(SourceRow.of(place, record), len(made), len(encoded or ()), why)
                 bar.update(len(batch))
         self.encoder.tokenise_ahead([])
         log.warn()
@@ -159,28 +163,13 @@ class PairMaker:
         counts["prompts"] += len(sets)
         return pairs, sets
 
-    def _make_batch(
-        self,
-        records: Sequence[Record],
-        start: int,
-        counts: Counter[str],
-        paired: Callable[[Prompt], bool],
-        log: SkipLog,
-    ) -> Iterator[_PairsOfRecord]:
-        """Pairs and tokenises some records, the first of which has the place `start`, their texts all at once."""
-        selected: list[tuple[Record, list[PreferencePair], Counter[str]]] = []
-        for place, record in enumerate(records, start):
-            of_record: Counter[str] = Counter()
-            seed = derive_seed(self.seed, "select", place)
-            pairs = pairs_of(record, self.selector, seed, of_record) if paired(record.prompt) else []
-            selected.append((record, pairs, of_record))
-        self.encoder.tokenise_ahead(list(chain.from_iterable(pairs for _, pairs, _ in selected)))
-        for place, (record, pairs, of_record) in enumerate(selected, start):
-            encoded, reasons = self._encode(record, pairs, of_record, log)
-            counts.update(of_record)
-            if not paired(record.prompt):
-                reasons = Counter([KEPT_TO_MEASURE])
-            yield _PairsOfRecord(place, record, len(pairs), encoded or [], encoded is not None, reasons)
+    def _select(
+        self, record: Record, place: int, paired: Callable[[Prompt], bool]
+    ) -> tuple[list[PreferencePair], Counter[str]]:
+        """The pairs of a record, and what was counted on the way."""
+        counts: Counter[str] = Counter()
+        seed = derive_seed(self.seed, "select", place)
+        return pairs_of(record, self.selector, seed, counts) if paired(record.prompt) else [], counts
 
     def _encode(
         self, record: Record, pairs: Sequence[PreferencePair], counts: Counter[str], log: SkipLog
@@ -191,18 +180,6 @@ class PairMaker:
         except BadRow as error:
             log.add(error)
             return None, Counter([f"bad_row/{error.reason}"])
-
-
-@dataclass(frozen=True)
-class _PairsOfRecord:
-    """A record with its tokenised pairs; `selected` is the number that was made, too long ones included."""
-
-    place: int
-    record: Record
-    selected: int
-    pairs: list[TokenizedPair]
-    usable: bool
-    reasons: Counter[str]
 
 
 def pairs_of(record: Record, selector: PairSelector, seed: int, counts: Counter[str]) -> list[PreferencePair]:

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from lit_align.console import progress_style
+from lit_align.rows.cells import typed_cells
 
 _TEXT = (".json", ".jsonl", ".csv")
 _SAVED = ("state.json", "dataset_dict.json")
-_JSON_CELLS = ("prompt", "chosen", "rejected")
-_SCORE_CELLS = ("chosen_score", "rejected_score", "score_chosen", "score_rejected")
 
 
 class BadRow(ValueError):
@@ -215,53 +214,17 @@ def _read_csv(path: Path) -> Iterator[Row]:
         while True:
             row += 1
             try:
-                cells = next(reader, None)
+                cells: dict[Any, Any] | None = next(reader, None)
             except (csv.Error, UnicodeDecodeError) as error:  # the reader cannot find the next row after this
                 where = _where(path, row, reader.line_num + 1)
                 raise BadRow(where, "bad_csv", f"expected CSV in UTF-8: {error}") from error
             if cells is None:
                 return
             where = _where(path, row, reader.line_num)
-            yield _from_cells(cells, where, len(reader.fieldnames or ())), where
-
-
-def _from_cells(cells: dict[Any, Any], where: str, expected: int) -> dict[str, Any] | BadRow:
-    """Gives the cells of a CSV row their types: chats and candidates may be JSON, scores are numbers."""
-    got = sum(value is not None for key, value in cells.items() if key is not None) + len(cells.get(None) or ())
-    if got != expected:
-        return BadRow(where, "bad_csv", f"expected {expected} cells as in the header, got {got}")
-    row: dict[str, Any] = dict(cells)
-    for key in _JSON_CELLS:
-        parsed = _json_or_none(row.get(key))
-        if isinstance(parsed, list) and parsed and all(isinstance(turn, dict) and "role" in turn for turn in parsed):
-            row[key] = parsed
-    if isinstance(row.get("chosen"), list):
-        row["prompt"] = row.get("prompt") or None
-    if row.get("candidates"):
-        row["candidates"] = _json_or_none(row["candidates"]) or row["candidates"]
-    for key in ("candidates", "target", *_SCORE_CELLS):  # an empty cell of an optional column is no value
-        if key in row:
-            row[key] = row[key] or None
-    for key in _SCORE_CELLS:
-        if row.get(key) is not None:
-            row[key] = _number_or_text(row[key])
-    return row
-
-
-def _json_or_none(text: Any) -> Any:
-    if not isinstance(text, str) or not text.lstrip().startswith("["):
-        return None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return None
-
-
-def _number_or_text(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+            expected = len(reader.fieldnames or ())
+            got = sum(value is not None for key, value in cells.items() if key is not None) + len(cells.get(None) or ())
+            why = f"expected {expected} cells as in the header, got {got}"
+            yield typed_cells(cells) if got == expected else BadRow(where, "bad_csv", why), where
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:

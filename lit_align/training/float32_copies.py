@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_align.console import note
 from lit_align.policy.precision import HALF_PRECISIONS
 
 Copies = dict[nn.Parameter, nn.Parameter]
@@ -51,6 +52,18 @@ def over_float32(
 def copies_of(optimizer: Optimizer) -> Copies:
     """The float32 copy of each parameter in half precision that an optimizer trains."""
     return _COPIES.get(optimizer, {})
+
+
+def say_copies(optimizer: Optimizer) -> None:
+    """Prints a line where an optimizer works on copies, which take memory."""
+    copies = copies_of(optimizer)
+    if copies:
+        size = sum(copy.numel() for copy in copies.values())
+        dtypes = " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in copies}))
+        note(
+            f"{size:,} trained weights are in {dtypes}, in which small steps are lost: the optimizer works on float32 "
+            f"copies of them ({4 * size / (1 << 30):.2f} GiB)."
+        )
 
 
 def take_gradients(optimizer: Optimizer) -> None:

@@ -18,14 +18,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_align.batch import PairBatch
-from lit_align.console import note
 from lit_align.policy.base_record import KEY as BASE_KEY
 from lit_align.policy.base_record import base_record, demand_same_base
 from lit_align.policy.cpu.host_memory import keep_freed_memory
 from lit_align.policy.spec import PolicySpec
 from lit_align.run_parts import trainer_of
 from lit_align.seeding import derive_seed
-from lit_align.training.float32_copies import copies_of, over_float32, take_gradients, whole_weights
+from lit_align.training.float32_copies import over_float32, say_copies, take_gradients, whole_weights
 from lit_align.training.hyperparameters import describe_run
 from lit_align.training.interruption import mid_accumulation
 from lit_align.training.lr_schedulers import WarmupSchedule, steps_of_fit
@@ -99,13 +98,8 @@ class PairModule(LightningModule):
         saved = {} if self._resumed is None else self._resumed["state_dict"]
         whole = {parameter: saved[name] for name, parameter in trained.items() if name in saved}
         optimizer = over_float32(self.make_optimizer, trained.values(), whole)
-        copies = copies_of(optimizer)
-        if copies and self.trainer.is_global_zero:
-            size = sum(copy.numel() for copy in copies.values())
-            note(
-                f"{size:,} trained weights are in {_dtypes(copies)}, in which small steps are lost: the optimizer "
-                f"works on float32 copies of them ({4 * size / (1 << 30):.2f} GiB)."
-            )
+        if self.trainer.is_global_zero:
+            say_copies(optimizer)
         return optimizer
 
     def _scheduler_of(self, optimizer: Optimizer) -> Scheduler | None:
@@ -292,10 +286,6 @@ def pair_values(losses: Tensor, chosen: Tensor, rejected: Tensor, right: Tensor)
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
     }
-
-
-def _dtypes(parameters: Iterable[nn.Parameter]) -> str:
-    return " and ".join(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}))
 
 
 def _demand_equal(expected: dict[str, tuple[int, ...]], saved: dict[str, tuple[int, ...]]) -> None:
