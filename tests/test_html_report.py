@@ -89,7 +89,7 @@ def test_what_a_crash_tore_is_left_out_and_said(folder: Path) -> None:
     assert len(run.gaps) == 3 and "summary.json cannot be read" in run.gaps[0]
     page = render([run])
     assert "1 line of boundary.jsonl cannot be read" in page
-    assert "Stopped at step 40 of 40. The run crossed into preference fine-tuning" in page
+    assert "Stopped at step 40 of 40. The run crossed into preference fine\u2011tuning" in page
 
 
 @pytest.mark.parametrize("missing", ["summary", "boundary", "config", "csv", "all but config", "all but csv"])
@@ -126,12 +126,12 @@ def test_a_run_under_way_holds_its_folder(folder: Path) -> None:
 def test_the_headline_says_what_happened_how_sure_it_is_and_what_comes_next(folder: Path) -> None:
     run = read_run(folder)
     top = headline(run)
-    assert top.sentence == (
+    assert top.sentence.replace("\u00a0", " ") == (
         "The run crossed into preference fine-tuning. It went back to preference injection, and its answers beat the "
         "start's on 80 % of 64 held-out prompts (70 to 90 %)."
     )
     shown = {number.label: (number.value, number.source) for number in top.numbers}
-    assert shown["Boundary score"] == ("0.30", "off") and shown["Win rate against the start"] == ("80 %", "")
+    assert shown["Boundary score"] == ("0.30", "off") and shown["Win rate"] == ("80\u00a0%", "")
     assert top.next_steps[0].startswith("For the next run, as measured at step 30: 0.30: the static answers win")
 
 
@@ -152,7 +152,8 @@ def test_a_reward_model_has_a_headline_of_its_own(tmp_path: Path) -> None:
     run_folder.write_json(folder / run_folder.REWARD_QUALITY, quality)
     run_folder.write_json(folder / run_folder.SUMMARY, {"state": "finished", "steps": 20, "crossing": None})
     top = headline(read_run(folder))
-    assert top.sentence == "The reward model finds the better answer in 81 % of 60 held-out pairs (70 % to 90 %)."
+    told = top.sentence.replace("\u00a0", " ")
+    assert told == "The reward model finds the better answer in 81 % of 60 held-out pairs (70 to 90 %)."
     assert "RewardModelJudge" in top.next_steps[-1]
 
 

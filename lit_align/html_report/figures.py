@@ -18,6 +18,7 @@ from lit_align.html_report.palette import (
     LINE,
     OFF_POLICY,
     ON_POLICY,
+    ON_POLICY_TINT,
     QUIET,
     REJECTED,
     blank_figure,
@@ -25,6 +26,12 @@ from lit_align.html_report.palette import (
 )  # fmt: skip
 from lit_align.html_report.record import RunRecord
 from lit_align.html_report.thin import thin
+
+ROUNDS = {
+    "mean_score": ("On-policy rounds: score", "Mean score of the answers that each round sampled."),
+    "yield": ("On-policy rounds: yield", "Pairs that each sampled answer gave; ties and duplicates give none."),
+}
+"""Numbers of each on-policy round: title and note."""
 
 ENDS = {
     "decided": "stopped by decision",
@@ -36,7 +43,7 @@ _UNDECIDED = {"budget": "square-open", "pool": "diamond-open"}
 
 FIGURES = {
     "score_mean": ("Score of the judge, mean", "Quality: what the judge thinks of a source's answers."),
-    "score_best": ("Score of the judge, best of a prompt", ""),
+    "score_best": ("Score of the judge, best", "Of the best answer to each prompt."),
     "distinct_2": ("Distinct word pairs", "Diversity: share of different word pairs among the answers to a prompt."),
     "self_bleu": ("Self-BLEU", "How much the answers to a prompt repeat each other; lower is more diverse."),
     "near_duplicates": ("Near duplicates", "Share of answers that nearly repeat another one to the same prompt."),
@@ -126,6 +133,7 @@ def _add_share(figure: go.Figure, run: RunRecord, end: int) -> None:
     shares = [decision.on_policy_share for decision in run.decisions]
     figure.add_scatter(
         x=[*steps, end], y=[*shares, shares[-1]], mode="lines", name="on-policy share", fill="tozeroy",
+        fillcolor=ON_POLICY_TINT,
         line={"color": ON_POLICY, "width": 2, "shape": "hv"}, hovertemplate="%{y:.0%} on-policy<extra></extra>",
         showlegend=False, row=2, col=1,
     )  # fmt: skip
@@ -174,31 +182,24 @@ def votes_figure(run: RunRecord) -> go.Figure | None:
                 marker={"color": colour, "line": {"width": 0}}, customdata=counts,
                 hovertemplate="%{y:.0%} (%{customdata})",
             )  # fmt: skip
-    figure.update_layout(barmode="stack", bargap=0.25)
+    figure.update_layout(barmode="stack", bargap=0.4)
     figure.update_xaxes(type="category", nticks=12)
     figure.update_yaxes(tickformat=".0%", range=[0, 1])
     return figure
 
 
-def rounds_figure(run: RunRecord) -> go.Figure | None:
-    """The mean score of each on-policy round and the pairs that an answer of it gave; None without rounds."""
-    rounds = [stats for stats in run.summary.get("rounds") or () if isinstance(stats.get("step"), int)]
-    if not rounds:
+def round_figure(run: RunRecord, key: str) -> go.Figure | None:
+    """A number of each on-policy round; None without rounds."""
+    rounds = run.summary.get("rounds") or ()
+    points = [(stats["step"], stats[key]) for stats in rounds if finite(stats.get("step")) and finite(stats.get(key))]
+    if not points:
         return None
     figure = blank_figure(220)
-    for key, label, axis, dash in (
-        ("mean_score", "mean score", "y", "solid"),
-        ("yield", "pairs an answer (right axis)", "y2", "dot"),
-    ):
-        points = [(stats["step"], stats[key]) for stats in rounds if isinstance(stats.get(key), int | float)]
-        if points:
-            figure.add_scatter(
-                x=[step for step, _ in points], y=[value for _, value in points], name=label, yaxis=axis,
-                mode="lines+markers", line={"color": ON_POLICY, "width": 2, "dash": dash}, hovertemplate="%{y:.3g}",
-            )  # fmt: skip
-    second = {"overlaying": "y", "side": "right", "showgrid": False, "zeroline": False, "automargin": True}
-    figure.update_layout(yaxis2={**second, "rangemode": "tozero", "tickfont": {"size": 11, "color": QUIET}})
-    return figure if figure.data else None
+    figure.add_scatter(
+        x=[step for step, _ in points], y=[value for _, value in points], mode="lines+markers",
+        line={"color": ON_POLICY, "width": 2}, marker={"size": 7}, hovertemplate="%{y:.3g}",
+    )  # fmt: skip
+    return figure.update_layout(margin_t=10)
 
 
 def win_rates_figure(run: RunRecord) -> go.Figure | None:

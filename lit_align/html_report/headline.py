@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_align.console import format_duration
 from lit_align.html_report.record import RunRecord
 from lit_align.records import Stage
 from lit_align.report.crossing import crossing, for_the_next_run
 
 STAGES = {Stage.INJECTION.value: "preference injection", Stage.FINE_TUNING.value: "preference fine-tuning"}
 _IN_BRACKETS = re.compile(r"\s\([^()]*\)")
+_BLANK = "\u00a0"
+"""A blank at which no line ends."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,7 @@ def _reward_sentence(run: RunRecord) -> str:
     accuracy = run.reward_quality.get("accuracy")
     if isinstance(accuracy, Mapping) and accuracy.get("value") is not None:
         of = f"of {accuracy['count']} held-out pairs" if accuracy.get("count") else "of held-out pairs"
-        interval = f"{_percent(accuracy['low'])} to {_percent(accuracy['high'])}"
-        return f"The reward model finds the better answer in {_percent(accuracy['value'])} {of} ({interval})"
+        return f"The reward model finds the better answer in {_percent(accuracy['value'])} {of} ({_interval(accuracy)})"
     held_out = run.metrics.get("val/rewards/accuracies")
     if held_out is not None:
         return f"The reward model finds the better answer in {_percent(held_out.last)} of held-out pairs"
@@ -105,9 +105,7 @@ def _reward_sentence(run: RunRecord) -> str:
 def _numbers(run: RunRecord) -> Iterator[Number]:
     result = run.summary.get("win_rate")
     if isinstance(result, Mapping):
-        yield Number(
-            "Win rate against the start", _percent(result["score"]), f"{_interval(result)}, {result['prompts']} prompts"
-        )
+        yield Number("Win rate", _percent(result["score"]), f"against the start, {_interval(result)}")
     last = next((decision for decision in reversed(run.decisions) if decision.measured), None)
     if last is not None:
         source = "on" if last.score >= 0.5 else "off"
@@ -123,7 +121,7 @@ def _numbers(run: RunRecord) -> Iterator[Number]:
     yield Number("Steps", f"{run.steps:,}", of_limit)
     total = (run.summary.get("seconds") or {}).get("total")
     if total:
-        yield Number("Time", format_duration(total), _time_detail(run))
+        yield Number("Time", _rough(total), _time_detail(run))
 
 
 def _metric_numbers(run: RunRecord) -> Iterator[Number]:
@@ -169,8 +167,15 @@ def _next_steps(run: RunRecord) -> Iterator[str]:
 
 
 def _percent(value: float) -> str:
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.0f}{_BLANK}%"
 
 
 def _interval(result: Mapping[str, Any]) -> str:
-    return f"{100 * result['low']:.0f} to {100 * result['high']:.0f} %"
+    return f"{100 * result['low']:.0f} to {100 * result['high']:.0f}{_BLANK}%"
+
+
+def _rough(seconds: float) -> str:
+    """A time of two figures, for a place with little room."""
+    if seconds < 100:
+        return f"{seconds:.0f}{_BLANK}s"
+    return f"{seconds / 60:.0f}{_BLANK}min" if seconds < 7200 else f"{seconds / 3600:.1f}{_BLANK}h"

@@ -70,6 +70,7 @@ CHARTS = (
         "rewards",
         "Rewards",
         (Line("rewards/chosen", "chosen", CHOSEN), Line("rewards/rejected", "rejected", REJECTED, "dash")),
+        note="As the loss defines them: for DPO, how much likelier an answer became than it is for the reference.",
     ),
     Chart(
         "logps",
@@ -112,7 +113,8 @@ def training_figure(run: RunRecord, chart: Chart) -> go.Figure | None:
         return None
     add_swaps(figure, run)
     figure.update_yaxes(title_text=chart.unit)
-    figure.update_layout(showlegend=len([trace for trace in figure.data if trace.showlegend is not False]) > 1)
+    named = [trace for trace in figure.data if trace.showlegend is not False]
+    figure.update_layout(showlegend=len(named) > 1, margin_t=30 if len(named) > 1 else 10)
     return figure
 
 

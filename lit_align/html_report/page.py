@@ -167,8 +167,11 @@ def _sides(run: RunRecord) -> list[Panel]:
         _panel(f"sides-{name}", title, figures.sides_figure(run, name), note)
         for name, (title, note) in figures.FIGURES.items()
     ]
-    rounds = _panel("rounds", "On-policy rounds", figures.rounds_figure(run), "Each round of sampled answers.")
-    return [panel for panel in (*panels, rounds) if panel is not None]
+    panels += [
+        _panel(f"rounds-{name}", title, figures.round_figure(run, name), note)
+        for name, (title, note) in figures.ROUNDS.items()
+    ]
+    return [panel for panel in panels if panel is not None]
 
 
 def _compared(runs: Sequence[RunRecord]) -> list[Panel]:
@@ -224,6 +227,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )
     environment.filters["as_text"] = lambda value: as_text(str(value))
+    environment.filters["unbroken"] = lambda value: value.replace("-", "\u2011")
     return environment.get_template("report.html.j2")
 
 

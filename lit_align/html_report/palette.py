@@ -7,6 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 ON_POLICY = "#0b6bb8"
+ON_POLICY_TINT = "rgba(11,107,184,0.18)"
 OFF_POLICY = "#c8551b"
 CHOSEN = "#0f7f6b"
 REJECTED = "#9a3f86"
@@ -19,6 +20,7 @@ RUNS = (LINE, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#a8770a")
 
 DARK = {
     ON_POLICY: "#5db2f7",
+    ON_POLICY_TINT: "rgba(93,178,247,0.22)",
     OFF_POLICY: "#f39a60",
     CHOSEN: "#46c7ae",
     REJECTED: "#de90cf",
