@@ -249,12 +249,13 @@ def test_reloading_the_data_changes_no_pair(fit: Fit) -> None:
 def test_max_time_alone_ends_a_run(fit: Fit, limit: Any) -> None:
     watch, trainer = fit(max_time=limit, limit_val_batches=0)
     (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
-    assert watch.count("train") > 6 and timer.time_remaining() <= 0
+    assert watch.count("train") > 0
+    assert timer.time_remaining() <= 0
 
 
-def test_a_timer_of_ones_own_ends_a_run_and_max_epochs_still_counts(fit: Fit) -> None:
-    watch, _ = fit(callbacks=[Timer(timedelta(seconds=0.5))], limit_val_batches=0)
-    assert watch.count("train") > 6
+def test_a_timer_of_ones_own_lifts_the_limit_of_one_epoch_and_max_epochs_still_counts(fit: Fit) -> None:
+    watch, _ = fit(watch=Watch(stop_at=8), callbacks=[Timer(timedelta(hours=1))], limit_val_batches=0)
+    assert watch.count("train") == 8  # not one epoch of 6
     watch, _ = fit(max_time=timedelta(hours=1), max_epochs=1)
     assert watch.count("train") == 6
 
@@ -351,14 +352,14 @@ def test_switches_and_kinds_of_callbacks(tmp_path: Path) -> None:
         trainer = AlignmentTrainer(default_root_dir=tmp_path, accelerator="cpu", **flags)
         return {type(callback).__name__ for callback in trainer.callbacks}  # type: ignore[attr-defined]
 
-    plain = {"AlignmentCheckpoint", "PlainProgress", "RunSummary", "SaveModel"}
+    plain = {"AlignmentCheckpoint", "PlainProgress", "ReportCallback", "RunSummary", "SaveModel"}
     assert callbacks() == plain
     assert callbacks(enable_progress_bar=False) == plain - {"PlainProgress"}
     assert callbacks(enable_checkpointing=False) == plain - {"AlignmentCheckpoint", "SaveModel"}
     assert any("ModelSummary" in kind for kind in callbacks(enable_model_summary=True))
     assert callbacks(callbacks=ModelSummary()) == plain | {"ModelSummary"}
     assert callbacks(callbacks=[TQDMProgressBar()]) == {
-        "AlignmentCheckpoint", "RunSummary", "SaveModel", "TQDMProgressBar"
+        "AlignmentCheckpoint", "ReportCallback", "RunSummary", "SaveModel", "TQDMProgressBar"
     }  # fmt: skip
 
 
