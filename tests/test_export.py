@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -16,7 +16,7 @@ from lit_align.cli import main
 from lit_align.export.hub import push
 from lit_align.trained import open_run
 from lit_align.trained.loading import short_name
-from tests.helpers.tiny import save_tiny_model
+from tests.helpers.tiny import save_adapter, save_tiny_model
 
 CONFIG = """
 model:
@@ -95,6 +95,34 @@ def test_a_merged_adapter_is_a_plain_model(
     half = AutoModelForCausalLM.from_pretrained("half")
     assert half.dtype == torch.bfloat16
     assert 0 < float((logits(half) - trained()).abs().max()) < 0.1
+
+
+def test_a_run_in_4_bits_is_merged_into_the_weights_before_that(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    fit(tiny_model, "lora: {r: 2}, quantization: nf4, dtype: float32")
+    assert main(["export", "run", "--output", "adapter"]) == 0
+    assert main(["export", "run", "--merge", "--output", "merged"]) == 0
+    printed = capsys.readouterr().out
+    assert "as it was trained, in another precision, it differs by" in printed
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    whole = PeftModel.from_pretrained(base, "adapter")
+    merged = logits(AutoModelForCausalLM.from_pretrained("merged"))
+    torch.testing.assert_close(merged, logits(whole), rtol=0, atol=1e-5)
+    assert 1e-4 < float((merged - trained()).abs().max()) < 0.5
+
+
+def test_an_adapter_that_was_trained_further_is_merged_alone(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_adapter(tiny_model, tmp_path / "sft")
+    fit(tiny_model, "adapter: sft")
+    assert main(["export", "run", "--merge", "--output", "merged"]) == 0
+    merged = AutoModelForCausalLM.from_pretrained("merged")
+    torch.testing.assert_close(logits(merged), trained(), rtol=0, atol=1e-5)
 
 
 def test_all_weights_have_nothing_to_merge(

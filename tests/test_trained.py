@@ -155,6 +155,9 @@ def test_what_is_no_run_is_a_sentence(tiny_model: Path, folder: Path) -> None:
     Path("runs/one/reward_model").mkdir()
     with pytest.raises(ValueError, match="of a reward model, which scores answers and writes none"):
         open_run("one")
+    torch.save({"state_dict": {"model.score.weight": torch.zeros(1)}}, "reward.ckpt")
+    with pytest.raises(ValueError, match="reward.ckpt is of a reward model"):
+        open_run("reward.ckpt")
     Path("runs/one/config.yaml").write_text("model: {init_args: {policy: {model: x, rope: 3}}}")
     Path("runs/one/model").mkdir()
     Path("runs/one/model/adapter_config.json").write_text("{}")

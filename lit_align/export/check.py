@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from lit_align.policy.load import base_options, load_config
+from lit_align.policy.nf4 import keep_trainable_on_cpu
 from lit_align.policy.precision import HALF_PRECISIONS, dtype_of_products
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.spec import PolicySpec
@@ -122,7 +123,9 @@ def _load(folder: Path, spec: PolicySpec) -> Any:
 
     options = base_options(spec, load_config(spec))
     kept = {key: options[key] for key in ("dtype", "quantization_config") if key in options}
-    return AutoPeftModelForCausalLM.from_pretrained(folder, **copy.deepcopy(kept)).eval()
+    model = AutoPeftModelForCausalLM.from_pretrained(folder, **copy.deepcopy(kept)).eval()
+    keep_trainable_on_cpu(model)  # the packed form of a CPU does not take every shape
+    return model
 
 
 def _answers(policy: TrainedPolicy) -> Answers:

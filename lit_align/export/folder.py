@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from lit_align.data.encoder import Encoder
 from lit_align.files import written_whole
@@ -46,12 +48,26 @@ def write_model(
             save_adapter(policy, folder)
             _name_base(folder / ADAPTER, spec)
         else:
-            policy.save_pretrained(folder, **({} if max_shard_size is None else {"max_shard_size": max_shard_size}))
+            shards = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
+            with without_bars():
+                policy.save_pretrained(folder, **shards)
         tokenizer.save_pretrained(folder)
         generation_settings(spec, tokenizer).save_pretrained(folder)
         (folder / CARD).write_text(card(folder), encoding="utf-8")
         if check is not None:
             check(folder)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps transformers from showing progress bars within the block."""
+    enabled = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            hf_logging.enable_progress_bar()
 
 
 def generation_settings(spec: PolicySpec, tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
