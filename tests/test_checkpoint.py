@@ -187,7 +187,7 @@ def aligned_run(model: str, folder: Path, record: Path, end: str, resume: bool, 
         callbacks=[
             Recorder(record, die_at=at if how == "die" else None, stop_at=at if how == "stop" else None),
             BoundaryCallback(every_n_steps=3, max_prompts=4, sequential=False, alpha=0.9),  # decides on its guess
-            WinRateCallback(num_prompts=3), AlignmentCheckpoint(every_n_train_steps=3),
+            WinRateCallback(num_prompts=3, every_n_steps=2), AlignmentCheckpoint(every_n_train_steps=3),
         ],
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path="last" if resume else None)
@@ -256,6 +256,11 @@ def test_killed_and_resumed_equals_never_killed(tmp_path: Path, tiny_model: Path
 
     for name in ("boundary.jsonl", "answers.jsonl", "samples.jsonl"):
         assert untimed(killed, name) == untimed(whole, name)
+    win_rates = [json.loads((folder / "summary.json").read_text())["win_rates"] for folder in (whole, killed)]
+    assert [result["step"] for result in win_rates[0]] == [2, 4, 6, 8, 9]
+    assert [{**result, "seconds": 0} for result in win_rates[0]] == [
+        {**result, "seconds": 0} for result in win_rates[1]
+    ]
     weights = [torch.load(one / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for one in (whole, killed)]
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

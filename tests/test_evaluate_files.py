@@ -127,14 +127,20 @@ def test_the_draw_depends_on_the_seed_alone_and_takes_none_alike() -> None:
 
 
 def test_rows_by_prompt_can_be_read_again(tmp_path: Path) -> None:
-    pairs = [judged("a", 1.0, category="x", orders=(1.0, 0.0)), judged("b", math.nan)]
+    chat = (Message("user", "b"), Message("assistant", "and?"), Message("user", "c"))
+    pairs = [
+        judged("a", 1.0, category="x", orders=(1.0, 0.0)),
+        JudgedAnswers(chat, Candidate("mine"), Candidate("theirs"), math.nan),
+    ]
     write_prompts(tmp_path, pairs)
     rows = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
     assert parquet.read_table(tmp_path / "prompts.parquet").to_pylist() == rows
     assert (rows[0]["verdict"], rows[0]["shown_first"], rows[0]["length"]) == ("win", 1.0, 4)
     assert (rows[1]["verdict"], rows[1]["win_probability"], rows[1]["category"]) == ("abstained", None, None)
     for name in ("prompts.jsonl", "prompts.parquet"):
-        assert [one.candidates[0].text for one in read_answers(str(tmp_path / name))] == ["mine", "mine"]
+        answered = read_answers(str(tmp_path / name))
+        assert [one.candidates[0].text for one in answered] == ["mine", "mine"]
+        assert answered[1].prompt == chat
 
 
 def test_alpaca_evals_format() -> None:

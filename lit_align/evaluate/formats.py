@@ -35,6 +35,7 @@ def prompt_row(judged: JudgedAnswers) -> dict[str, Any]:
     orders = judged.orders or (None, None)
     return {
         "prompt": prompt_text(judged.prompt),
+        "messages": [{"role": message.role, "content": message.content} for message in judged.prompt],
         "category": judged.category,
         "output": judged.answer.text,
         "opponent_output": judged.opponent.text,
@@ -58,6 +59,7 @@ def _schema(pyarrow: Any) -> Any:
     numbers = ("win_probability", "shown_first", "opponent_shown_first", "score", "opponent_score")
     kinds = {
         **dict.fromkeys((*texts, "where"), pyarrow.string()),
+        "messages": pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()}.items())),
         **dict.fromkeys(numbers, pyarrow.float64()),
         **dict.fromkeys(("length", "opponent_length"), pyarrow.int64()),
     }

@@ -65,6 +65,8 @@ def _read(source: RowSource) -> list[CandidateSet]:
 def _with_our_names(row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with `prompt` and `candidates` in place of other programs' names."""
     ours = dict(row)
+    if "opponent_output" in row and row.get("messages"):  # of an earlier evaluation: a chat's text is not its turns
+        ours["prompt"] = row["messages"]
     if ours.get("prompt") is None:
         if isinstance(ours.get("turns"), list) and ours["turns"]:
             ours["prompt"] = ours["turns"][0]

@@ -123,7 +123,7 @@ def _doubts(evaluation: Evaluation) -> list[str]:
     if max(rate.cut, rate.opponent_cut) > 0.2:
         doubts.append(
             "Many answers end at the sampler's limit, so that the judge saw only their beginnings: raise its "
-            "max_new_tokens (--data.sampler.max_new_tokens)."
+            "max_new_tokens (--data.sampler.max_new_tokens, or with a --sampler of its own)."
         )
     return doubts
 
