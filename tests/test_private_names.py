@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from peft import LoraConfig
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
-from transformers import LlamaForCausalLM
+from transformers import GenerationConfig, LlamaForCausalLM
 
 from tests.helpers.tiny import tiny_llama_config
 
@@ -63,6 +64,8 @@ PRIVATE: list[tuple[Callable[[], Any], list[str]]] = [
     (make_llama, ["_no_split_modules"]),
     (lambda: make_llama().model.layers[0], ["_gradient_checkpointing_func"]),
     (LoraConfig, ["_register_custom_module"]),
+    (GenerationConfig, ["_from_model_config"]),
+    (ArgumentParser, ["_actions"]),
     (lambda: nn.Linear(1, 1), ["_parameters"]),
     (lambda: nn.Linear(1, 1).weight, ["_version"]),
     (make_schedule, ["_get_lr_called_within_step", "_is_initial", "_last_lr", "_step_count"]),
@@ -70,8 +73,8 @@ PRIVATE: list[tuple[Callable[[], Any], list[str]]] = [
 """Objects, and the private names that lit-align reads, sets or overrides on them."""
 BY_IMPORT = {"plan/", "cli/keys.py"}
 """Rooms that take private names of torch and jsonargparse, which their own tests need at every step."""
-ELSEWHERE = {"_subcommand_parsers"}
-"""Names of objects that only a run has: the last test here."""
+ELSEWHERE = {"_subcommand_parsers", "_replace"}
+"""Of objects that only a run has (the last test here), and of named tuples, for whom it is public."""
 
 
 @pytest.mark.parametrize(("make", "names"), PRIVATE, ids=[names[0] for _, names in PRIVATE])
