@@ -93,10 +93,12 @@ def test_weights_and_biases_gets_tables_histograms_and_a_chart(tmp_path: Path, m
 @pytest.mark.usefixtures("environment")
 def test_mlflow_gets_tables_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a data base needs more than mlflow-skinny
-    logger = MLFlowLogger("test", tracking_uri=f"file:{tmp_path / 'mlruns'}")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.chdir(tmp_path)
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logger = MLFlowLogger("test", tracking_uri=store, artifact_location=str(tmp_path / "artifacts"))
     boundary = fit(tmp_path, logger)
-    client = mlflow.MlflowClient(f"file:{tmp_path / 'mlruns'}")
+    client = mlflow.MlflowClient(store)
     history = client.get_metric_history(logger.run_id, "boundary/score")
     assert [(point.step, point.value) for point in history] == [
         (decision.step, pytest.approx(decision.score)) for decision in boundary.history

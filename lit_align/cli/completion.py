@@ -73,9 +73,8 @@ def options_of_help(command: str, main: Callable[[Sequence[str]], int]) -> list[
 
 
 def _options_of_parts() -> Iterator[str]:
-    from jsonargparse._parameter_resolvers import get_signature_parameters
-
     import lit_align as la
+    from lit_align.cli.keys import parameters_of
 
     parts = {
         "data": la.AlignmentDataModule,
@@ -85,8 +84,7 @@ def _options_of_parts() -> Iterator[str]:
         "boundary": la.BoundaryCallback,
     }
     for name, part in parts.items():
-        for parameter in get_signature_parameters(part):
-            yield f"--{name}.{parameter.name}"
+        yield from (f"--{name}.{parameter}" for parameter in parameters_of(part))
 
 
 def _for_bash(options: Mapping[str, Sequence[str]]) -> str:

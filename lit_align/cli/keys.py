@@ -146,7 +146,7 @@ def _visit(value: Any, kind: Any, settings: Any, path: tuple[str, ...], where: s
         return _visit_class(value, bases, settings, path, where)
     record = next((alternative for alternative in _alternatives(kind) if is_record(alternative)), None)
     if record is not None and isinstance(value, Mapping):
-        return _visit_keys(value, _parameters(record), settings, path, where)
+        return _visit_keys(value, parameters_of(record), settings, path, where)
     if record is not None:
         _refuse_single_value(value, kind, record, path, where)
     return value
@@ -157,7 +157,7 @@ def _refuse_single_value(value: Any, kind: Any, record: Any, path: tuple[str, ..
     others = [alternative for alternative in _alternatives(kind) if alternative not in (record, type(None))]
     if value is None or others or (isinstance(value, str) and Path(value).is_file()):
         return
-    names = ", ".join(f"`{_dotted((*path, name))}`" for name in _parameters(record))
+    names = ", ".join(f"`{_dotted((*path, name))}`" for name in parameters_of(record))
     raise UsageError(f"`{_dotted(path)}` in {where} takes keys, not the value {value!r}: set {names}")
 
 
@@ -190,7 +190,7 @@ def _visit_class(
     if isinstance(value, str) and Path(value).is_file():
         return settings
     component = _resolve(name, bases, path, where) if isinstance(name, str) else bases[0]
-    kinds = _parameters(component)
+    kinds = parameters_of(component)
     earlier = before.get("class_path")
     same = earlier is None or component is _resolve(earlier, bases, path, where)
     arguments = before.get("init_args", {}) if same else {}
@@ -241,7 +241,8 @@ def _dotted(path: Sequence[str]) -> str:
     return ".".join(path)
 
 
-def _parameters(component: Any) -> dict[str, Any]:
+def parameters_of(component: Any) -> dict[str, Any]:
+    """The arguments of a class with their types, those that it hands on included."""
     return {parameter.name: parameter.annotation for parameter in get_signature_parameters(component)}
 
 
