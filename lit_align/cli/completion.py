@@ -14,11 +14,11 @@ from lit_align.cli.help import COMMANDS
 
 _OPTION = re.compile(r"^  (?:-\w, )?(--[\w.-]+)", flags=re.MULTILINE)
 _EPILOG = """\
-where the script goes:
+examples:
   bash  lit-align completion bash > ~/.local/share/bash-completion/completions/lit-align
   zsh   lit-align completion zsh > DIR/_lit-align     # DIR is one of those in $fpath
   fish  lit-align completion fish > ~/.config/fish/completions/lit-align.fish
-The next shell completes."""
+They write the script where the shell looks for it; the next shell completes."""
 
 
 def run(args: Sequence[str], main: Callable[[Sequence[str]], int]) -> None:
