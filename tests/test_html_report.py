@@ -239,6 +239,12 @@ def test_costs_are_by_purpose_and_by_kind(folder: Path) -> None:
     assert kinds == {"training": 0.6, "sampling": 0.3, "judging": 0.08, "measuring the boundary": 0.02}
 
 
+def test_decisions_are_a_table_that_says_what_ended_them(folder: Path) -> None:
+    rows = tables.decision_rows(read_run(folder))
+    assert [row["end"] for row in rows] == ["decision", "budget", "decision", "decision"]
+    assert (rows[2]["stage"], rows[2]["source"], rows[2]["interval"]) == ("fine-tuning", "on", "0.58 to 0.82")
+
+
 def test_data_are_counted_where_they_were_dropped(folder: Path) -> None:
     run = read_run(folder)
     rows = {row.label: (row.counts, row.kept) for row in tables.data_rows(run)}
@@ -271,6 +277,8 @@ def test_runs_are_compared_with_their_differences(folder: Path, tmp_path: Path) 
     drawn = page.data("figures")
     assert {"all/compare-score", "0/stage", "1/stage"} <= set(drawn)
     assert [trace["name"] for trace in drawn["all/compare-score"]["data"]] == ["run", "run (2)"]
+    groups = [trace["legendgroup"] for trace in drawn["all/compare-0"]["data"]]
+    assert groups == ["run", "run (2)"], "each run is hidden by itself"
     assert "trainer.max_steps" in page.words
 
 

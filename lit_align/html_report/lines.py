@@ -156,17 +156,17 @@ def add_line(figure: go.Figure, series: Series | None, line: Line) -> None:
     if window == 1:
         figure.add_scatter(
             x=series.steps, y=series.values, name=line.label, mode="lines" if len(series.steps) > 1 else "markers",
-            line=style, legendgroup=line.metric, hovertemplate="%{y:.4g}",
+            line=style, legendgroup=line.label, hovertemplate="%{y:.4g}",
         )  # fmt: skip
         return
     raw = thin(series)
     mean = thin(moving_mean(series, window))
     figure.add_scatter(
         x=raw.steps, y=raw.values, name=f"{line.label}, each step", mode="lines", opacity=0.28, showlegend=False,
-        line={"color": line.colour, "width": 1}, legendgroup=line.metric, hoverinfo="skip",
+        line={"color": line.colour, "width": 1}, legendgroup=line.label, hoverinfo="skip",
     )  # fmt: skip
     figure.add_scatter(
-        x=mean.steps, y=mean.values, name=line.label, mode="lines", line=style, legendgroup=line.metric,
+        x=mean.steps, y=mean.values, name=line.label, mode="lines", line=style, legendgroup=line.label,
         hovertemplate="%{y:.4g}",
     )  # fmt: skip
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_align.console import format_duration
-from lit_align.html_report.figures import ENDS
 from lit_align.html_report.headline import STAGES
 from lit_align.html_report.record import RunRecord
 from lit_align.report.text import KEPT, UNUSED, reason_in_words, unused_in_words
@@ -25,6 +24,7 @@ ACTIVITIES = {
 }
 _RUN_ONLY = ("trainer.default_root_dir", "trainer.logger")
 _ABSENT = "(not set)"
+_ENDED_BY = {"decided": "decision", "budget": "budget", "pool": "no more prompts"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def decision_rows(run: RunRecord) -> list[dict[str, Any]]:
             "prompts": decision.prompts if decision.measured else "",
             "ties": decision.ties if decision.measured else "",
             "abstentions": decision.abstentions if decision.measured else "",
-            "end": ENDS.get(str(decision.stopped), "").removeprefix("stopped").strip(" :by") or "",
+            "end": _ENDED_BY.get(str(decision.stopped), ""),
             "seconds": f"{decision.seconds:.0f} s" if decision.measured else "",
             "reason": decision.reason,
             "warning": decision.judge_warning or "",
