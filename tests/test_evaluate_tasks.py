@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,9 @@ def test_a_model_without_a_start_is_refused(tiny_model: Path, folder: Path) -> N
 def test_the_numbers_are_plain(tmp_path: Path) -> None:
     (change,) = compare_results(results([1, 0, 1, 1]), results([1, 0, 0, 0]))
     assert json.loads(json.dumps(change.__dict__))["paired"] is True
+
+
+def test_without_the_harness_the_error_names_the_extra(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ImportError, match=r"pip install 'lit-align\[lm-eval\]'"):
+        run_tasks(open_run(tiny_model).load("cpu"), TaskSettings(["any"]))

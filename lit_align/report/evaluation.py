@@ -120,6 +120,8 @@ def _doubts(evaluation: Evaluation) -> list[str]:
         doubts.append("Both sides gave the same answers.")
     elif rate.ties == rate.prompts:
         doubts.append("All verdicts are ties: the judge told no answers apart.")
+    if rate.same_in_both_orders is not None and rate.same_in_both_orders < 0.6:
+        doubts.append("On many prompts the order of the answers decides, not the answers: take a better judge.")
     if max(rate.cut, rate.opponent_cut) > 0.2:
         doubts.append(
             "Many answers end at the sampler's limit, so that the judge saw only their beginnings: raise its "
