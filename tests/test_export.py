@@ -203,8 +203,9 @@ class FakeHub:
     def repo_exists(self, repo: str) -> bool:
         return repo == "me/there"
 
-    def create_repo(self, repo: str, private: bool) -> None:
+    def create_repo(self, repo: str, private: bool) -> str:
         FakeHub.files = {"private": str(private)}
+        return f"https://hub/{repo}"
 
     def upload_folder(self, folder_path: Path, repo_id: str, ignore_patterns: list[str]) -> None:
         names = [path.name for path in Path(folder_path).iterdir() if path.name not in ignore_patterns]
@@ -228,7 +229,7 @@ def test_the_hub_gets_the_folder_without_paths(
     with pytest.raises(FileExistsError, match="me/there is on the hub already"):
         push(Path("run/model"), "me/there")
     assert main(["export", "run", "--output", "out", "--push", "me/new"]) == 0
-    assert "https://huggingface.co/me/new" in capsys.readouterr().out
+    assert "https://hub/me/new" in capsys.readouterr().out
     assert FakeHub.files.keys() == {path.name for path in Path("out").iterdir()} | {"private"}
     assert FakeHub.files["private"] == "True"
     assert json.loads(FakeHub.files["adapter_config.json"])["base_model_name_or_path"] == tiny_model.name

@@ -65,8 +65,8 @@ def write_card(facts: CardFacts, folder: Path) -> str:
     head = yaml.safe_dump(_head(facts, adapter), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{head}---\n\n# {facts.name}",
-        f"{kind} {_base_link(facts.spec)}, aligned on preference pairs by lit-align {version('lit-align')}. The "
-        f"weights are those of {facts.moment}.",
+        f"{kind} `{short_name(facts.spec.model)}`, aligned on preference pairs by lit-align {version('lit-align')}. "
+        f"The weights are those of {facts.moment}.",
         *facts.notes,
         _loading(facts.spec, folder, adapter),
         "## Training\n\n" + markdown_table([["", ""], *map(list, _rows(facts))]),
@@ -89,11 +89,6 @@ def _head(facts: CardFacts, adapter: bool) -> dict[str, Any]:
 
 def _is_hub_id(name: str) -> bool:
     return not is_local(name) and _HUB_ID.fullmatch(name) is not None
-
-
-def _base_link(spec: PolicySpec) -> str:
-    name = short_name(spec.model)
-    return f"[{name}](https://huggingface.co/{name})" if _is_hub_id(spec.model) else f"`{name}`"
 
 
 def _loading(spec: PolicySpec, folder: Path, adapter: bool) -> str:

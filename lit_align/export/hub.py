@@ -48,11 +48,11 @@ def push(folder: Path, repo: str, private: bool = True) -> str:
         raise FileExistsError(f"{repo} is on the hub already, and export overwrites nothing: choose another name")
     with tempfile.TemporaryDirectory() as scratch:
         named = _without_path(folder / ADAPTER, Path(scratch))
-        api.create_repo(repo, private=private)
+        address = api.create_repo(repo, private=private)
         api.upload_folder(folder_path=folder, repo_id=repo, ignore_patterns=[] if named is None else [ADAPTER])
         if named is not None:
             api.upload_file(path_or_fileobj=named, path_in_repo=ADAPTER, repo_id=repo)
-    return f"https://huggingface.co/{repo}"
+    return str(address)
 
 
 def _without_path(path: Path, scratch: Path) -> Path | None:

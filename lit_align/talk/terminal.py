@@ -42,7 +42,7 @@ def _react(chat: Chat, line: str, screen: _Screen) -> None:
     if word == "/base":
         speaker = chat.switch()
         which = "The model as the run started answers" if speaker == START else "The trained model answers"
-        screen.hint(f"{which} from here on; /again repeats the last question.")
+        screen.hint(f"{which} now; /again repeats the last question.")
     elif word == "/reset":
         chat.reset()
         screen.hint("The chat begins anew.")
