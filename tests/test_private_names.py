@@ -68,7 +68,7 @@ PRIVATE: list[tuple[Callable[[], Any], list[str]]] = [
     (ArgumentParser, ["_actions"]),
     (lambda: nn.Linear(1, 1), ["_parameters"]),
     (lambda: nn.Linear(1, 1).weight, ["_version"]),
-    (make_schedule, ["_get_lr_called_within_step", "_is_initial", "_last_lr", "_step_count"]),
+    (make_schedule, ["_last_lr", "_step_count"]),
 ]  # fmt: skip
 """Objects, and the private names that lit-align reads, sets or overrides on them."""
 BY_IMPORT = {"plan/", "cli/keys.py"}
