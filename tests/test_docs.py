@@ -60,6 +60,7 @@ OF_A_FIT = {
     "--boundary.every_n_steps": "1",
 }
 """What makes a fit small, where a command does not set it."""
+OF_A_MEASUREMENT = ("--data.sampler.max_new_tokens", "--boundary.max_prompts")
 SMALLER = {
     r"package://[\w/.-]+\.gguf": "{model}",
     r"max_steps=\d+": 'max_steps=2, accelerator="cpu"',
@@ -196,8 +197,8 @@ def run_in_full(words: list[str], place: str, model: Path) -> None:
         run_command(words, place)
         return
     command = words[1:]
-    if command[0] == "fit":
-        command += [word for key in OF_A_FIT if not sets(command, key) for word in (key, OF_A_FIT[key])]
+    small = {"fit": OF_A_FIT, "measure": {key: OF_A_FIT[key] for key in OF_A_MEASUREMENT}}.get(command[0], {})
+    command += [word for key in small if not sets(command, key) for word in (key, small[key])]
     if not any(word.startswith("runs/") for word in words):
         command += ["--model.policy.model", str(model)]
     if "--trainer.max_steps" in command:
