@@ -236,7 +236,7 @@ def test_costs_are_by_purpose_and_by_kind(folder: Path) -> None:
         ("other", 0.02),
     ]
     kinds = {cost.name: cost.share for cost in tables.by_kind(run)}
-    assert kinds == {"training": 0.6, "sampling": 0.3, "judging": 0.08, "measuring the boundary": 0.02}
+    assert kinds == {"training": 0.6, "sampling": 0.3, "judging": 0.08, "the rest of measuring": 0.02}
 
 
 def test_decisions_are_a_table_that_says_what_ended_them(folder: Path) -> None:

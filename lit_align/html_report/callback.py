@@ -20,8 +20,8 @@ When = Literal["decisions", "end", "never"]
 class ReportCallback(Callback):
     """Writes `report.html` into the run folder: at the start, after each decision and validation, and at the end.
 
-    A report that cannot be written never ends a run; a line says so once. It takes at most a fiftieth of the run's
-    time: where decisions follow each other faster, some of them do not refresh it.
+    A report that cannot be written never ends a run; a line says so once. Between the first page and the last, writing
+    takes at most a fiftieth of the run's time: where decisions follow each other faster, some do not refresh it.
 
     Args:
         when: "decisions" as above, "end" only at the end, "never" not at all.

@@ -13,6 +13,7 @@ from lit_align.report.crossing import crossing, for_the_next_run
 
 STAGES = {Stage.INJECTION.value: "preference injection", Stage.FINE_TUNING.value: "preference fine-tuning"}
 _IN_BRACKETS = re.compile(r"\s\([^()]*\)")
+_LAST_STEPS = 10
 _BLANK = "\u00a0"
 """A blank at which no line ends."""
 
@@ -125,14 +126,13 @@ def _numbers(run: RunRecord) -> Iterator[Number]:
 
 
 def _metric_numbers(run: RunRecord) -> Iterator[Number]:
-    for name, label, detail in (
-        ("val/rewards/accuracies", "Held-out accuracy", "pairs ranked right"),
-        ("rewards/accuracies", "Reward accuracy", "last step, training pairs"),
-    ):
-        series = run.metrics.get(name)
-        if series is not None:
-            yield Number(label, _percent(series.last), detail)
-            return
+    held_out = run.metrics.get("val/rewards/accuracies")
+    trained = run.metrics.get("rewards/accuracies")
+    if held_out is not None:
+        yield Number("Held-out accuracy", _percent(held_out.last), "pairs ranked right")
+    elif trained is not None:
+        last = trained.values[-_LAST_STEPS:]
+        yield Number("Reward accuracy", _percent(last.mean()), f"last {len(last)} steps, training pairs")
 
 
 def _time_detail(run: RunRecord) -> str:

@@ -20,6 +20,7 @@ ACTIVITIES = {
     "loading": "loading model and data",
     "reference": "reference log-probs",
     "saving": "checkpoints",
+    "judging": "judging the data",
     "report": "this report",
 }
 _RUN_ONLY = ("trainer.default_root_dir", "trainer.logger")
@@ -57,14 +58,17 @@ def costs(run: RunRecord) -> list[Cost]:
         groups.setdefault(activity, {})[part.rpartition("/")[2]] = seconds
     total = sum(activities.values())
     ordered = sorted(groups.items(), key=lambda group: -sum(group[1].values()))
-    return [_cost(name, parts, total) for name, parts in ordered if sum(parts.values()) >= 0.05]
+    return [_cost(_purpose(name), parts, total) for name, parts in ordered if sum(parts.values()) >= 0.05]
 
 
-def _cost(activity: str, parts: Mapping[str, float], total: float) -> Cost:
+def _purpose(activity: str) -> str:
+    return ACTIVITIES.get(activity, activity.replace("_", " "))
+
+
+def _cost(named: str, parts: Mapping[str, float], total: float) -> Cost:
     spent = sum(parts.values())
     inside = sorted(((name or "other", seconds) for name, seconds in parts.items()), key=lambda part: -part[1])
     shown = [(name, _time(seconds), seconds / total) for name, seconds in inside if seconds >= 0.05]
-    named = ACTIVITIES.get(activity, activity.replace("_", " "))
     return Cost(named, _time(spent), spent / total, tuple(shown) if set(parts) != {""} else ())
 
 
@@ -83,7 +87,13 @@ def by_kind(run: RunRecord) -> list[Cost]:
         kinds[kind] = kinds.get(kind, 0.0) + seconds
     total = sum(kinds.values())
     ordered = sorted(kinds.items(), key=lambda kind: -kind[1])
-    return [_cost(kind, {"": seconds}, total) for kind, seconds in ordered if seconds >= 0.05]
+    names = {
+        **ACTIVITIES,
+        "judging": "judging",
+        "measuring": "the rest of measuring",
+        "win_rate": "the rest of win rate",
+    }
+    return [_cost(names.get(kind, kind), {"": seconds}, total) for kind, seconds in ordered if seconds >= 0.05]
 
 
 def decision_rows(run: RunRecord) -> list[dict[str, Any]]:
