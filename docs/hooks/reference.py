@@ -10,10 +10,6 @@ import setting_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from lit_align.cli.quiet import quiet
-
-quiet()
-
 
 @functools.cache
 def pages() -> dict[str, str]:
