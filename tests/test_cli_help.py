@@ -70,8 +70,10 @@ def test_init_asks_nothing_and_says_what_to_type_next(
     assert main(["init", "my work"]) == 0
     commands = [line.strip().split("    #")[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
     install = ["pip install --no-deps no-such-package"] if missing else []
-    assert commands[:-1] == ["cd 'my work'", *install, "lit-align fit --config configs/quickstart.yaml"]
-    for command in (commands[-2], commands[-1]):
+    fits = [command for command in commands if command.startswith("lit-align fit")]
+    assert commands[:-3] == ["cd 'my work'", *install, "lit-align fit --config configs/quickstart.yaml"]
+    assert len(fits) == 3 and commands[-2] == "lit-align chat runs/first_run"
+    for command in fits:
         assert (tmp_path / "my work" / shlex.split(command)[3]).exists()
     monkeypatch.chdir(tmp_path / "my work")
     assert main(["init", "--force"]) == 0 and "  cd " not in capsys.readouterr().out

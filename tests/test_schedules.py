@@ -31,6 +31,7 @@ def twice(*shares: float) -> list[float]:
     [
         (FixedSwitch(at_step=4), twice(0, 0, 0, 0, 1, 1)),
         (FixedSwitch(at_step=0), twice(1, 1, 1, 1, 1, 1)),
+        (FixedSwitch(at_step=4, on_policy_first=True), twice(1, 1, 1, 1, 0, 0)),
         (Alternating(period=2), twice(0, 0, 1, 1, 0, 0)),
         (AlwaysOffPolicy(), twice(0, 0, 0, 0, 0, 0)),
         (AlwaysOnPolicy(), twice(1, 1, 1, 1, 1, 1)),

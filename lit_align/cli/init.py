@@ -42,7 +42,10 @@ def next_steps(folder: Path) -> list[str]:
         *enter,
         *install,
         "  lit-align fit --config configs/quickstart.yaml",
-        "Then your own pairs, with a GPU and a model of the hub (the file says which):",
+        "Or at once your own pairs, 40 are enough, and a chat with what came of them:",
+        "  lit-align fit --config configs/first_run.yaml --data.train my_pairs.jsonl",
+        "  lit-align chat runs/first_run",
+        "Then more of them, with a GPU and a model of the hub (the file says which):",
         "  lit-align fit --config configs/own_data.yaml --data.train my_pairs.jsonl",
     ]
 
