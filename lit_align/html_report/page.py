@@ -220,7 +220,7 @@ def _for_script(text: str) -> Markup:
 
 def _template() -> Any:
     environment = Environment(
-        loader=PackageLoader("lit_align.html_report", "page"),
+        loader=PackageLoader("lit_align.html_report", "template"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -232,4 +232,4 @@ def _template() -> Any:
 
 
 def _text_of(name: str) -> str:
-    return (Path(__file__).parent / "page" / name).read_text(encoding="utf-8")
+    return (Path(__file__).parent / "template" / name).read_text(encoding="utf-8")
