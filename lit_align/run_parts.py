@@ -46,6 +46,11 @@ def validates_next(trainer: Trainer) -> bool:
     return fetcher is not None and not loop.val_loop.skip and loop._should_check_val_fx(fetcher)
 
 
+def stops_early(trainer: Trainer) -> bool:
+    """Whether a callback has asked to end the fit, such as where its time is up, and it has its least length."""
+    return bool(trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
 def trainer_of(module: LightningModule) -> Trainer | None:
     """The Trainer that a module is in; None without one, of which `module.trainer` makes an error."""
     return module._trainer

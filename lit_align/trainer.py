@@ -21,6 +21,7 @@ from lit_align.report.measurement import readable, result_record
 from lit_align.run_parts import find_callback, is_trial, process_rank
 from lit_align.trainer_defaults import all_callbacks, all_loggers, epochs_by_default
 from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, last_checkpoint
+from lit_align.training.interruption import Interruptions
 from lit_align.training.strategies import check_strategy
 
 DEFAULT_ROOT = "runs/default"
@@ -117,6 +118,7 @@ class AlignmentTrainer(Trainer):
             **kwargs,
         )
         self._checkpoint_connector = CheckpointPaths(self)
+        self._signal_connector = Interruptions(self)
         self._in_place_of_stage: Callable[[], dict[str, Any]] | None = None  # set while `measure` or `precompute` runs
         self._result_in_place: dict[str, Any] = {}
 

@@ -47,8 +47,11 @@ def make_schedule() -> ExponentialLR:
 
 
 PRIVATE: list[tuple[Callable[[], Any], list[str]]] = [
-    (make_trainer, ["_checkpoint_connector", "_run_stage"]),
-    (lambda: make_trainer().fit_loop, ["_data_fetcher"]),
+    (make_trainer, ["_checkpoint_connector", "_run_stage", "_signal_connector"]),
+    (lambda: make_trainer()._signal_connector, [
+        "_get_current_signal_handlers", "_original_handlers", "_register_signal",
+    ]),
+    (lambda: make_trainer().fit_loop, ["_can_stop_early", "_data_fetcher"]),
     (lambda: make_trainer().fit_loop.epoch_loop, ["_should_accumulate", "_should_check_val_fx"]),
     (lambda: _CheckpointConnector(make_trainer()), ["_ckpt_path", "_parse_ckpt_path"]),
     (make_module, ["_hparams_initial", "_log_hyperparams", "_trainer"]),

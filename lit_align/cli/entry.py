@@ -48,8 +48,8 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as end:
         if isinstance(end.__context__, KeyboardInterrupt):  # Lightning ends an interrupted fit with exit(1)
             return INTERRUPTED
-        if type(end).__name__ == "SIGTERMException":  # Lightning's, whose own code is 0
-            return TERMINATED
+        if any(kind.__name__ == "SIGTERMException" for kind in type(end).__mro__):  # Lightning's own code is 0
+            return end.code if isinstance(end.code, int) else TERMINATED
         raise
     except UsageError as error:
         print(f"error: {error}\n(lit-align COMMAND --help lists the options)", file=sys.stderr)

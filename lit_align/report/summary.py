@@ -105,7 +105,7 @@ class RunSummary(Callback):
         """Says where the last checkpoint is and how to go on."""
         for callback in trainer.checkpoint_callbacks:  # their own turn comes after this one
             if isinstance(callback, AlignmentCheckpoint):
-                callback.save_interrupted(trainer)
+                callback.save_interrupted(trainer, exception)
         if self.summary:
             self._error = shorten(f"{type(exception).__name__}: {exception}".rstrip(": "), 400, placeholder=" ...")
             self._write(trainer, "stopped")

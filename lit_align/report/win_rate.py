@@ -153,6 +153,7 @@ class WinRateCallback(Callback):
     @timed("win_rate")
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._before:
+            self._compare_if_due(trainer)  # what a run that was stopped had not come to
             return
         if trainer.global_step > 0:
             rank_zero_warn("This run goes on from a checkpoint without the start's answers: no win rate.")
@@ -169,6 +170,9 @@ class WinRateCallback(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        self._compare_if_due(trainer)
+
+    def _compare_if_due(self, trainer: Trainer) -> None:
         step = trainer.global_step
         if self.every_n_steps is None or step == 0 or step % self.every_n_steps or step == self._last_step:
             return

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lit_align.clock import timed
 from lit_align.console import note
 from lit_align.files import written_whole
-from lit_align.run_parts import validates_next
-from lit_align.training.interruption import DeferredInterrupt, between_steps, mid_accumulation
+from lit_align.run_parts import accumulates_more, stops_early, validates_next
+from lit_align.training.interruption import in_callbacks_of_a_step, interruptions_of
 
 
 class AlignmentCheckpoint(ModelCheckpoint):
@@ -26,8 +29,8 @@ class AlignmentCheckpoint(ModelCheckpoint):
     not in the file. If a validation is due at the same step, it saves after it, since a resumed run would skip it. It
     keeps the step of its last save in its own state, so that a resumed run does not save again at once. It writes to a
     temporary file beside the target and renames it, so that a full disk or a kill leaves the previous checkpoint
-    whole. The last optimizer step of a run is always saved; on a single device so is the step at which an error or
-    Ctrl-C ends the run, unless an error comes in the middle of a step. A Ctrl-C waits for the step's end.
+    whole. The last optimizer step of a run is always saved, and so is the step at which Ctrl-C, SIGTERM or, on a
+    single device, an error ends the run, unless that comes in the middle of a step. A signal waits for the step's end.
 
     Args:
         dirpath: folder of the checkpoints; `AlignmentTrainer` sets it to `checkpoints/` of the run folder.
@@ -73,30 +76,39 @@ class AlignmentCheckpoint(ModelCheckpoint):
             verbose=verbose,
         )
         self._due_after_validation = False
-        self._interrupt = DeferredInterrupt()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if trainer.world_size == 1:
-            self._interrupt.start(trainer)
+        self._step_end: _StepEnd | None = None
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if mid_accumulation(trainer):
+        if accumulates_more(trainer):
             return
-        self._interrupt.check()
-        if self._should_skip_saving_checkpoint(trainer) or not self._due(trainer):
-            return
+        due = not self._should_skip_saving_checkpoint(trainer) and self._due(trainer)
         if validates_next(trainer):
-            self._due_after_validation = True
+            self._due_after_validation = due
         else:
-            self._save(trainer)
+            self._end_step(trainer, due)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._due_after_validation and not self._should_skip_saving_checkpoint(trainer):
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not accumulates_more(trainer):
+            self._end_step(trainer, self._due_after_validation)
             self._due_after_validation = False
+
+    def _end_step(self, trainer: Trainer, due: bool) -> None:
+        """Remembers how a run goes on from here, and saves it once the step is logged, too."""
+        self._step_end = _StepEnd.of(trainer)
+        if not due:
+            return
+        interruptions = interruptions_of(trainer)
+        if interruptions is None:
             self._save(trainer)
+        else:
+            interruptions.at_step_end(lambda: self._save(trainer))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keeps the loops as the hooks at the step's end saw them: from a later state Lightning goes on otherwise."""
+        if self._step_end is not None and self._step_end.is_now(trainer):
+            checkpoint["loops"]["fit_loop"] = self._step_end.fit_loop
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Does nothing: an epoch's end is no better a moment than any other step."""
@@ -107,21 +119,27 @@ class AlignmentCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._interrupt.stop()
-        self.save_interrupted(trainer)
+        self.save_interrupted(trainer, exception)
 
-    def save_interrupted(self, trainer: Trainer) -> None:
-        """Saves the last whole step of a fit that ends early. On several devices it does not: one may fail alone."""
-        if trainer.world_size > 1 or self._should_skip_saving_checkpoint(trainer) or not between_steps(trainer):
+    def save_interrupted(self, trainer: Trainer, exception: BaseException) -> None:
+        """Saves the last whole step of a fit that ends early. On several devices only where all of them end with it."""
+        if self._should_skip_saving_checkpoint(trainer) or not self._is_whole(trainer, exception):
             return
         try:
             self._save(trainer)
         except Exception as error:  # such as a full disk; the run's own error goes on
             note(f"Step {trainer.global_step} could not be saved: {error}")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._interrupt.stop()
-        super().teardown(trainer, pl_module, stage)
+    def _is_whole(self, trainer: Trainer, exception: BaseException) -> bool:
+        """Whether a run can go on from the state at hand as if it had not been stopped."""
+        interruptions = interruptions_of(trainer)
+        together = trainer.world_size == 1 or (interruptions is not None and interruptions.stops_together)
+        complete = self._step_end is not None and self._step_end.is_now(trainer)
+        # Such as a judge that went away: what is due at a step is done by a resumed run, if it was not done before.
+        in_callbacks = (
+            isinstance(exception, Exception) and in_callbacks_of_a_step(trainer) and not validates_next(trainer)
+        )
+        return together and (complete or in_callbacks)
 
     @property
     def saved_step(self) -> int:
@@ -136,7 +154,7 @@ class AlignmentCheckpoint(ModelCheckpoint):
         self._last_global_step_saved = state_dict.get("last_global_step_saved", self._last_global_step_saved)
 
     def _due(self, trainer: Trainer) -> bool:
-        if trainer.global_step == trainer.max_steps or _last_batch_of_fit(trainer):
+        if trainer.global_step == trainer.max_steps or stops_early(trainer) or _last_batch_of_fit(trainer):
             return True
         if self._train_time_interval is None:
             return trainer.global_step % self._every_n_train_steps == 0
@@ -152,10 +170,17 @@ class AlignmentCheckpoint(ModelCheckpoint):
 
     def _save(self, trainer: Trainer) -> None:
         metrics = self._monitor_candidates(trainer)
+        saved_before = self._last_global_step_saved
         self._last_global_step_saved = trainer.global_step  # before the files are written: it is part of them
-        if self.monitor is None or self.monitor in metrics:
-            self._save_topk_checkpoint(trainer, metrics)
-        self._save_last_checkpoint(trainer, metrics)
+        for logger in trainer.loggers:
+            logger.save()
+        try:
+            if self.monitor is None or self.monitor in metrics:
+                self._save_topk_checkpoint(trainer, metrics)
+            self._save_last_checkpoint(trainer, metrics)
+        except BaseException:
+            self._last_global_step_saved = saved_before
+            raise
 
     @timed("saving")
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
@@ -170,6 +195,25 @@ class AlignmentCheckpoint(ModelCheckpoint):
         if self.save_last:
             self.last_model_path = self.format_checkpoint_name(monitor_candidates, self.CHECKPOINT_NAME_LAST)
             self._save_checkpoint(trainer, self.last_model_path)
+
+
+@dataclass(frozen=True)
+class _StepEnd:
+    """Where a fit was when an optimizer step and the validation due at it had ended."""
+
+    batches: int
+    fit_loop: dict[str, Any]
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> _StepEnd:
+        return cls(_batches(trainer), deepcopy(trainer.fit_loop.state_dict()))
+
+    def is_now(self, trainer: Trainer) -> bool:
+        return self.batches == _batches(trainer)
+
+
+def _batches(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def _last_batch_of_fit(trainer: Trainer) -> bool:

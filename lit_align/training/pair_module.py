@@ -22,11 +22,10 @@ from lit_align.policy.base_record import KEY as BASE_KEY
 from lit_align.policy.base_record import base_record, demand_same_base
 from lit_align.policy.cpu.host_memory import keep_freed_memory
 from lit_align.policy.spec import PolicySpec
-from lit_align.run_parts import trainer_of
+from lit_align.run_parts import accumulates_more, trainer_of
 from lit_align.seeding import derive_seed
 from lit_align.training.float32_copies import over_float32, say_copies, take_gradients, whole_weights
 from lit_align.training.hyperparameters import describe_run
-from lit_align.training.interruption import mid_accumulation
 from lit_align.training.lr_schedulers import WarmupSchedule, steps_of_fit
 from lit_align.training.optimizer_settings import KEY as SETTINGS_KEY
 from lit_align.training.optimizer_settings import OptimizerSettings, Scheduler, carry_on
@@ -133,7 +132,7 @@ class PairModule(LightningModule):
 
     def on_after_backward(self) -> None:
         """Adds up gradients in float32; on several devices after the last micro-batch, when they are reduced."""
-        if self.trainer.world_size == 1 or not mid_accumulation(self.trainer):
+        if self.trainer.world_size == 1 or not accumulates_more(self.trainer):
             take_gradients(self.trainer.optimizers[0])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -189,7 +188,7 @@ class PairModule(LightningModule):
         self.step_watch.add(batch, values["loss"])
         self._step_means.add(values, batch.counted)
         self._step_means.add(of_on_policy or {}, batch.on_policy)
-        if not mid_accumulation(self.trainer):
+        if not accumulates_more(self.trainer):
             self._log_means("", self._step_means)
             self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], batch_size=1)
 

@@ -35,6 +35,10 @@ class ReferenceRefresh(Callback):
         if stage == "fit":
             require_refreshable(pl_module, "ReferenceRefresh")
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In a resumed run, does what the run that was stopped had not come to at this step."""
+        self.on_train_batch_end(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
         """Acts at an optimizer step, once: inside an accumulation `global_step` stands still."""
         step = trainer.global_step
