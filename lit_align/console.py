@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lit_align.escape import escape
 from lit_align.run_parts import process_rank
 
 PROGRESS_VARIABLE = "LIT_ALIGN_PROGRESS"
@@ -41,10 +42,12 @@ def _is_watched() -> bool:
 def note(text: str) -> None:
     """Prints lines above a running progress bar, on the first process of a run only.
 
-    On a terminal, lines that are too wide are broken at blanks.
+    Characters that would act on a terminal are shown by their numbers. There, lines that are too wide are broken at
+    blanks.
     """
     if process_rank() != 0:
         return
+    text = escape(text)
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
         text = "\n".join(line if len(line) <= width else _break_line(line, width) for line in text.split("\n"))

@@ -16,7 +16,8 @@ from pathlib import Path
 def written_whole(target: Path, shared: bool = False) -> Iterator[Path]:
     """Gives a path beside `target` to write a file or a folder to, and renames it to `target` after the block.
 
-    So `target` never holds a part, not even after a kill. After an error it stays as it was.
+    So `target` never holds a part, not even after a kill. After an error it stays as it was. Others may read it as far
+    as the process's umask lets them.
 
     Args:
         target: the file or folder to write; its parent folder is made if it is missing. A folder that is there is
@@ -30,6 +31,7 @@ def written_whole(target: Path, shared: bool = False) -> Iterator[Path]:
     _remove(part)
     try:
         yield part
+        _open_to_others(part)
         if part.is_dir() and target.exists():
             shutil.rmtree(target)
         os.replace(part, target)
@@ -47,6 +49,15 @@ def hash_file(path: Path, size: int = 16, prefix: bytes = b"") -> bytes:
     """
     with path.open("rb") as file:
         return hashlib.file_digest(file, partial(hashlib.blake2b, prefix, digest_size=size)).digest()
+
+
+def _open_to_others(part: Path) -> None:
+    """Gives files the modes of the umask: libraries that write through temporary files keep them to their owner."""
+    mask = os.umask(0o077)  # only setting it tells what it was
+    os.umask(mask)
+    for path in (part, *part.rglob("*")):
+        if path.is_file():
+            path.chmod(path.stat().st_mode | (0o666 & ~mask))
 
 
 def _remove(path: Path) -> None:

@@ -15,7 +15,7 @@ from lit_align.cli import main
 from lit_align.html_report import figures, lines, samples, tables
 from lit_align.html_report.headline import headline
 from lit_align.html_report.page import render, write_report
-from lit_align.html_report.privacy import as_text, without_private
+from lit_align.html_report.privacy import without_private
 from lit_align.html_report.reading import Series
 from lit_align.html_report.record import RunRecord, read_run
 from lit_align.html_report.thin import POINTS, moving_mean, thin
@@ -186,7 +186,6 @@ def test_text_of_models_stays_text(tmp_path: Path) -> None:
     assert shown.startswith("<script>document.title") and "\\x1b[31mred" in shown and "\\u202etxt" in shown
     assert "مرحبا" in shown and "😀" in shown and "\\ud83d" in shown
     assert page.words.count("document.title = 'taken'") == 4, "what the judge said, and the setting"
-    assert as_text("plain\ttext\n") == "plain\ttext\n"
 
 
 def test_a_long_line_keeps_its_peaks_and_says_that_it_is_thinned(tmp_path: Path) -> None:

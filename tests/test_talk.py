@@ -18,9 +18,10 @@ import torch
 
 import lit_align as la
 from lit_align.cli import main
+from lit_align.escape import escape
 from lit_align.records import Message
 from lit_align.talk import Chat, ChatSettings
-from lit_align.talk.text import Wrapped, clean
+from lit_align.talk.text import Wrapped
 from lit_align.trained import TrainedPolicy, open_run
 
 ROWS = [{"prompt": f"tea {n}", "chosen": f"hot {n}", "rejected": "cold"} for n in range(6)]
@@ -110,7 +111,7 @@ def test_between_pipes_there_are_answers_alone(
     chat_by_pipe("tea?\n\n/base\n/again\n/reset\n/nothing\n/exit\nnever asked\n", monkeypatch)
     captured = capsys.readouterr()
     trained, before = answer(policy, "tea?").lstrip(), answer(policy, "tea?", start=True).lstrip()
-    assert captured.out == f"{clean(trained)}\n{clean(before)}\n"
+    assert captured.out == f"{escape(trained)}\n{escape(before)}\n"
     assert "The model as the run started answers" in captured.err
     assert "There is no /nothing" in captured.err
 
@@ -201,8 +202,8 @@ def test_prompts_come_from_a_pipe_or_lines(
 
 
 def test_a_models_text_does_nothing_to_the_terminal() -> None:
-    assert clean("a\x1b[2Jb\x07\r\nc\td\u202e") == "a\\x1b[2Jb\\x07\nc\td\\u202e"
-    assert clean("می\u200cخواهم 👩\u200d🌾") == "می\u200cخواهم 👩\u200d🌾"
+    assert escape("a\x1b[2Jb\x07\r\nc\td\u202e") == "a\\x1b[2Jb\\x07\nc\td\\u202e"
+    assert escape("می\u200cخواهم 👩\u200d🌾") == "می\u200cخواهم 👩\u200d🌾"
 
 
 def test_words_are_not_broken_at_the_edge() -> None:

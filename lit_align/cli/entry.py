@@ -13,6 +13,7 @@ from pathlib import Path
 from lit_align.cli import examples
 from lit_align.cli import help as overview
 from lit_align.cli.errors import UsageError
+from lit_align.escape import escape
 
 OF_ONE_FILE = ("init", "export", "chat", "sample", "evaluate", "report", "judge")
 """Commands that are `run` in a file of their name; `measure` is, on recorded scores."""
@@ -32,8 +33,8 @@ def main(args: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if args is None else args)
     debug = "--debug" in words or os.environ.get("LIT_ALIGN_DEBUG", "") not in ("", "0")
     words = [word for word in words if word != "--debug"]
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that a user's own classes are found by `class_path`
+    if os.getcwd() not in sys.path:  # last: a user's own classes are found, and no file replaces an installed module
+        sys.path.append(os.getcwd())
     # OpenMP's threads spin while they wait for each other. If another process wants the same cores, each of the many
     # small operations of a step then takes a time slice: runs were 3 to 10 times slower. Threads that never spin are a
     # quarter slower on an idle machine; with some microseconds of spinning neither happens. torch reads this when it
@@ -52,7 +53,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return end.code if isinstance(end.code, int) else TERMINATED
         raise
     except UsageError as error:
-        print(f"error: {error}\n(lit-align COMMAND --help lists the options)", file=sys.stderr)
+        print(f"error: {escape(str(error))}\n(lit-align COMMAND --help lists the options)", file=sys.stderr)
         return WRONG_USAGE
     except Exception as error:
         if debug or not _is_message(error):
@@ -60,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> int:
         from lit_align.cli.messages import explain
 
         message = "\n".join([explain(str(error)), *getattr(error, "__notes__", ())])
-        print(f"\nerror: {message}\n(--debug shows where)", file=sys.stderr)
+        print(f"\nerror: {escape(message)}\n(--debug shows where)", file=sys.stderr)
         return 1
     return 0
 

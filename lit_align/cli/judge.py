@@ -17,6 +17,7 @@ from lit_align.cli.parser import Parser
 from lit_align.console import show_activity
 from lit_align.data import AlignmentDataModule
 from lit_align.data.static import pairs_of
+from lit_align.escape import escape
 from lit_align.records import PreferencePair
 from lit_align.report.judge import judge_quality, readable
 from lit_align.rows.loading import load_parts
@@ -46,7 +47,7 @@ def run(args: Sequence[str]) -> None:
         quality = judge_quality(data.judge, pairs, config.confidence, bar.update)
     if config.output is not None:
         run_folder.write_json(Path(config.output), {**asdict(quality), "rows": dict(counts)})
-    print("\n".join(filter(None, (readable(quality), data.judge.report()))))
+    print(escape("\n".join(filter(None, (readable(quality), data.judge.report())))))
 
 
 def labelled_pairs(data: AlignmentDataModule, held_out: bool, seed: int, counts: Counter[str]) -> list[PreferencePair]:

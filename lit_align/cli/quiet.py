@@ -7,6 +7,8 @@ import os
 import warnings
 from typing import Any
 
+from lit_align.escape import escape
+
 WARNINGS = (
     r".*does not have many workers which may be a bottleneck.*",  # the pairs are tokenised ahead
     r".*The number of training batches .* is smaller than the logging interval.*",
@@ -62,7 +64,7 @@ def quiet() -> None:
 def _one_line(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: Any = None) -> str:
     """Formats a warning for users, without the line of code that raised it."""
     kind = "" if issubclass(category, UserWarning) else f" ({category.__name__}, {filename}:{lineno})"
-    return f"warning: {message}{kind}\n"
+    return f"warning: {escape(str(message))}{kind}\n"
 
 
 class _Silence(logging.Filter):

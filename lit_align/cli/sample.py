@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from lit_align import run_folder
 from lit_align.cli.words import add_run, add_switch, open_quietly
+from lit_align.escape import escape_json
 from lit_align.sampling import TransformersSampler
 from lit_align.talk import answer_rows, read_prompts_of
 
@@ -42,7 +43,7 @@ def run(args: Sequence[str]) -> None:
         rows = list(answer_rows(policy, sets, sampler, opened.name, parsed.seed, parsed.compare, bar.update))
     if parsed.output is None:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print(escape_json(json.dumps(row, ensure_ascii=False)))
         return
     run_folder.write_jsonl(parsed.output, rows)
     print(f"Answers to {len(rows)} prompts are in {parsed.output}")

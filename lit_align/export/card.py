@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lit_align.escape import escape
 from lit_align.markdown import markdown_table
 from lit_align.policy.base_record import base_record
 from lit_align.policy.source import PACKAGE_SCHEME, is_local
@@ -73,7 +74,7 @@ def write_card(facts: CardFacts, folder: Path) -> str:
         _decisions(facts.summary),
         _result(facts.summary.get("win_rate")),
     ]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    return escape("\n\n".join(filter(None, parts)) + "\n")
 
 
 def _head(facts: CardFacts, adapter: bool) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from lit_align.escape import escape
 from lit_align.files import written_whole
 from lit_align.html_report import figures, lines, samples, tables
 from lit_align.html_report.headline import Headline, headline
 from lit_align.html_report.palette import DARK
-from lit_align.html_report.privacy import as_text
 from lit_align.html_report.record import RunRecord, read_run
 from lit_align.html_report.thin import POINTS
 
@@ -226,7 +226,7 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["as_text"] = lambda value: as_text(str(value))
+    environment.filters["as_text"] = lambda value: escape(str(value))
     environment.filters["unbroken"] = lambda value: value.replace("-", "\u2011")
     return environment.get_template("report.html.j2")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_align.html_report.privacy import as_text
+from lit_align.escape import escape
 from lit_align.html_report.record import RunRecord
 
 ANSWER_CHARACTERS = 1500
@@ -110,7 +110,7 @@ def _mean(answers: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def _cut(text: Any, limit: int) -> str:
-    whole = as_text(str(text))
+    whole = escape(str(text))
     return whole if len(whole) <= limit else f"{whole[:limit]} [... {len(whole) - limit:,} more characters]"
 
 

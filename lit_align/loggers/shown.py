@@ -93,5 +93,4 @@ def log_score_chart(
 
 
 def _cells(row: Sequence[Any]) -> list[str]:
-    texts = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]
-    return [text.replace("|", "\\|").replace("\n", "<br>") for text in texts]
+    return [f"{value:.3f}" if isinstance(value, float) else str(value) for value in row]

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from lit_align.escape import by_number, is_unseen
+
 BOLD = "1"
 DIM = "2"
 REVERSE = "7"
@@ -18,7 +20,6 @@ YELLOW = "33"
 CYAN = "36"
 MARK = f"{DIM};{YELLOW}"
 """The style of a sign for a character that cannot be shown."""
-_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,10 @@ def cells(text: str, style: str = "") -> Iterator[Cell]:
         elif character == " ":
             edge = position in (0, len(text) - 1) or text[position + 1 : position + 2] == "\n"
             yield Cell("·", MARK) if edge else Cell(" ", style)
-        elif character.isprintable() and unicodedata.category(character) not in _UNSEEN:
+        elif character.isprintable() and not is_unseen(character):
             yield Cell(character, style)
         else:
-            yield Cell(character.encode("unicode_escape").decode("ascii"), MARK)
+            yield Cell(by_number(character), MARK)
 
 
 def plain(text: str) -> str:

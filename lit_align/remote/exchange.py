@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lit_align.escape import escape_line
 from lit_align.remote.key import without_key
 
 if TYPE_CHECKING:
@@ -149,5 +150,5 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def _shorten(text: str) -> str:
-    text = " ".join(text.split())
+    text = escape_line(text)
     return text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from lit_align.escape import escape_line
 from lit_align.evaluate.run import BASE, Evaluation
 from lit_align.evaluate.tasks import TaskChange
 from lit_align.evaluate.win_rate import WinRate
@@ -19,7 +20,7 @@ def readable(evaluation: Evaluation) -> str:
     against = "its start" if evaluation.against == BASE else evaluation.against
     return "\n".join(
         [
-            fill(f"{_clean(evaluation.run)} against {_clean(against)}, on {rate.prompts} prompts", indent=""),
+            fill(f"{escape_line(evaluation.run)} against {escape_line(against)}, on {rate.prompts} prompts", indent=""),
             "",
             *_rates(rate),
             *_categories(evaluation.categories),
@@ -42,9 +43,9 @@ def readable_tasks(changes: Sequence[TaskChange]) -> str:
             f"{_short(change.task):<24} {_short(change.metric, 14):<14} {change.questions:>9} {change.before:>7.3f} "
             f"{change.after:>7.3f} {change.difference:>+7.3f} {error:>6}"
         )
-    worse = [f"{_clean(change.task)} ({_clean(change.metric)})" for change in changes if change.is_worse]
+    worse = [f"{escape_line(change.task)} ({escape_line(change.metric)})" for change in changes if change.is_worse]
     text = f"Worse by more than two standard errors: {', '.join(worse)}." if worse else ""
-    unpaired = [_clean(change.task) for change in changes if not change.paired]
+    unpaired = [escape_line(change.task) for change in changes if not change.paired]
     kind = "from the differences question by question"
     if unpaired:
         kind += f" (not of {', '.join(dict.fromkeys(unpaired))}: there from both sides' errors)"
@@ -98,13 +99,14 @@ def _categories(categories: Mapping[str, WinRate]) -> list[str]:
 
 
 def _prompts(evaluation: Evaluation) -> str:
-    text = f"Prompts: {evaluation.win_rate.prompts + evaluation.win_rate.abstentions}, {_clean(evaluation.prompts)}"
+    count = evaluation.win_rate.prompts + evaluation.win_rate.abstentions
+    text = f"Prompts: {count}, {escape_line(evaluation.prompts)}"
     reasons = [f"{count} {reason}" for reason, count in evaluation.left_out.items()]
     return f"{text}; left out: {', '.join(reasons)}." if reasons else f"{text}."
 
 
 def _judge(evaluation: Evaluation) -> str:
-    text = f"Judge: {_clean(evaluation.judge)}"
+    text = f"Judge: {escape_line(evaluation.judge)}"
     if not evaluation.own_judge:
         return f"{text}."
     return (
@@ -131,10 +133,5 @@ def _doubts(evaluation: Evaluation) -> list[str]:
 
 
 def _short(name: str, width: int = _CATEGORY) -> str:
-    cleaned = _clean(name)
+    cleaned = escape_line(name)
     return cleaned if len(cleaned) < width else cleaned[: width - 4] + "..."
-
-
-def _clean(text: str) -> str:
-    """Text of rows and names without what a terminal would act on."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())

@@ -16,6 +16,7 @@ from lit_align.boundary.callback import BoundaryCallback
 from lit_align.boundary.meaning import SIDES
 from lit_align.boundary.result import Decision
 from lit_align.clock import CLOCK
+from lit_align.escape import escape
 from lit_align.judges import Judge
 from lit_align.report.crossing import crossing, for_the_next_run
 from lit_align.report.environment import describe_environment
@@ -99,7 +100,7 @@ class RunSummary(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After all that others write at the end of a fit."""
         if stage == "fit" and self._write(trainer, "finished") and self.show:
-            print(render(self.summary, self._answers(trainer)), flush=True)
+            print(escape(render(self.summary, self._answers(trainer))), flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where the last checkpoint is and how to go on."""
@@ -111,7 +112,7 @@ class RunSummary(Callback):
             self._write(trainer, "stopped")
         if trainer.is_global_zero and self._trained:
             stopped = f"Stopped at step {trainer.global_step}. {_name_checkpoint(trainer)}"
-            print("", stopped, *judge_reports(trainer), sep="\n", flush=True)
+            print("", *map(escape, (stopped, *judge_reports(trainer))), sep="\n", flush=True)
 
     def _write(self, trainer: Trainer, state: str) -> bool:
         """Writes the file; not on other ranks than 0, nor in a trial."""

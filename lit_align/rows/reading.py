@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from lit_align.console import progress_style
+from lit_align.escape import escape
 from lit_align.rows.cells import typed_cells
 
 _TEXT = (".json", ".jsonl", ".csv")
@@ -36,7 +37,7 @@ class BadRow(ValueError):
     """
 
     def __init__(self, where: str, reason: str, why: str) -> None:
-        super().__init__(f"{where}: {why}")
+        super().__init__(escape(f"{where}: {why}"))
         self.where = where
         self.reason = reason
         self.why = why

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import IO
 
+from lit_align.escape import escape
 from lit_align.preview.terminal import BOLD, CYAN, DIM, GREEN, Terminal
 from lit_align.talk.chat import COMMANDS, START, Chat
-from lit_align.talk.text import Wrapped, clean
+from lit_align.talk.text import Wrapped
 
 _PROMPT = "you> "
 _WIDTH = max(map(len, COMMANDS))
@@ -28,7 +29,7 @@ def run_chat(chat: Chat, title: str, source: IO[str], target: IO[str]) -> None:
         target: of the answers.
     """
     screen = _Screen(target, source.isatty() and target.isatty())
-    screen.hint(f"{title}\n{_help()}\nCtrl-C stops an answer.\n", only_on_terminal=True)
+    screen.hint(f"{escape(title)}\n{_help()}\nCtrl-C stops an answer.\n", only_on_terminal=True)
     for line in _lines(source, screen):
         question = line.strip()
         if question == "/exit":
@@ -53,7 +54,7 @@ def _react(chat: Chat, line: str, screen: _Screen) -> None:
         if answered is None:
             screen.hint("There is no question to repeat yet.")
     elif word.startswith("/"):
-        screen.hint(f"There is no {clean(word)}.\n{_help()}")
+        screen.hint(f"There is no {escape(word)}.\n{_help()}")
     elif line:
         screen.answer(chat, lambda emit: chat.ask(line, emit))
 
@@ -100,14 +101,14 @@ class _Screen:
         """Writes an answer behind the name of who gives it, as it comes."""
         if not self.interactive:
             try:
-                return ask(lambda text: self._write(clean(text)))
+                return ask(lambda text: self._write(escape(text)))
             finally:
                 self.end()
         label = f"{chat.speaker}> "
         self._write(self._terminal.styled(label, f"{BOLD};{CYAN if chat.speaker == START else GREEN}"))
         lines = Wrapped(self._write, self._terminal.width, len(label))
         try:
-            return ask(lambda text: lines.add(clean(text)))
+            return ask(lambda text: lines.add(escape(text)))
         finally:
             lines.end()
             self._write("\n\n")
@@ -130,6 +131,6 @@ class _ErrorsAsHints:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, ValueError | OSError) and not isinstance(error, BrokenPipeError):
-            self._screen.hint(clean(str(error)))
+            self._screen.hint(escape(str(error)))
             return True
         return False

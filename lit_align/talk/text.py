@@ -2,29 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
-
-_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-_KEPT = "\n\t\u200c\u200d"  # the last two join letters of some scripts, and parts of emoji
-
-
-def clean(text: str) -> str:
-    r"""Shows control, bidi and other invisible characters by their numbers, so that they do nothing to the terminal.
-
-    Line breaks, tabs and joiners stay.
-
-    Example:
-        >>> clean("a\x1b[2Jb")
-        'a\\x1b[2Jb'
-    """
-    return "".join(map(_shown, text.replace("\r\n", "\n")))
-
-
-def _shown(character: str) -> str:
-    if character in _KEPT or unicodedata.category(character) not in _UNSEEN:
-        return character
-    return character.encode("unicode_escape").decode("ascii")
 
 
 class Wrapped:
