@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(target: Path, shared: bool = False) -> Iterator[Path]:
+def written_whole(target: Path, shared: bool = False, durable: bool = False) -> Iterator[Path]:
     """Gives a path beside `target` to write a file or a folder to, and renames it to `target` after the block.
 
     So `target` never holds a part, not even after a kill. After an error it stays as it was. Others may read it as far
@@ -24,6 +24,7 @@ def written_whole(target: Path, shared: bool = False) -> Iterator[Path]:
             deleted before the renaming, since a folder cannot be renamed over another.
         shared: gives the path a name of its own, for a target that several processes may write at once. Otherwise
             its name is always the same, so that the next write removes what a kill has left.
+        durable: waits until a file is on the disk, so that not even a power cut leaves a part of it.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     own = f".{uuid.uuid4().hex}" if shared else ""
@@ -34,7 +35,11 @@ def written_whole(target: Path, shared: bool = False) -> Iterator[Path]:
         _open_to_others(part)
         if part.is_dir() and target.exists():
             shutil.rmtree(target)
+        if durable:
+            _sync(part)
         os.replace(part, target)
+        if durable:
+            _sync(target.parent)
     finally:
         _remove(part)
 
@@ -58,6 +63,17 @@ def _open_to_others(part: Path) -> None:
     for path in (part, *part.rglob("*")):
         if path.is_file():
             path.chmod(path.stat().st_mode | (0o666 & ~mask))
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file's content, or the names in a folder, are on the disk. Windows cannot do it for folders."""
+    if os.name == "nt" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ def test_saves_every_n_steps_once_and_the_last_step(tmp_path: Path) -> None:
     checkpoint = SavedAt(dirpath=str(tmp_path), every_n_train_steps=4)
     boring_fit(tmp_path, checkpoint, max_steps=10, accumulate_grad_batches=2, check_val_every_n_epoch=99)
     assert checkpoint.saved == [(4, False, False), (8, False, False), (10, False, False)]
-    assert [path.name for path in tmp_path.glob("*")] == ["last.ckpt"]
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["last-previous.ckpt", "last.ckpt"]
+    saved = [torch.load(path, weights_only=True)["global_step"] for path in sorted(tmp_path.glob("*"))]
+    assert saved == [8, 10]
     state = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert [one["last_global_step_saved"] for one in state["callbacks"].values()] == [10]
 
@@ -101,7 +104,8 @@ def test_a_time_interval_saves_at_steps(tmp_path: Path) -> None:
 def test_a_monitor_keeps_the_best(tmp_path: Path) -> None:
     checkpoint = SavedAt(dirpath=str(tmp_path), every_n_train_steps=2, monitor="val/loss", filename="{step}")
     boring_fit(tmp_path, checkpoint, max_steps=6, val_check_interval=2)
-    assert sorted(path.name for path in tmp_path.glob("*")) == [Path(checkpoint.best_model_path).name, "last.ckpt"]
+    best = Path(checkpoint.best_model_path).name
+    assert {path.name for path in tmp_path.glob("*")} == {"last-previous.ckpt", "last.ckpt", best}
     assert checkpoint.best_model_score is not None
 
 
@@ -110,15 +114,31 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch
     boring_fit(tmp_path, checkpoint, max_steps=2, check_val_every_n_epoch=99)
     before = (tmp_path / "last.ckpt").read_bytes()
 
-    def full_disk(trainer: LightningTrainer, filepath: str, weights_only: bool) -> None:
-        Path(filepath).write_bytes(b"half a file")
+    def full_disk(checkpoint: dict[str, Any], path: Path) -> None:
+        path.write_bytes(b"half a file")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(LightningTrainer, "save_checkpoint", full_disk)
+    monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         boring_fit(tmp_path, AlignmentCheckpoint(dirpath=str(tmp_path), every_n_train_steps=2), max_steps=4)
     assert (tmp_path / "last.ckpt").read_bytes() == before
     assert [path.name for path in tmp_path.glob("*")] == ["last.ckpt"]
+
+
+def test_a_checkpoint_is_written_beside_its_target_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    save = torch.save
+
+    def record(checkpoint: dict[str, Any], path: Path) -> None:
+        names.append(path.relative_to(tmp_path).as_posix())
+        save(checkpoint, path)
+
+    monkeypatch.setattr(torch, "save", record)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))  # Lightning's own way would fail
+    boring_fit(tmp_path, AlignmentCheckpoint(dirpath=str(tmp_path)), max_steps=2, check_val_every_n_epoch=99)
+    assert names == ["last.ckpt.part"]
 
 
 class Recorder(Callback):

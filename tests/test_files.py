@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,13 @@ def test_the_hash_is_that_of_prefix_and_content(tmp_path: Path) -> None:
     path.write_bytes(content)
     assert hash_file(path) == hashlib.blake2b(content, digest_size=16).digest()
     assert hash_file(path, 8, b"1") == hashlib.blake2b(b"1" + content, digest_size=8).digest()
+
+
+def test_a_durable_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (order.append("sync"), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (order.append("replace"), replace(*paths)))
+    with written_whole(tmp_path / "file", durable=True) as part:
+        part.write_text("whole")
+    assert order == ["sync", "replace", "sync"]

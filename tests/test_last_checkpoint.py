@@ -49,6 +49,17 @@ def test_half_a_file_is_left_out_aloud_and_weights_alone_cannot_be_resumed(tmp_p
         assert last_checkpoint([tmp_path], to_resume=False) == tmp_path / "weights.ckpt"
 
 
+def test_a_damaged_file_is_noticed_and_the_one_before_is_taken(tmp_path: Path) -> None:
+    whole = save(tmp_path / "last-previous.ckpt", step=2, age=5)
+    last = save(tmp_path / "last.ckpt", step=4, age=0, state_dict={"weight": torch.ones(4096)})
+    content = bytearray(last.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 512] = bytes(512)  # a page that a power cut kept from the disk
+    last.write_bytes(content)
+    with pytest.warns(UserWarning, match="last.ckpt is damaged .*the one before it is taken"):
+        assert last_checkpoint([tmp_path]) == whole
+
+
 def trained(folder: Path, steps: int, resume: bool = False, **callback: Any) -> AlignmentTrainer:
     trainer = AlignmentTrainer(
         default_root_dir=str(folder), max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from lit_align.clock import timed
 from lit_align.console import note
-from lit_align.files import written_whole
 from lit_align.run_parts import accumulates_more, stops_early, validates_next
+from lit_align.training.checkpoint_io import save_and_keep_previous, write_durably
 from lit_align.training.interruption import in_callbacks_of_a_step, interruptions_of
 
 
@@ -29,8 +28,9 @@ class AlignmentCheckpoint(ModelCheckpoint):
     not in the file. If a validation is due at the same step, it saves after it, since a resumed run would skip it. It
     keeps the step of its last save in its own state, so that a resumed run does not save again at once. It writes to a
     temporary file beside the target and renames it, so that a full disk or a kill leaves the previous checkpoint
-    whole. The last optimizer step of a run is always saved, and so is the step at which Ctrl-C, SIGTERM or, on a
-    single device, an error ends the run, unless that comes in the middle of a step. A signal waits for the step's end.
+    whole, and that one is kept. The last optimizer step of a run is always saved, and so is the step at which Ctrl-C,
+    SIGTERM or, on a single device, an error ends the run, unless that comes in the middle of a step. A signal waits for
+    the step's end.
 
     Args:
         dirpath: folder of the checkpoints; `AlignmentTrainer` sets it to `checkpoints/` of the run folder.
@@ -40,6 +40,8 @@ class AlignmentCheckpoint(ModelCheckpoint):
         every_n_train_steps: optimizer steps between two checkpoints.
         train_time_interval: time between two checkpoints, instead of `every_n_train_steps`.
         save_last: keeps `last.ckpt`; without it `--ckpt_path last` takes the newest of the other files.
+        keep_previous: keeps the file that `last.ckpt` replaces, as `last-previous.ckpt`: if a disk damages one of them,
+            `--ckpt_path last` takes the other.
         save_top_k: number of checkpoints to keep beside `last.ckpt`; None means 0 without a monitor, 1 with one.
         save_weights_only: leaves out optimizer, data and boundary state; such a file cannot be resumed.
         verbose: says on the terminal when a checkpoint is written.
@@ -54,6 +56,7 @@ class AlignmentCheckpoint(ModelCheckpoint):
         every_n_train_steps: int | None = None,
         train_time_interval: timedelta | None = None,
         save_last: bool = True,
+        keep_previous: bool = True,
         save_top_k: int | None = None,
         save_weights_only: bool = False,
         verbose: bool = False,
@@ -75,8 +78,13 @@ class AlignmentCheckpoint(ModelCheckpoint):
             auto_insert_metric_name="/" not in (monitor or ""),
             verbose=verbose,
         )
+        self.keep_previous = keep_previous
         self._due_after_validation = False
         self._step_end: _StepEnd | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        write_durably(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -184,10 +192,10 @@ class AlignmentCheckpoint(ModelCheckpoint):
 
     @timed("saving")
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        target = Path(filepath)
-        # Only the first process writes, but all of them must come to `save_checkpoint`.
-        with written_whole(target) if trainer.is_global_zero else nullcontext(target) as path:
-            trainer.save_checkpoint(path, self.save_weights_only)
+        if self.keep_previous and filepath == self.last_model_path:
+            save_and_keep_previous(trainer, Path(filepath), self.save_weights_only)
+        else:
+            trainer.save_checkpoint(filepath, self.save_weights_only)
         trainer.strategy.barrier("AlignmentCheckpoint")
         self._last_checkpoint_saved = filepath
 

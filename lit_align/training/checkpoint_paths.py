@@ -53,7 +53,8 @@ def last_checkpoint(folders: Iterable[Path], to_resume: bool = True) -> Path | N
         paths.update((path.resolve(), path) for path in sorted(folder.glob("*.ckpt")) if path.exists())
     steps = {path: _saved_step(path, to_resume) for path in paths.values()}
     readable = [path for path, step in steps.items() if step is not None]
-    return max(readable, key=lambda path: (steps[path], path.stat().st_mtime), default=None)
+    readable.sort(key=lambda path: (steps[path], path.stat().st_mtime), reverse=True)
+    return next((path for path in readable if not _is_damaged(path)), None)
 
 
 def demand_whole(path: Path) -> None:
@@ -73,6 +74,20 @@ def demand_whole(path: Path) -> None:
             f'The checkpoint {path} is broken or cut short: take another one. With "last" as ckpt_path the newest '
             "that can be read is taken."
         )
+
+
+def _is_damaged(path: Path) -> bool:
+    """Whether a part of a file is not as it was written; its name is said then. A folder is not looked into."""
+    if path.is_dir():
+        return False
+    try:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    except Exception as error:
+        part = str(error)
+    if part is not None:
+        rank_zero_warn(f"The checkpoint {path} is damaged ({part}): the one before it is taken, if there is one.")
+    return part is not None
 
 
 def _saved_step(path: Path, to_resume: bool) -> int | None:
