@@ -11,6 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -54,6 +55,7 @@ def copies_of(optimizer: Optimizer) -> Copies:
     return _COPIES.get(optimizer, {})
 
 
+@rank_zero_only
 def say_copies(optimizer: Optimizer) -> None:
     """Prints a line where an optimizer works on copies, which take memory."""
     copies = copies_of(optimizer)

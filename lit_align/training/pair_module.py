@@ -97,8 +97,7 @@ class PairModule(LightningModule):
         saved = {} if self._resumed is None else self._resumed["state_dict"]
         whole = {parameter: saved[name] for name, parameter in trained.items() if name in saved}
         optimizer = over_float32(self.make_optimizer, trained.values(), whole)
-        if self.trainer.is_global_zero:
-            say_copies(optimizer)
+        say_copies(optimizer)
         return optimizer
 
     def _scheduler_of(self, optimizer: Optimizer) -> Scheduler | None:
