@@ -19,7 +19,7 @@ from lit_align.clock import CLOCK
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
 from lit_align.run_parts import find_callback, is_trial, process_rank
-from lit_align.trainer_defaults import all_callbacks, all_loggers, epochs_by_default
+from lit_align.trainer_defaults import all_callbacks, all_loggers, epochs_by_default, shows_progress
 from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, last_checkpoint
 from lit_align.training.interruption import Interruptions
 from lit_align.training.strategies import check_strategy
@@ -92,7 +92,7 @@ class AlignmentTrainer(Trainer):
         root = str(default_root_dir or DEFAULT_ROOT)
         present = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         checkpointing = not barebones if enable_checkpointing is None else enable_checkpointing
-        bar = not barebones if enable_progress_bar is None else enable_progress_bar
+        bar = shows_progress(present, barebones) if enable_progress_bar is None else enable_progress_bar
         if max_epochs is None:
             max_epochs = epochs_by_default(present, max_steps, max_time, min_epochs)
         if log_every_n_steps is None:

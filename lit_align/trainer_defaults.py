@@ -61,6 +61,12 @@ def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool,
     return complete
 
 
+def shows_progress(callbacks: Sequence[Callback], barebones: bool) -> bool:
+    """Whether a run shows its progress where nobody says so; if not, Lightning adds no bar of its own either."""
+    has_own = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    return not barebones and (has_own or progress_style() != "off")
+
+
 def all_loggers(loggers: Logger | Iterable[Logger] | bool | None, barebones: bool, root: str) -> list[Logger] | bool:
     """The loggers of a run, and a CSV logger in the run folder beside them if there is none: the report reads it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,21 @@ def test_a_link_leads_to_the_page_of_its_file(page: str, link: str, target: str)
     import outside
 
     assert outside._page_of(outside._resolve(page, link)) == target
+
+
+def test_a_notebook_is_a_page_of_text_code_and_what_it_printed(tmp_path: Path) -> None:
+    import outside
+
+    cells = [
+        {"cell_type": "markdown", "source": ["# A title\n", "\n", "Words."]},
+        {"cell_type": "code", "source": ["x = 1\n", "print(x)"], "outputs": [{"text": ["1\n"]}]},
+        {"cell_type": "code", "source": ["y = 2"], "outputs": []},
+    ]
+    notebook = tmp_path / "a.ipynb"
+    notebook.write_text(json.dumps({"cells": cells}))
+    page = outside._as_page(notebook, "examples/a.ipynb")
+    code = "```python\nx = 1\nprint(x)\n```\n\n```text\n1\n```\n\n```python\ny = 2\n```\n"
+    assert page == f"# A title\n\nWords.\n\n{code}"
 
 
 def test_a_built_site_with_a_dead_link_a_dead_anchor_or_a_foreign_script_is_refused(tmp_path: Path) -> None:

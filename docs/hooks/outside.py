@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -66,4 +68,15 @@ def _page_of(path: str) -> str:
 
 def _as_page(file: Path, path: str) -> str:
     text = file.read_text(encoding="utf-8")
+    if file.suffix == ".ipynb":
+        return "\n".join(_as_markdown(cell) for cell in json.loads(text)["cells"])
     return text if file.suffix == ".md" else f"# {path}\n\n```{KINDS.get(file.suffix, 'text')}\n{text}```\n"
+
+
+def _as_markdown(cell: dict[str, Any]) -> str:
+    """A cell of a notebook, with what it printed."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return f"{source}\n"
+    printed = "".join("".join(output.get("text", ())) for output in cell["outputs"])
+    return f"```python\n{source}\n```\n" + (f"\n```text\n{printed.rstrip()}\n```\n" if printed else "")
