@@ -19,6 +19,7 @@ from lit_align.clock import CLOCK
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
 from lit_align.run_parts import find_callback, is_trial, process_rank
+from lit_align.steady import steady_output
 from lit_align.trainer_defaults import all_callbacks, all_loggers, epochs_by_default, shows_progress
 from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, last_checkpoint
 from lit_align.training.interruption import Interruptions
@@ -151,7 +152,7 @@ class AlignmentTrainer(Trainer):
             RunFolderInUse: another fit is under way in the run folder.
         """
         CLOCK.restart()
-        with nullcontext() if process_rank() else run_folder.locked(self.run_folder):
+        with steady_output(), nullcontext() if process_rank() else run_folder.locked(self.run_folder):
             if ckpt_path == "last":
                 ckpt_path = self.last_checkpoint(to_resume=True)
                 if ckpt_path is None and process_rank() == 0:

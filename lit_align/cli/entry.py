@@ -14,6 +14,7 @@ from lit_align.cli import examples
 from lit_align.cli import help as overview
 from lit_align.cli.errors import UsageError
 from lit_align.escape import escape
+from lit_align.steady import steady_output
 
 OF_ONE_FILE = ("init", "export", "chat", "sample", "evaluate", "report", "judge")
 """Commands that are `run` in a file of their name; `measure` is, on recorded scores."""
@@ -42,6 +43,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    with steady_output():
+        return _exit_code(words, debug)
+
+
+def _exit_code(words: list[str], debug: bool) -> int:
     try:
         _dispatch(words)
     except KeyboardInterrupt:
