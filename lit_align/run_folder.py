@@ -43,6 +43,21 @@ OWN = (
 )  # fmt: skip
 
 
+RUNS = Path("runs")
+"""Where runs lie unless a configuration says otherwise."""
+
+
+def locate_run(path: str | Path) -> Path:
+    """The place that a user means by a path or by the bare name of a run; it may not exist.
+
+    Args:
+        path: a path, or NAME for `runs/NAME`. A path that is there counts first.
+    """
+    place = Path(path).expanduser()
+    by_name = RUNS / place
+    return by_name if not place.is_absolute() and not place.exists() and by_name.exists() else place
+
+
 class RunFolderInUse(OSError):
     """Raised if another process trains in the run folder."""
 

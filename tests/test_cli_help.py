@@ -43,6 +43,7 @@ def test_a_command_s_help_ends_with_two_examples(command: str, capsys: pytest.Ca
         main([command, "--help"])
     shown = capsys.readouterr().out
     assert done.value.code == 0
+    assert max(map(len, shown.partition("\n\n")[2].partition("\n\n")[0].splitlines())) <= 80
     assert shown.partition("\nexamples:\n")[2].count(f"lit-align {command} ") >= 2
 
 

@@ -289,5 +289,9 @@ def test_the_command_writes_the_page_and_says_where(
     assert main(["report", "run"]) == 0
     assert "run/report.html" in capsys.readouterr().out and (folder / "report.html").stat().st_size < 8e6
     assert main(["report", "run", "run", "-o", "both.html"]) == 0 and Path("both.html").is_file()
+    Path("runs").mkdir()
+    Path("run").rename("runs/named")
+    assert main(["report", "named", "-o", "named.html"]) == 0 and Path("named.html").is_file()
+    Path("runs/named").rename("run")
     assert main(["report", "nowhere"]) == 1 and "expected a run folder" in capsys.readouterr().err
     assert main(["report", "run", "-o", "run.txt"]) == 1 and "expected --output to name" in capsys.readouterr().err

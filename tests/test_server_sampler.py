@@ -192,6 +192,15 @@ def test_a_server_that_takes_no_adapter(server: Fake, policy: Any, tokenizer: An
         draw(sampler(server), AutoModelForCausalLM.from_pretrained(tiny_model), tokenizer)
 
 
+def test_an_adapter_that_is_off_is_not_taken_for_the_policy(server: Fake, policy: Any, tokenizer: Any) -> None:
+    server.behave()
+    with policy.disable_adapter(), pytest.raises(ValueError, match="adapter is off"):
+        draw(sampler(server), policy, tokenizer)
+    assert not asked(server, "load_lora_adapter")
+    draw(sampler(server), policy, tokenizer)
+    assert asked(server, "load_lora_adapter")
+
+
 def test_an_outdated_adapter_that_stays_is_said_and_never_asked(server: Fake, policy: Any, tokenizer: Any) -> None:
     server.behave()
     one = sampler(server)

@@ -198,7 +198,12 @@ def test_prompts_come_from_a_pipe_or_lines(
     assert len(capsys.readouterr().out.splitlines()) == 2
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert sample("--prompts", "-") == 1
-    assert "expected prompts in memory, got no rows" in capsys.readouterr().err
+    assert sample("--prompts", "no.txt") == 1
+    assert sample("--prompts", "no.jsonl") == 1
+    errors = capsys.readouterr().err
+    assert all(text in errors for text in ("on standard input", "no file 'no.txt'", "no data at 'no.jsonl'"))
+    assert main(["sample", "no_run", "--prompts", "no.jsonl"]) == 1
+    assert "there is no run 'no_run'" in capsys.readouterr().err
 
 
 def test_a_models_text_does_nothing_to_the_terminal() -> None:

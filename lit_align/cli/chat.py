@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lit_align.cli.words import add_run, open_quietly
+from lit_align.cli.words import add_run, command_parser, open_quietly
 from lit_align.policy.spec import PolicySpec
 from lit_align.talk import Chat, ChatSettings
 from lit_align.talk.terminal import run_chat
@@ -34,12 +34,11 @@ def _title(name: str, spec: PolicySpec) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of `lit-align chat`."""
-    parser = argparse.ArgumentParser(
-        prog="lit-align chat",
-        description="A chat with a trained model. /base switches to the model that the run started from and back, "
+    parser = command_parser(
+        "chat",
+        "A chat with a trained model. /base switches to the model that the run started from and back, "
         "/again repeats the last question, /reset forgets the chat. Reads from a pipe, too: one question a line.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
     default = ChatSettings()
     add_run(parser)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +10,7 @@ from itertools import chain
 from typing import Any
 
 from lit_align.cli.help import COMMANDS
+from lit_align.cli.words import command_parser
 
 _OPTION = re.compile(r"^  (?:-\w, )?(--[\w.-]+)", flags=re.MULTILINE)
 _EPILOG = """\
@@ -28,11 +28,10 @@ def run(args: Sequence[str], main: Callable[[Sequence[str]], int]) -> None:
         args: the words after the command.
         main: the command line itself, which is asked for the help of each command.
     """
-    parser = argparse.ArgumentParser(
-        prog="lit-align completion",
-        description="Prints a script that completes commands, options and file names in a shell.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "completion",
+        "Prints a script that completes commands, options and file names in a shell.",
+        _EPILOG,
     )
     parser.add_argument("shell", choices=sorted(SCRIPTS))
     shell = parser.parse_args(list(args)).shell

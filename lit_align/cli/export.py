@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from lit_align.cli.errors import UsageError
-from lit_align.cli.words import add_run, add_switch
+from lit_align.cli.words import add_run, add_switch, command_parser
 from lit_align.console import note
 from lit_align.export.hub import demand_token, push
 from lit_align.export.run import Export, export_run
@@ -49,12 +49,11 @@ def _findings(exported: Export) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of `lit-align export`."""
-    parser = argparse.ArgumentParser(
-        prog="lit-align export",
-        description="Writes the trained model as a folder that transformers, peft and vLLM load: the adapter, or with "
+    parser = command_parser(
+        "export",
+        "Writes the trained model as a folder that transformers, peft and vLLM load: the adapter, or with "
         "--merge the whole model; after full fine-tuning all weights. It overwrites nothing.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
     add_run(parser)
     parser.add_argument("--output", required=True, help="the folder to write")

@@ -35,6 +35,8 @@ MESSAGES = (
     "Detected KeyboardInterrupt",  # the run itself tells where it stopped
     "Using default `ModelCheckpoint`",
     "The following generation flags are not valid",
+    "thrown while requesting",  # of the hub; the error after the last try says it
+    "Retrying in ",
     "Failed to load CPU gemm_4bit_forward",  # bitsandbytes has a slower way of its own
 )
 LOGGERS = (
@@ -46,6 +48,7 @@ LOGGERS = (
     "transformers.generation.configuration_utils",
     "transformers.generation.utils",
     "bitsandbytes.backends.cpu.ops",
+    "huggingface_hub.utils._http",
 )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_align import run_folder
+from lit_align.cli.words import command_parser
 from lit_align.html_report.page import write_report
 
 EXAMPLES = """examples:
@@ -19,7 +20,7 @@ EXAMPLES = """examples:
 def run(args: Sequence[str]) -> None:
     """Parses the arguments of `report` and writes the page."""
     parsed = _parser().parse_args(list(args))
-    folders: list[Path] = parsed.runs
+    folders = [run_folder.locate_run(path) for path in parsed.runs]
     output: Path = parsed.output or (folders[0] / run_folder.REPORT if len(folders) == 1 else Path("report.html"))
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"expected --output to name an .html file, got {output}")
@@ -30,13 +31,12 @@ def run(args: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lit-align report",
-        description="Writes what happened in a run, or in several side by side, as one HTML file.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "report",
+        "Writes what happened in a run, or in several side by side, as one HTML file.",
+        EXAMPLES,
     )
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folder, such as runs/quickstart")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder (runs/NAME or NAME)")
     parser.add_argument(
         "-o", "--output", type=Path, help="the file to write; report.html in the run folder, or here for several runs"
     )

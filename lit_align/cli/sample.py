@@ -11,10 +11,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lit_align import run_folder
-from lit_align.cli.words import add_run, add_switch, open_quietly
+from lit_align.cli.words import add_run, add_switch, command_parser, load_quietly
 from lit_align.escape import escape_json
 from lit_align.sampling import TransformersSampler
 from lit_align.talk import answer_rows, read_prompts_of
+from lit_align.trained import open_run
 
 EXAMPLES = """\
 examples:
@@ -36,8 +37,9 @@ def run(args: Sequence[str]) -> None:
     )
     if parsed.output is not None and parsed.output.exists():
         raise FileExistsError(f"{parsed.output} is there already: choose another --output")
+    opened = open_run(parsed.run, parsed.base)
     sets = read_prompts_of(parsed.prompts, sys.stdin, parsed.system)
-    opened, policy = open_quietly(parsed)
+    policy = load_quietly(opened, parsed.device)
     total = len(sets) * parsed.num_candidates * (2 if parsed.compare else 1)
     with tqdm(total=total, desc="answers", leave=False, delay=0.5, disable=None) as bar:
         rows = list(answer_rows(policy, sets, sampler, opened.name, parsed.seed, parsed.compare, bar.update))
@@ -51,12 +53,11 @@ def run(args: Sequence[str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The options of `lit-align sample`."""
-    parser = argparse.ArgumentParser(
-        prog="lit-align sample",
-        description="Answers prompts with a trained model and writes a JSON object a line; each prompt is answered "
+    parser = command_parser(
+        "sample",
+        "Answers prompts with a trained model and writes a JSON object a line; each prompt is answered "
         "once, whatever the other prompts are.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
     )
     add_run(parser)
     parser.add_argument(

@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from contextlib import redirect_stdout
 
 from lit_align.trained import TrainedPolicy, TrainedRun, open_run
+
+_COLUMNS = 79
+
+
+def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A command's parser, whose help fits 80 columns and ends with the examples as they are.
+
+    Args:
+        command: its name.
+        description: what it does, in one paragraph.
+        examples: lines.
+    """
+    return argparse.ArgumentParser(
+        prog=f"lit-align {command}",
+        description=textwrap.fill(description, _COLUMNS),
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +54,12 @@ def read_bool(word: str) -> bool:
 
 
 def open_quietly(parsed: argparse.Namespace) -> tuple[TrainedRun, TrainedPolicy]:
-    """Opens and loads the run that :func:`add_run` names; what is said meanwhile goes to standard error."""
+    """Opens and loads the run that :func:`add_run` names; see :func:`load_quietly`."""
+    opened = open_run(parsed.run, parsed.base)
+    return opened, load_quietly(opened, parsed.device)
+
+
+def load_quietly(opened: TrainedRun, device: str | None) -> TrainedPolicy:
+    """Loads a run's policy; what is said meanwhile goes to standard error."""
     with redirect_stdout(sys.stderr):
-        opened = open_run(parsed.run, parsed.base)
-        return opened, opened.load(parsed.device)
+        return opened.load(device)

@@ -48,7 +48,7 @@ def adapter_digest(policy: nn.Module) -> str:
     """A hash of the weights of the policy's active adapter, in hex.
 
     Raises:
-        ValueError: the policy has no adapter.
+        ValueError: the policy has no adapter, or its adapter is off.
     """
     from peft import get_peft_model_state_dict
 
@@ -73,10 +73,17 @@ def save_adapter(policy: nn.Module, folder: Path) -> None:
 
 
 def _active_adapter(policy: nn.Module) -> str:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     name = getattr(policy, "active_adapter", None)
     if not isinstance(name, str) or not hasattr(policy, "peft_config"):
         raise ValueError(
             "this sampler brings a LoRA adapter to an engine that holds the base, but the policy has none: set "
             "`policy.lora`, or take TransformersSampler"
+        )
+    if any(isinstance(module, BaseTunerLayer) and module.disable_adapters for module in policy.modules()):
+        raise ValueError(
+            "this sampler brings a LoRA adapter to an engine, and the policy's adapter is off, as it is where the "
+            "start of a run answers: take TransformersSampler for that"
         )
     return name

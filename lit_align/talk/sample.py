@@ -26,11 +26,17 @@ def read_prompts_of(source: str, stdin: IO[str], system: str | None = None) -> l
         system: the system turn of prompts that have none.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: there are no prompts.
     """
     if source == "-":
-        sets = read_prompts([_row(line) for line in stdin if line.strip()])
+        rows = [_row(line) for line in stdin if line.strip()]
+        if not rows:
+            raise ValueError("expected prompts on standard input, one a line, got none")
+        sets = read_prompts(rows)
     elif source.endswith(".txt"):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"there is no file {source!r}: expected one with a prompt a line")
         lines = Path(source).read_text(encoding="utf-8").splitlines()
         sets = read_prompts([{"prompt": line} for line in lines if line.strip()])
     else:

@@ -18,7 +18,6 @@ from lit_align.trained.settings import policy_of, read_config
 from lit_align.training.checkpoint_paths import demand_whole, last_checkpoint
 from lit_align.training.module import POLICY_KEY
 
-RUNS = Path("runs")
 _TEMPLATE = "chat_template.jinja"
 
 
@@ -96,7 +95,7 @@ def open_run(path: str | Path, base: str | None = None) -> TrainedRun:
         >>> with policy.at_start() as start:  # doctest: +SKIP
         ...     ...  # the adapter is off here
     """
-    place = _existing(Path(path).expanduser())
+    place = _existing(run_folder.locate_run(path))
     if place.is_file() and place.suffix in (".yaml", ".yml"):
         place = place.parent
     if holds_model(place):
@@ -115,9 +114,7 @@ def open_run(path: str | Path, base: str | None = None) -> TrainedRun:
 def _existing(path: Path) -> Path:
     if path.exists():
         return path
-    if not path.is_absolute() and (RUNS / path).exists():
-        return RUNS / path
-    runs = sorted(str(config.parent) for config in RUNS.glob(f"*/{run_folder.CONFIG}"))
+    runs = sorted(str(config.parent) for config in run_folder.RUNS.glob(f"*/{run_folder.CONFIG}"))
     hint = f"The runs here are {', '.join(runs)}" if runs else "A fit leaves one in runs/NAME"
     raise FileNotFoundError(
         f"there is no run {str(path)!r}: expected a run folder, a checkpoint or a model folder. {hint}"
