@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -18,6 +19,20 @@ def require_shares(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share < 1:
             raise ValueError(f"expected {name} in [0, 1), got {share}")
+
+
+def require_not_negative(**numbers: float | None) -> None:
+    """Raises a ValueError that names the first number below 0, or none; None passes."""
+    for name, number in numbers.items():
+        if number is not None and not number >= 0:
+            raise ValueError(f"expected {name} to be 0 or above, got {number}")
+
+
+def require_positive(**numbers: float) -> None:
+    """Raises a ValueError that names the first number that is not above 0 and finite."""
+    for name, number in numbers.items():
+        if not 0 < number < math.inf:
+            raise ValueError(f"expected {name} to be a finite number above 0, got {number}")
 
 
 def is_record(kind: Any) -> bool:

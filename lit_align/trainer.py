@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import Strategy
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
-from lit_align.checks import require_at_least_1
+from lit_align.checks import require_at_least_1, require_not_negative
 from lit_align.clock import CLOCK
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
@@ -90,6 +90,9 @@ class AlignmentTrainer(Trainer):
         # What is read here is an argument of its own: of what is read out of `kwargs` the command line knows no type.
         check_strategy(strategy)
         require_at_least_1(accumulate_grad_batches=accumulate_grad_batches)
+        require_not_negative(
+            min_epochs=min_epochs, gradient_clip_val=gradient_clip_val, log_every_n_steps=log_every_n_steps
+        )
         root = str(default_root_dir or DEFAULT_ROOT)
         present = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or [])
         checkpointing = not barebones if enable_checkpointing is None else enable_checkpointing
@@ -118,6 +121,7 @@ class AlignmentTrainer(Trainer):
             enable_checkpointing=checkpointing,
             **kwargs,
         )
+        require_at_least_1(check_val_every_n_epoch=self.check_val_every_n_epoch)
         self._checkpoint_connector = CheckpointPaths(self)
         self._signal_connector = Interruptions(self)
         self._in_place_of_stage: Callable[[], dict[str, Any]] | None = None  # set while `measure` or `precompute` runs
@@ -309,6 +313,11 @@ class AlignmentTrainer(Trainer):
             return super()._run_stage()
         self._result_in_place = self._in_place_of_stage()
         return []
+
+    @property
+    def works_in_place(self) -> bool:
+        """Whether `measure` or another command of lit-align's own runs in place of a validation."""
+        return self._in_place_of_stage is not None
 
     def _tell(self, text: str, record: dict[str, Any], output: str | None) -> None:
         """Prints what a command has to say, and writes its record if a file is named."""

@@ -73,7 +73,7 @@ def test_unknown_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str], y
             "unknown key `trainer.maxsteps` in the command line: did you mean `trainer.max_steps`?",
         ),
         ("--ckptpath=last", "unknown key `ckptpath` in the command line: did you mean `ckpt_path`?"),
-        ("--model.loss.beta=abc", "`model.loss.beta`: expected float. Got value: abc"),
+        ("--model.loss.beta=abc", "`model.loss.beta` in the command line: expected a finite number, got 'abc'"),
         ("--trainer.max_steps=abc", "`trainer.max_steps`: expected int. Got value: abc"),
         ("--trainer.accumulate_grad_batches=x", "`trainer.accumulate_grad_batches`: expected int. Got value: x"),
         ("--trainer.barebones=x", "`trainer.barebones`: expected bool. Got value: x"),

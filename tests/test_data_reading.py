@@ -403,3 +403,13 @@ def test_a_split_of_rows_in_memory_comes_from_a_dataset_dict() -> None:
         load_records(splits, split="dev")
     with pytest.raises(ValueError, match=r"`val_split: test` takes a split of rows in memory, which has none"):
         data_module([PAIR], val_split="test")
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"], ids=["comma", "semicolon", "tab"])
+def test_csv_of_spreadsheets_has_other_delimiters(tmp_path: Path, delimiter: str) -> None:
+    path = tmp_path / "a.csv"
+    cells = [["prompt", "chosen", "rejected"], ["Tea, or not?", "yes; green", "no\ttea"]]
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(cells)
+    ((row, _),) = read_rows(str(path))
+    assert row == dict(zip(*cells, strict=True))

@@ -22,7 +22,7 @@ from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
-from lit_align.cli.parser import Parser, shorten
+from lit_align.cli.parser import Parser, read_seed, shorten
 from lit_align.console import note
 from lit_align.data import AlignmentDataModule
 from lit_align.data.trainer_view import LIMITS
@@ -90,7 +90,7 @@ class AlignmentCLI(LightningCLI):
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
-            "--seed_everything", type=int, default=0, help="seed of everything that is random in the run, data included"
+            "--seed_everything", type=read_seed, default=0, help="seed of all that is random in the run, data included"
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile
 
-from lit_align.cli.parser import Parser, shorten
+from lit_align.cli.parser import Parser, read_seed, shorten
 from lit_align.data import AlignmentDataModule
 
 _OTHERS = ("model", "trainer", "boundary", "ckpt_path")
@@ -25,7 +25,9 @@ def data_parser(prog: str, description: str, with_data: bool = True) -> Parser:
     if not with_data:
         return parser
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file; may be given several times")
-    parser.add_argument("--seed_everything", type=int, default=0, help="the run's seed: splits, selects and draws")
+    parser.add_argument(
+        "--seed_everything", type=read_seed, default=0, help="the run's seed: splits, selects and draws"
+    )
     parser.add_lightning_class_args(AlignmentDataModule, "data", subclass_mode=True)
     parser.set_defaults({"data": {"class_path": "lit_align.data.AlignmentDataModule"}})
     for section in _OTHERS:

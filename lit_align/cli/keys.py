@@ -6,14 +6,15 @@ The parser refuses them, too, but in a long message about unions, and it accepts
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import Parameter
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse._parameter_resolvers import get_signature_parameters
 from jsonargparse._typehints import (
@@ -23,12 +24,15 @@ from jsonargparse._typehints import (
     resolve_class_path_by_name,
 )
 from jsonargparse._util import import_object
+from torch import Tensor as _TENSOR  # some of torch's optimizers say that a number may be one
 
 from lit_align.checks import is_record
 from lit_align.cli.errors import UsageError
+from lit_align.cli.yaml_files import load_config, parse_value
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 CONFIG_OPTIONS = ("--config", "-c")
+_NUMBERS = (int, float, type(None))
 
 
 @dataclass(frozen=True)
@@ -96,37 +100,18 @@ def _layers(accepted: AcceptedKeys, args: Sequence[str]) -> Iterator[tuple[str, 
         if not equals and words and not words[0].startswith("--"):
             value = words.pop(0)
         if option in CONFIG_OPTIONS:
-            yield value, _load(value)
+            yield value, load_config(value)
             continue
         keys = option.lstrip("-").split(".")
         if keys[0].rstrip("+") in accepted.keys or option.lstrip("-") not in accepted.options:
             yield "the command line", _nest(keys, value)
 
 
-def _load(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise UsageError(f"the config file {path!r} does not exist (looked in {Path.cwd()})")
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UsageError(f"{path} is not valid YAML: {error}") from error
-    if loaded is not None and not isinstance(loaded, dict):
-        raise UsageError(f"{path} should hold keys and values, but holds a {type(loaded).__name__}")
-    return loaded or {}
-
-
 def _nest(keys: Sequence[str], value: str) -> dict[str, Any]:
-    nested: Any = _parse_value(value)
+    nested: Any = parse_value(value)
     for key in reversed([key for key in keys if key != "help"]):
         nested = {key: nested}
     return nested
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
 
 
 def _visit(value: Any, kind: Any, settings: Any, path: tuple[str, ...], where: str) -> Any:
@@ -136,6 +121,8 @@ def _visit(value: Any, kind: Any, settings: Any, path: tuple[str, ...], where: s
     """
     if isinstance(kind, Mapping):
         return _visit_keys(value, kind, settings, path, where)
+    _refuse_no_number(value, kind, path, where)
+    _refuse_no_class(value, kind, path, where)
     if isinstance(value, list):
         item = _item_type(kind)
         return [_visit(element, item, None, (*path, str(n)), where) for n, element in enumerate(value)]
@@ -150,6 +137,29 @@ def _visit(value: Any, kind: Any, settings: Any, path: tuple[str, ...], where: s
     if record is not None:
         _refuse_single_value(value, kind, record, path, where)
     return value
+
+
+def _refuse_no_number(value: Any, kind: Any, path: tuple[str, ...], where: str) -> None:
+    """Refuses a text where only numbers can stand: the parser speaks of all that a number might have been."""
+    if value is None or float not in _alternatives(kind) or not set(_alternatives(kind)) <= {*_NUMBERS, _TENSOR}:
+        return
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"`{_dotted(path)}` in {where}: expected a finite number, got {str(value)[:60]!r}")
+
+
+def _refuse_no_class(value: Any, kind: Any, path: tuple[str, ...], where: str) -> None:
+    """Refuses a number, a list or nothing where only a class can stand."""
+    bases = _class_types(kind)
+    if isinstance(value, str | Mapping) or not bases or not set(_alternatives(kind)) <= set(bases):
+        return
+    raise UsageError(
+        f"`{_dotted(path)}` in {where} takes a class (class_path) and its arguments, and got "
+        f"{'nothing' if value is None else repr(value)[:60]}"
+    )
 
 
 def _refuse_single_value(value: Any, kind: Any, record: Any, path: tuple[str, ...], where: str) -> None:
@@ -226,7 +236,9 @@ def _resolve(name: str, bases: tuple[type, ...], path: tuple[str, ...], where: s
 def _refuse(path: tuple[str, ...], names: Any, where: str, wrong: str | None = None) -> NoReturn:
     """Raises an error that names the nearest known name, or all of them."""
     names = sorted(map(str, names))
-    nearest = difflib.get_close_matches(wrong or path[-1], names, n=1, cutoff=0.5)
+    by_form = {name.casefold(): name for name in names}
+    close = difflib.get_close_matches((wrong or path[-1]).casefold(), by_form, n=1, cutoff=0.5)
+    nearest = [by_form[form] for form in close]
     if wrong is None:
         what = f"unknown key `{_dotted(path)}`"
         best = _dotted((*path[:-1], *nearest))
@@ -248,7 +260,8 @@ def parameters_of(component: Any) -> dict[str, Any]:
 
 def _class_types(kind: Any) -> tuple[type, ...]:
     """The classes that a value of this type names by `class_path`; for a callable, those it returns."""
-    return tuple(get_subclass_types(kind, callable_return=True) or ())
+    none = (_TENSOR, Parameter.empty)  # an argument without a type is of any
+    return tuple(base for base in get_subclass_types(kind, callable_return=True) or () if base not in none)
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:

@@ -30,6 +30,14 @@ def _no_gpu(match: re.Match[str]) -> str:
     )
 
 
+def _no_tpu(match: re.Match[str]) -> str:
+    return "accelerator tpu needs torch_xla and a TPU: --trainer.accelerator cpu or auto runs without"
+
+
+def _no_time(match: re.Match[str]) -> str:
+    return f"expected trainer.max_time as DD:HH:MM:SS or by name, such as {{hours: 2}}, got {match[1]}"
+
+
 def _broken_weights(match: re.Match[str]) -> str:
     return (
         f"a file of weights (.safetensors) is broken or cut short ({match[1]}): copy or download the model again, or "
@@ -63,7 +71,9 @@ def _schedule_of_transformers(match: re.Match[str]) -> str:
 _PAGES: tuple[tuple[re.Pattern[str], Callable[[re.Match[str]], str]], ...] = (
     (re.compile(r"has model type `([^`]*)` but Transformers does not recognize"), _unknown_type),
     (re.compile(r"Couldn't instantiate the backend tokenizer from one of"), _no_tokenizer),
-    (re.compile(r"No supported gpu backend found"), _no_gpu),
+    (re.compile(r"No supported gpu backend found|`(CUDA|MPS)Accelerator` can not run on your system"), _no_gpu),
+    (re.compile(r"Requirement 'torch_xla"), _no_tpu),
+    (re.compile(r"`Timer\(duration=(.*?)\)` is not a valid duration"), _no_time),
     (re.compile(r"Expected '(transformers\.\S*get_\w+)' to be a function that returns"), _schedule_of_transformers),
     (re.compile(r'"schedulers":.*arguments are required: optimizer'), _schedulers_in_a_row),
     (re.compile(r"Error while deserializing header: (.*)"), _broken_weights),

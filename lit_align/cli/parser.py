@@ -15,6 +15,7 @@ NOISE = re.compile(
     r"|-? ?Expected a <class 'NoneType'>)"
 )
 OTHER_TYPE = re.compile(r"^(expected (int|float|bool|list|dict|str)$|Expected a path but)")
+LARGEST_SEED = 2**32 - 1  # numpy's
 KEY = re.compile(r"^-? ?Parser key \"([^\"]+)\":\s*(.*)$")
 
 
@@ -33,6 +34,21 @@ class Parser(LightningArgumentParser):
         from lit_align.cli.messages import explain
 
         raise UsageError(explain(shorten(message))) from ex
+
+
+def read_seed(value: Any) -> int:
+    """Reads a seed that numpy takes.
+
+    Raises:
+        ValueError: it is no whole number, or outside numpy's range.
+    """
+    try:
+        seed = int(str(value))
+    except ValueError:
+        seed = -1
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"expected a whole number from 0 to {LARGEST_SEED}, got {value!r}")
+    return seed
 
 
 def shorten(message: str) -> str:

@@ -16,7 +16,14 @@ from lit_align.console import note
 from lit_align.data.encoder import Encoder, TooLong
 from lit_align.data.held_out import HeldOut
 from lit_align.data.loader import TrainFeed, held_out_loader
-from lit_align.data.needs import refuse_to_overfit, require, require_known_tokens, require_pairs, require_positions
+from lit_align.data.needs import (
+    refuse_to_overfit,
+    require,
+    require_held_out_pairs,
+    require_known_tokens,
+    require_pairs,
+    require_positions,
+)
 from lit_align.data.resume import parse_date
 from lit_align.data.rounds import Stats
 from lit_align.data.row_trace import RowTrace
@@ -120,7 +127,9 @@ class AlignmentDataModule(LightningDataModule):
 
     def __post_init__(self) -> None:
         super().__init__()
-        require_at_least_1(batch_size=self.batch_size, round_prompts=self.round_prompts)
+        require_at_least_1(
+            batch_size=self.batch_size, val_batch_size=self.val_batch_size, round_prompts=self.round_prompts
+        )
         require_shares(val_fraction=self.val_fraction, boundary_fraction=self.boundary_fraction)
         if isinstance(self.train, Iterator):  # it can be read once, and a preview reads rows twice
             self.train = list(self.train)
@@ -161,6 +170,8 @@ class AlignmentDataModule(LightningDataModule):
             require_positions(*self.run.position_limit, pairs)
         if stage == "fit":
             self._ask_callbacks("check_held_out")
+        if self.run.takes_held_out(stage):
+            require_held_out_pairs(self.val_pairs)
 
     def _ask_callbacks(self, check: str, *args: Any) -> None:
         """Calls a check of each callback of the run that asks something of its data."""
@@ -251,8 +262,7 @@ class AlignmentDataModule(LightningDataModule):
 
     def test_dataloader(self) -> list[DataLoader[PairBatch]]:
         """The held-out pairs."""
-        if not self.val_pairs:
-            raise ValueError("test and predict need held-out pairs, got none: set the data's `val` or `val_fraction`")
+        require_held_out_pairs(self.val_pairs)
         return self.val_dataloader()
 
     predict_dataloader = test_dataloader

@@ -46,6 +46,14 @@ def require_pairs(pairs: Sequence[object], source: object, counts: Counter[str])
     raise ValueError(f"expected training pairs in {source}, none is left ({counted}): {why}")
 
 
+def require_held_out_pairs(pairs: Sequence[object]) -> None:
+    """Raises a ValueError if there is no pair for `validate`, `test` or `predict`."""
+    if not pairs:
+        raise ValueError(
+            "validate, test and predict need held-out pairs, got none: set `data.val` or `data.val_fraction`"
+        )
+
+
 def refuse_to_overfit(brings_pairs: str) -> ValueError:
     """The error of a fit that is to overfit some batches while other pairs come in between."""
     return ValueError(

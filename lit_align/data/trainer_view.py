@@ -54,6 +54,10 @@ class TrainerView:
         """Micro-batches of an optimizer step, at the moment."""
         return int(getattr(self.trainer, "accumulate_grad_batches", 1) or 1)
 
+    def takes_held_out(self, stage: str) -> bool:
+        """Whether a stage is for the held-out pairs alone; `measure` and the like only begin as a validation."""
+        return stage in LIMITS and not getattr(self.trainer, "works_in_place", False)
+
     @property
     def overfits(self) -> bool:
         """Whether the Trainer's `overfit_batches` is on."""

@@ -271,6 +271,14 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUS
         task_type=task_type,
     )
     layers = layer_names(model)
-    adapted = get_peft_model(model, add_in_place(config, model))
+    try:
+        adapted = get_peft_model(model, add_in_place(config, model))
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        raise ValueError(
+            f"lora.target_modules, {lora.target_modules!r}, names no layer of the model. Its layers: "
+            f"{', '.join(layers)}."
+        ) from error
     demand_targets(lora.target_modules, adapted, layers)
     return adapted

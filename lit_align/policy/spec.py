@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lit_align.checks import require_at_least_1, require_positive, require_shares
+
 
 @dataclass
 class LoraSpec:
@@ -12,11 +14,14 @@ class LoraSpec:
 
     Args:
         r: rank of the adapters, at least 1.
-        alpha: the adapters' output is scaled by alpha / r.
+        alpha: the adapters' output is scaled by alpha / r; above 0.
         dropout: dropout on the adapters' input, in [0, 1). DPO's convention is 0.
         target_modules: names of the layers that get an adapter; "all-linear" means all but the output layer.
         target_parameters: names of further weights that get an adapter but are not layers themselves, such as
             [mlp.experts.gate_up_proj, mlp.experts.down_proj]: rank r for each expert, without dropout.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     r: int = 16
@@ -24,6 +29,11 @@ class LoraSpec:
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
     target_parameters: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        require_at_least_1(**{"lora.r": self.r})
+        require_positive(**{"lora.alpha": self.alpha})
+        require_shares(**{"lora.dropout": self.dropout})
 
 
 @dataclass

@@ -197,9 +197,13 @@ def _score(value: Any, key: str) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Problem("wrong_type", f"expected `{key}` as a number, got {name(value)}")
-    if not math.isfinite(value):
-        raise Problem("bad_score", f"expected `{key}` as a finite number, got {value}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise Problem("bad_score", f"expected `{key}` as a finite number, got {quote(value)}")
+    return number
 
 
 def _target(row: Mapping[str, Any]) -> str | None:

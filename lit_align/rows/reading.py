@@ -15,7 +15,9 @@ import gzip
 import json
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -150,8 +152,28 @@ def _read_file(path: Path) -> Iterator[Row]:
     return reader(path)
 
 
-def _open(path: Path) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file, unpacked if it ends in .gz; what is wrong with the packing is said with its name."""
+    with cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb") as file:
+        try:
+            yield file
+        except EOFError as error:
+            raise ValueError(f"{path}: the gzip file is cut off, copy or download it again") from error
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(f"{path}: expected a gzip file by its name, got something else: {error}") from error
+
+
+def _load_json(text: str) -> Any:
+    """The value; a ValueError also where Python's own limits are passed."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at column {error.colno}") from error
+    except RecursionError:
+        raise ValueError("its lists or objects are nested too deeply") from None
+    except ValueError as error:  # of a number with thousands of digits
+        raise ValueError(str(error).partition(";")[0]) from error
 
 
 def _where(path: Path | str, row: int, line: int | None = None) -> str:
@@ -159,7 +181,7 @@ def _where(path: Path | str, row: int, line: int | None = None) -> str:
 
 
 def _read_jsonl(path: Path) -> Iterator[Row]:
-    with _open(path) as file:
+    with _opened(path) as file:
         yield from _json_lines(path, file)
 
 
@@ -171,20 +193,22 @@ def _json_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Row]:
         row += 1
         where = _where(path, row, line)
         try:
-            yield _as_row(json.loads(raw.decode("utf-8-sig" if line == 1 else "utf-8")), where), where
+            yield _as_row(_load_json(raw.decode("utf-8-sig" if line == 1 else "utf-8")), where), where
         except UnicodeDecodeError as error:
             why = f"expected text in UTF-8, got {error.object[error.start : error.end]!r}"
             yield BadRow(where, "not_utf8", why), where
-        except json.JSONDecodeError as error:
-            why = f"expected one JSON object a line, got {_short(raw.decode())}: {error.msg} at column {error.colno}"
+        except ValueError as error:
+            why = f"expected one JSON object a line, got {_short(raw.decode())}: {error}"
             yield BadRow(where, "bad_json", why), where
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    with _open(path) as file:
+    with _opened(path) as file:
         content = file.read()
     try:
         loaded = json.loads(content.decode("utf-8-sig"))
+    except RecursionError:
+        raise BadRow(_where(path, 1), "bad_json", "its lists or objects are nested too deeply") from None
     except ValueError as error:
         if content.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[":  # a list breaks as a whole: no row can be trusted
             where = _where(path, 1) if not isinstance(error, json.JSONDecodeError) else f"{path}, line {error.lineno}"
@@ -208,9 +232,9 @@ def _as_row(value: Any, where: str, expected: str = "a JSON object") -> dict[str
 
 def _read_csv(path: Path) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the default refuses a cell of more than 128 KiB
-    with _open(path) as file:
+    with _opened(path) as file:
         lines = (raw.decode("utf-8-sig" if number == 0 else "utf-8") for number, raw in enumerate(file))
-        reader = csv.DictReader(lines, strict=True)
+        reader = csv.DictReader(lines, strict=True, delimiter=_delimiter(path))
         row = 0
         while True:
             row += 1
@@ -228,11 +252,21 @@ def _read_csv(path: Path) -> Iterator[Row]:
             yield typed_cells(cells) if got == expected else BadRow(where, "bad_csv", why), where
 
 
+def _delimiter(path: Path) -> str:
+    """What stands between the names of the columns: a comma, or the semicolon or tab of a spreadsheet's export."""
+    with _opened(path) as file:
+        header = file.readline().decode("utf-8", "replace")
+    return max(",;\t", key=header.count)
+
+
 def _read_parquet(path: Path) -> Iterator[Row]:
     if path.suffix != ".gz":
         yield from _stream_parquet(path, str(path))
         return
-    with _open(path) as packed, tempfile.NamedTemporaryFile(suffix=".parquet") as plain:  # Parquet needs random access
+    with (
+        _opened(path) as packed,
+        tempfile.NamedTemporaryFile(suffix=".parquet") as plain,
+    ):  # Parquet needs random access
         shutil.copyfileobj(packed, plain)
         plain.flush()
         yield from _stream_parquet(Path(plain.name), str(path))
@@ -241,8 +275,11 @@ def _read_parquet(path: Path) -> Iterator[Row]:
 def _stream_parquet(file: Path, name: str) -> Iterator[Row]:
     from datasets import load_dataset
     from pyarrow import ArrowInvalid
+    from pyarrow.parquet import read_metadata
 
     try:
+        if read_metadata(file).num_rows == 0:  # `datasets` has no name for this
+            return
         rows = load_dataset("parquet", data_files=glob.escape(str(file.absolute())), split="train", streaming=True)
     except ArrowInvalid as error:
         raise ValueError(f"{name}: expected a Parquet file: {error}") from error
@@ -276,12 +313,16 @@ def _choose_split(splits: Mapping[Any, Any], split: str, name: str) -> Any:
 
 def _loaded_rows(source: str, split: str, name: str | None, streaming: bool) -> Iterable[Any]:
     from datasets import disable_progress_bars, load_dataset
+    from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DatasetNotFoundError
 
     if progress_style() != "bar":
         disable_progress_bars()
+    place = str(Path(source).expanduser().resolve()) if streaming else source
     try:
-        return load_dataset(source, name, split=split, streaming=streaming)
+        return load_dataset(place, name, split=split, streaming=streaming)
+    except EmptyDatasetError as error:
+        raise FileNotFoundError(f"the folder {source} holds no files of data: {error}") from error
     except (ConnectionError, DatasetNotFoundError) as error:
         raise FileNotFoundError(
             f"no data at {source!r}: there is no such file or folder here, and as a data set of the hub it cannot be "
