@@ -17,6 +17,7 @@ from lit_align.progress import AlignmentProgressBar, PlainProgress
 from lit_align.report.summary import RunSummary
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.lr_schedulers import MANY_EPOCHS
+from lit_align.watch import RunWatch
 
 
 def epochs_by_default(
@@ -47,6 +48,7 @@ def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool,
     defaults: list[tuple[type[Callback], Callable[[], Callback], bool]] = [
         (ProgressBar, AlignmentProgressBar if style == "bar" else PlainProgress, bar and style != "off"),
         (SaveModel, SaveModel, checkpointing),
+        (RunWatch, RunWatch, True),
         (RunSummary, RunSummary, True),
         (ReportCallback, ReportCallback, True),
         (ModelCheckpoint, AlignmentCheckpoint, checkpointing),

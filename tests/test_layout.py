@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"evaluate"},
     {"report"},
     {"reward"},
-    {"export", "html_report", "plan", "preview"},
+    {"export", "html_report", "plan", "preview", "watch"},
     {"talk"},
     {"trainer_defaults"},
     {"trainer"},

@@ -78,6 +78,13 @@ class RunRecord:
         return yaml.safe_dump(dict(self.config), sort_keys=False, allow_unicode=True) if self.config else ""
 
     @property
+    def alarms(self) -> list[Mapping[str, Any]]:
+        """What the watch said: each with `step`, `text` and `advice`."""
+        rows = self.summary.get("alarms")
+        keys = ("step", "text", "advice")
+        return [row for row in rows if isinstance(row, Mapping) and all(key in row for key in keys)] if rows else []
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The settings by dotted key."""
         return dict(_flatten(self.config))

@@ -36,9 +36,9 @@ class RunSummary(Callback):
     """Writes `summary.json` into the run folder at each decision and at the end of a fit, where it prints it as text.
 
     It holds the run's state ("running", "finished" or "stopped"), the decisions, whether the run crossed into
-    preference fine-tuning, what the last measurement means for the next run, the win rate against the start, the rows
-    that were left out, the on-policy rounds, what judges have to report, the last metrics, where the time went, and the
-    versions of what ran. After an interruption it says how to go on.
+    preference fine-tuning, what the watch said, what the last measurement means for the next run, the win rate against
+    the start, the rows that were left out, the on-policy rounds, what judges have to report, the last metrics, where
+    the time went, and the versions of what ran. After an interruption it says how to go on.
 
     Args:
         show: prints the text; the file is written in any case.
@@ -85,8 +85,8 @@ class RunSummary(Callback):
         self._rounds += [{"step": trainer.global_step, **stats} for stats in new_rounds]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Writes the file after a decision, and after a win rate."""
-        results = len(_history(trainer)) + len(_win_rates(trainer))
+        """Writes the file after a decision, a win rate and an alarm."""
+        results = len(_history(trainer)) + len(_win_rates(trainer)) + len(_alarms(trainer))
         if results > self._told:
             self._told = results
             self._write(trainer, "running")
@@ -139,6 +139,7 @@ class RunSummary(Callback):
             "crossing": crossing(history) if has_policy else None,
             "next": for_the_next_run(history, _sides(trainer)) if has_policy else None,
             "decisions": decisions,
+            "alarms": _alarms(trainer),
             "win_rate": win_rates[-1] if win_rates else None,
             "win_rates": win_rates,
             "rows": dict(getattr(datamodule_of(trainer), "counts", {}) or {}),
@@ -215,6 +216,11 @@ def _history(trainer: Trainer) -> list[Decision]:
 def _win_rates(trainer: Trainer) -> list[WinRateAtStep]:
     win_rate = find_callback(trainer, WinRateCallback)
     return [] if win_rate is None else win_rate.results
+
+
+def _alarms(trainer: Trainer) -> list[dict[str, Any]]:
+    """What callbacks that watch a run have to say."""
+    return [asdict(alarm) for callback in callbacks_of(trainer) for alarm in getattr(callback, "alarms", ())]
 
 
 def _sides(trainer: Trainer) -> tuple[str, str]:

@@ -26,6 +26,7 @@ def render(summary: Mapping[str, Any], answers: Sequence[Mapping[str, Any]] = ()
         fill(summary["crossing"]["text"]) if summary["crossing"] is not None else "",
         fill(summary["next"]) if summary["next"] is not None else "",
         _judge(summary["decisions"]),
+        _alarms(summary.get("alarms", ())),
         _win_rate(summary["win_rate"]),
         _win_rates(summary.get("win_rates", ())),
         _before_and_after(answers),
@@ -67,6 +68,11 @@ def _judge(decisions: Sequence[Mapping[str, Any]]) -> str:
     """The doubt about the judge that the last measurement raised."""
     last = next((decision for decision in reversed(decisions) if decision["score"] is not None), None)
     return fill(f"The judge: {last['judge_warning']}") if last is not None and last["judge_warning"] else ""
+
+
+def _alarms(alarms: Sequence[Mapping[str, Any]]) -> str:
+    """What the watch said on the way."""
+    return "\n".join(fill(f"Watch, step {alarm['step']}: {alarm['text']} {alarm['advice']}") for alarm in alarms)
 
 
 def _win_rate(result: Mapping[str, Any] | None) -> str:
