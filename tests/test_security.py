@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_align.cli.errors import with_name_clash
 from tests.helpers.fake_server import running
 
 ROOT = Path(__file__).parents[1]
@@ -82,6 +83,14 @@ def run(folder: Path, *words: str) -> str:
 
 def holds(path: Path, secret: str) -> bool:
     return secret.encode() in path.read_bytes()
+
+
+def test_a_file_that_an_installed_module_hides_is_named(tmp_path: Path) -> None:
+    message = "cannot import 'json.Mine': module 'json' has no attribute 'Mine'"
+    assert with_name_clash(message, tmp_path) == message
+    (tmp_path / "json.py").write_text("class Mine: pass\n")
+    assert "json.py in the working folder is not that module" in with_name_clash(message, tmp_path)
+    assert with_name_clash("module 'mine' has no attribute 'x'", tmp_path).endswith("'x'")
 
 
 def test_a_run_executes_no_shadow_leaves_no_key_and_respects_the_umask(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_align.cli import examples
 from lit_align.cli import help as overview
-from lit_align.cli.errors import UsageError
+from lit_align.cli.errors import UsageError, with_name_clash
 from lit_align.escape import escape
 from lit_align.steady import steady_output
 
@@ -59,14 +59,17 @@ def _exit_code(words: list[str], debug: bool) -> int:
             return end.code if isinstance(end.code, int) else TERMINATED
         raise
     except UsageError as error:
-        print(f"error: {escape(str(error))}\n(lit-align COMMAND --help lists the options)", file=sys.stderr)
+        print(
+            f"error: {escape(with_name_clash(str(error)))}\n(lit-align COMMAND --help lists the options)",
+            file=sys.stderr,
+        )
         return WRONG_USAGE
     except Exception as error:
         if debug or not _is_message(error):
             raise
         from lit_align.cli.messages import explain
 
-        message = "\n".join([explain(str(error)), *getattr(error, "__notes__", ())])
+        message = "\n".join([explain(with_name_clash(str(error))), *getattr(error, "__notes__", ())])
         print(f"\nerror: {escape(message)}\n(--debug shows where)", file=sys.stderr)
         return 1
     return 0
