@@ -147,6 +147,10 @@ def test_wrong_usage_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture
     assert "did you mean `against`" in capsys.readouterr().err
     assert main(["evaluate", "--run", "tiny", "--prompts", "train.jsonl"]) == 1
     assert "the run was trained on 6" in capsys.readouterr().err
+    assert main(["evaluate", "--run", "tiny", "--max_prompts", "0"]) == 1
+    assert main(["evaluate", "--run", "tiny", "--confidence", "95"]) == 1
+    errors = capsys.readouterr().err
+    assert "max_prompts to be at least 1" in errors and "confidence to be in (0, 1)" in errors
 
 
 def test_an_engine_that_holds_the_adapter_does_not_answer_as_the_start(

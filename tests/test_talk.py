@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import lit_align as la
 from lit_align.cli import main
@@ -204,6 +206,24 @@ def test_prompts_come_from_a_pipe_or_lines(
     assert all(text in errors for text in ("on standard input", "no file 'no.txt'", "no data at 'no.jsonl'"))
     assert main(["sample", "no_run", "--prompts", "no.jsonl"]) == 1
     assert "there is no run 'no_run'" in capsys.readouterr().err
+
+
+def test_a_base_that_has_moved_and_a_device_that_is_not_there(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(runs)
+    gone = str(tmp_path / "gone")
+    assert main(["export", "tea", "--output", str(tmp_path / "out"), "--base", gone]) == 1
+    assert "--base names" not in capsys.readouterr().err, "it was used"
+    shutil.copytree("runs/tea", "runs/far")
+    settings = {"model": {"init_args": {"policy": {"model": gone, "lora": {"r": 2}}}}}
+    Path("runs/far/config.yaml").write_text(yaml.safe_dump(settings))
+    for words in (["chat", "far"], ["export", "far", "--output", str(tmp_path / "out")]):
+        assert main(words) == 1
+        assert "--base names its place now" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["chat", "tea", "--device", "toaster"])
+    assert "expected a device of this machine, such as cpu, got 'toaster'" in capsys.readouterr().err
 
 
 def test_a_models_text_does_nothing_to_the_terminal() -> None:

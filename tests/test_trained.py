@@ -150,7 +150,7 @@ def test_what_is_no_run_is_a_sentence(tiny_model: Path, folder: Path) -> None:
         open_run(".")
     shutil.rmtree("runs/one/checkpoints")
     shutil.rmtree("runs/one/model", ignore_errors=True)
-    with pytest.raises(FileNotFoundError, match="the fit ended before it saved anything"):
+    with pytest.raises(FileNotFoundError, match="ended before it saved one, or it was to save none"):
         open_run("one")
     Path("runs/one/reward_model").mkdir()
     with pytest.raises(ValueError, match="of a reward model, which scores answers and writes none"):

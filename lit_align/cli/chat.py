@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from lit_align.cli.words import add_run, command_parser, open_quietly
+from lit_align.cli.examples import command_parser
+from lit_align.cli.words import add_run, open_quietly
 from lit_align.policy.spec import PolicySpec
 from lit_align.talk import Chat, ChatSettings
 from lit_align.talk.terminal import run_chat

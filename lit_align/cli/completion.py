@@ -9,8 +9,8 @@ from contextlib import redirect_stdout, suppress
 from itertools import chain
 from typing import Any
 
+from lit_align.cli.examples import command_parser
 from lit_align.cli.help import COMMANDS
-from lit_align.cli.words import command_parser
 
 _OPTION = re.compile(r"^  (?:-\w, )?(--[\w.-]+)", flags=re.MULTILINE)
 _EPILOG = """\

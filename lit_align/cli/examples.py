@@ -1,8 +1,12 @@
-"""Two examples for the end of each command's help, of those whose parser is not their own."""
+"""Two examples for the end of each command's help, and the parser of those that bring theirs."""
 
 from __future__ import annotations
 
+import argparse
+import textwrap
+
 _QUICKSTART = "--config configs/quickstart.yaml"
+_COLUMNS = 79
 _OWN = "--config configs/own_data.yaml --data.train my_pairs.jsonl"
 
 EXAMPLES: dict[str, tuple[str, str]] = {
@@ -54,3 +58,19 @@ def text(command: str) -> str:
     """The examples of a command as lines; empty where its own help has them."""
     lines = [f"  {example}" for example in EXAMPLES.get(command, ())]
     return "\n".join(["", "examples:", *lines]) if lines else ""
+
+
+def command_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A command's parser, whose help fits 80 columns and ends with the examples as they are.
+
+    Args:
+        command: its name.
+        description: what it does, in one paragraph.
+        examples: lines.
+    """
+    return argparse.ArgumentParser(
+        prog=f"lit-align {command}",
+        description=textwrap.fill(description, _COLUMNS),
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )

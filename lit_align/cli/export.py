@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 
 from lit_align.cli.errors import UsageError
-from lit_align.cli.words import add_run, add_switch, command_parser
+from lit_align.cli.examples import command_parser
+from lit_align.cli.words import add_run, add_switch, hints_at_base
 from lit_align.console import note
 from lit_align.export.hub import demand_token, push
 from lit_align.export.run import Export, export_run
@@ -28,9 +29,10 @@ def run(args: Sequence[str]) -> None:
     if parsed.push is not None:
         demand_token()
     opened = open_run(parsed.run, parsed.base)
-    exported = export_run(
-        opened, parsed.output, parsed.merge, parsed.dtype, parsed.max_shard_size, parsed.check, parsed.device
-    )
+    with hints_at_base(parsed.base):
+        exported = export_run(
+            opened, parsed.output, parsed.merge, parsed.dtype, parsed.max_shard_size, parsed.check, parsed.device
+        )
     note("\n".join([f"Exported {opened.weights} to {exported.folder}.", *_findings(exported), "To load it:", ""]))
     print("\n".join([*loading_lines(exported.folder), ""]))
     if parsed.push is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_align import run_folder
-from lit_align.cli.words import command_parser
+from lit_align.cli.examples import command_parser
 from lit_align.html_report.page import write_report
 
 EXAMPLES = """examples:

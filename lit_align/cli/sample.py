@@ -11,7 +11,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from lit_align import run_folder
-from lit_align.cli.words import add_run, add_switch, command_parser, load_quietly
+from lit_align.cli.examples import command_parser
+from lit_align.cli.words import add_run, add_switch, load_quietly
 from lit_align.escape import escape_json
 from lit_align.sampling import TransformersSampler
 from lit_align.talk import answer_rows, read_prompts_of
@@ -39,7 +40,7 @@ def run(args: Sequence[str]) -> None:
         raise FileExistsError(f"{parsed.output} is there already: choose another --output")
     opened = open_run(parsed.run, parsed.base)
     sets = read_prompts_of(parsed.prompts, sys.stdin, parsed.system)
-    policy = load_quietly(opened, parsed.device)
+    policy = load_quietly(opened, parsed)
     total = len(sets) * parsed.num_candidates * (2 if parsed.compare else 1)
     with tqdm(total=total, desc="answers", leave=False, delay=0.5, disable=None) as bar:
         rows = list(answer_rows(policy, sets, sampler, opened.name, parsed.seed, parsed.compare, bar.update))

@@ -44,6 +44,9 @@ class EvaluationSettings:
         category: the column of the rows that holds a prompt's category.
         confidence: of the intervals, in (0, 1).
         seed: draws the prompts and the answers.
+
+    Raises:
+        ValueError: a number is out of its range.
     """
 
     judge: Judge
@@ -54,6 +57,12 @@ class EvaluationSettings:
     category: str = "category"
     confidence: float = 0.95
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"expected confidence to be in (0, 1), such as 0.95, got {self.confidence}")
+        if self.max_prompts is not None and self.max_prompts < 1:
+            raise ValueError(f"expected max_prompts to be at least 1, or null for all, got {self.max_prompts}")
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def _refuse(root: Path) -> NoReturn:
         raise ValueError(_of_rewards(root))
     if (root / run_folder.CONFIG).exists():
         raise FileNotFoundError(
-            f"there is no checkpoint and no model in {root}: the fit ended before it saved anything"
+            f"there is no checkpoint and no model in {root} that can be read: the fit ended before it saved one, or it "
+            "was to save none (--trainer.enable_checkpointing false, barebones)"
         )
     raise FileNotFoundError(
         f"expected a run folder, a checkpoint or a model folder, and {root} is none: it has no {run_folder.CONFIG}, no "
