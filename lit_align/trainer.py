@@ -11,6 +11,7 @@ from typing import Any, cast
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
@@ -18,6 +19,7 @@ from lit_align.checks import require_at_least_1, require_not_negative
 from lit_align.clock import CLOCK
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
+from lit_align.report.win_rate import WinRateCallback
 from lit_align.run_parts import find_callback, is_trial, process_rank
 from lit_align.steady import steady_output
 from lit_align.trainer_defaults import all_callbacks, all_loggers, epochs_by_default, shows_progress
@@ -310,7 +312,7 @@ class AlignmentTrainer(Trainer):
     def _run_stage(self) -> Any:
         """As Lightning's, or what runs in place of its loops."""
         if self._in_place_of_stage is None:
-            return super()._run_stage()
+            return self._run_loops()
         self._result_in_place = self._in_place_of_stage()
         return []
 
@@ -318,6 +320,21 @@ class AlignmentTrainer(Trainer):
     def works_in_place(self) -> bool:
         """Whether `measure` or another command of lit-align's own runs in place of a validation."""
         return self._in_place_of_stage is not None
+
+    def _run_loops(self) -> Any:
+        """As Lightning's; a resumed fit that has taken all its steps does what its end had not come to."""
+        taken = self.fit_loop.epoch_loop.batch_progress.total.ready
+        result = super()._run_stage()
+        resumed = self.state.fn == TrainerFn.FITTING and self.ckpt_path is not None
+        if resumed and taken == self.fit_loop.epoch_loop.batch_progress.total.ready:
+            note(f"Nothing is left to train: the run has taken its {self.global_step} steps. What is missing is done.")
+            boundary = find_callback(self, BoundaryCallback)
+            win_rate = find_callback(self, WinRateCallback)
+            if boundary is not None:
+                boundary.on_train_start(self, self.lightning_module)
+            if win_rate is not None:
+                win_rate.on_train_end(self, self.lightning_module)
+        return result
 
     def _tell(self, text: str, record: dict[str, Any], output: str | None) -> None:
         """Prints what a command has to say, and writes its record if a file is named."""

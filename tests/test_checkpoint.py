@@ -109,6 +109,24 @@ def test_a_monitor_keeps_the_best(tmp_path: Path) -> None:
     assert checkpoint.best_model_score is not None
 
 
+def test_a_resumed_run_ranks_by_the_metrics_from_before(tmp_path: Path) -> None:
+    def make(folder: str) -> AlignmentCheckpoint:
+        return AlignmentCheckpoint(
+            str(tmp_path / folder), "{step}", "val/loss", every_n_train_steps=2, save_top_k=-1
+        )  # fmt: skip
+
+    names = []
+    for folder, ends in (("whole", [6]), ("resumed", [4, 6])):
+        for steps in ends:  # validation at step 4: at step 6 its metric stands still
+            trainer = LightningTrainer(
+                default_root_dir=tmp_path, accelerator="cpu", callbacks=[make(folder)], logger=False, max_steps=steps,
+                enable_progress_bar=False, enable_model_summary=False, val_check_interval=4, limit_val_batches=1,
+            )  # fmt: skip
+            trainer.fit(Boring(), ckpt_path=tmp_path / folder / "last.ckpt" if steps != ends[0] else None)
+        names.append(sorted(path.name for path in (tmp_path / folder).iterdir()))
+    assert names[0] == names[1] and len(names[0]) == 4
+
+
 def test_a_failed_write_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = AlignmentCheckpoint(dirpath=str(tmp_path), every_n_train_steps=2)
     boring_fit(tmp_path, checkpoint, max_steps=2, check_val_every_n_epoch=99)

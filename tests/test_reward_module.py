@@ -150,6 +150,18 @@ def test_the_saved_model_scores_as_the_module_does(
     assert len({score for both in own for score in both}) > 6, "the model tells answers apart"
 
 
+class FailAtTheEnd(Callback):
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        raise RuntimeError("the end")
+
+
+def test_the_quality_is_kept_at_once(rows: Path, tmp_path: Path, tiny_model: Path) -> None:
+    with pytest.raises(RuntimeError, match="the end"):
+        trained(tiny_model, rows, tmp_path / "run", FailAtTheEnd(), steps=6)
+    record = json.loads((tmp_path / "run/reward_quality.json").read_text())
+    assert record["pairs"] == 6 and record["step"] == 5, "of the validation at the epoch's end"
+
+
 def test_it_learns_and_says_how_well(rows: Path, tmp_path: Path, tiny_model: Path, capsys: Any) -> None:
     module, _, trainer = trained(tiny_model, rows, tmp_path / "run", steps=40)
     assert trainer.callback_metrics["rewards/margins"] > 0.5

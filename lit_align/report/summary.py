@@ -50,6 +50,7 @@ class RunSummary(Callback):
         self._spent_before: dict[str, float] = {}  # by activity, before a resume
         self._seconds_before = 0.0
         self._rounds: list[dict[str, Any]] = []
+        self._metrics: dict[str, float] = {}  # the last value of each, those from before a resume included
         self._told = 0
         self._error: str | None = None
         self._trained = False
@@ -59,12 +60,18 @@ class RunSummary(Callback):
         return "RunSummary"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self._total, "activities": self._activities(), "rounds": self._rounds}
+        return {
+            "seconds": self._total,
+            "activities": self._activities(),
+            "rounds": self._rounds,
+            "metrics": self._metrics,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds_before = state_dict["seconds"]
         self._spent_before = dict(state_dict.get("activities", {}))
         self._rounds = list(state_dict["rounds"])
+        self._metrics = dict(state_dict.get("metrics", {}))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.summary = {}
@@ -124,6 +131,7 @@ class RunSummary(Callback):
 
     def collect(self, trainer: Trainer, state: str) -> dict[str, Any]:
         """What `summary.json` would hold now, in a run that is "running", "finished" or "stopped"."""
+        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
         history = _history(trainer)
         has_policy = isinstance(trainer.lightning_module, AlignmentModule)
         decisions = [decision.record() for decision in history]
@@ -145,7 +153,7 @@ class RunSummary(Callback):
             "rows": dict(getattr(datamodule_of(trainer), "counts", {}) or {}),
             "rounds": self._rounds,
             "judges": judge_reports(trainer),
-            "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "metrics": self._metrics,
             "seconds": self._time(decisions, win_rate.seconds if win_rate is not None else 0.0),
             "activities": self._activities(),
             "environment": describe_environment(trainer),

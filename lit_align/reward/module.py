@@ -142,6 +142,8 @@ class RewardModule(PairModule):
     def on_validation_end(self) -> None:
         if self.trainer.state.fn == TrainerFn.VALIDATING:  # within a fit its end says it
             self._show()
+        elif self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._keep_quality()
 
     def on_test_end(self) -> None:
         self._show()
@@ -164,6 +166,12 @@ class RewardModule(PairModule):
             if share.value is not None:
                 ends = {f"{prefix}{name}_low": share.low, f"{prefix}{name}_high": share.high}
                 self.log_dict({prefix + name: share.value, **ends}, sync_dist=True)
+
+    def _keep_quality(self) -> None:
+        """At once, so that no kill between the last validation and the end loses it."""
+        if self.quality is not None and self.trainer.is_global_zero and not is_trial(self.trainer):
+            record = {"step": self.trainer.global_step, **asdict(self.quality)}
+            run_folder.write_json(Path(self.trainer.default_root_dir) / run_folder.REWARD_QUALITY, record)
 
     def _show(self) -> None:
         if self.quality is not None and self.trainer.is_global_zero:
@@ -190,9 +198,6 @@ class RewardModule(PairModule):
         root = Path(self.trainer.default_root_dir)
         folder = root / run_folder.REWARD_MODEL
         self.save(folder)
-        if self.quality is not None:
-            record = {"step": self.trainer.global_step, **asdict(self.quality)}
-            run_folder.write_json(root / run_folder.REWARD_QUALITY, record)
         self._show()
         note(f"The reward model is in {folder}: RewardModelJudge takes it as its `model`.")
 

@@ -81,6 +81,7 @@ class AlignmentCheckpoint(ModelCheckpoint):
         self.keep_previous = keep_previous
         self._due_after_validation = False
         self._step_end: _StepEnd | None = None
+        self._metrics: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -155,10 +156,12 @@ class AlignmentCheckpoint(ModelCheckpoint):
         return self._last_global_step_saved
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "last_global_step_saved": self._last_global_step_saved}
+        last = {"last_global_step_saved": self._last_global_step_saved}
+        return {**super().state_dict(), **last, "metrics": self._metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self._metrics = dict(state_dict.get("metrics", {}))
         self._last_global_step_saved = state_dict.get("last_global_step_saved", self._last_global_step_saved)
 
     def _due(self, trainer: Trainer) -> bool:
@@ -175,6 +178,11 @@ class AlignmentCheckpoint(ModelCheckpoint):
             return False
         self._last_time_checked = now
         return True
+
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        """As the parent's, with those from before a resume that have no later value: a run that goes on ranks alike."""
+        self._metrics |= {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
+        return {**self._metrics, **super()._monitor_candidates(trainer)}
 
     def _save(self, trainer: Trainer) -> None:
         metrics = self._monitor_candidates(trainer)
