@@ -109,7 +109,7 @@ def fit(folder: Path, moment: str, numbers: tuple[int, ...], before: bool, resum
     press = Press(moment, numbers)
     others: list[Callback] = [EverySecondStep(), ReportCallback("never")]
     trainer = AlignmentTrainer(
-        default_root_dir=folder, max_steps=STEPS, accelerator="cpu", enable_progress_bar=False, limit_val_batches=1,
+        default_root_dir=folder, max_steps=STEPS, accelerator="cpu", enable_progress_bar=False, limit_val_batches=2,
         logger=CSVLogger(folder, name="csv"),
         accumulate_grad_batches=accumulate, val_check_interval=4 * accumulate, check_val_every_n_epoch=None,
         callbacks=[press, *others] if before else [*others, press, AlignmentCheckpoint(every_n_train_steps=4)],

@@ -67,6 +67,16 @@ class RunSummary(Callback):
             "metrics": self._metrics,
         }
 
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Takes the metrics of this very step along, for a resume that has nothing left to train."""
+        self._update_metrics(trainer)
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is not None:  # a file of weights alone has none
+            state["metrics"] = dict(self._metrics)
+
+    def _update_metrics(self, trainer: Trainer) -> None:
+        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds_before = state_dict["seconds"]
         self._spent_before = dict(state_dict.get("activities", {}))
@@ -131,7 +141,7 @@ class RunSummary(Callback):
 
     def collect(self, trainer: Trainer, state: str) -> dict[str, Any]:
         """What `summary.json` would hold now, in a run that is "running", "finished" or "stopped"."""
-        self._metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._update_metrics(trainer)
         history = _history(trainer)
         has_policy = isinstance(trainer.lightning_module, AlignmentModule)
         decisions = [decision.record() for decision in history]

@@ -59,7 +59,8 @@ class Interruptions(_SignalConnector):
     @property
     def received_sigterm(self) -> bool:
         """False always; where Lightning asks in a fit, what is due is done, and a signal that waits acts."""
-        if self.trainer.state.fn == TrainerFn.FITTING and not accumulates_more(self.trainer):
+        training = self.trainer.state.fn == TrainerFn.FITTING and self.trainer.training  # a validation asks, too
+        if training and not accumulates_more(self.trainer):
             work, self._work = self._work, None
             if work is not None:
                 work()
