@@ -21,7 +21,7 @@ from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.sequential import require_alpha
 from lit_align.boundary.shortage import shortage
 from lit_align.boundary.switch import Choice, ReasonedShare, Switch, Undecided, as_decision, without_information
-from lit_align.checks import require_at_least_1
+from lit_align.checks import require_at_least_1, require_not_negative
 from lit_align.clock import timed
 from lit_align.console import note
 from lit_align.data.datamodule import AlignmentDataModule
@@ -237,8 +237,12 @@ class BoundaryCallback(Callback):
 
     def _require_in_range(self) -> None:
         require_at_least_1(
-            every_n_steps=self.every_n_steps, max_prompts=self.max_prompts, batch_prompts=self.batch_prompts
+            every_n_steps=self.every_n_steps,
+            max_prompts=self.max_prompts,
+            batch_prompts=self.batch_prompts,
+            num_candidates=self.num_candidates,
         )
+        require_not_negative(samples_to_keep=self.samples_to_keep)
         require_alpha(self.alpha)
 
     def seconds_to_come(self, step: int, last_step: int) -> float:

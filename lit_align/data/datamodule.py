@@ -19,6 +19,7 @@ from lit_align.data.loader import TrainFeed, held_out_loader
 from lit_align.data.needs import (
     refuse_to_overfit,
     require,
+    require_different_answers,
     require_held_out_pairs,
     require_known_tokens,
     require_pairs,
@@ -159,6 +160,8 @@ class AlignmentDataModule(LightningDataModule):
             raise RuntimeError(
                 "setup() takes the tokenizer from the Trainer's module; without one call prepare(tokenizer)"
             )
+        if self.judge is not None:
+            self.judge.demand_model()
         if stage == "fit":
             self._ask_callbacks("check_data", self.trainer)
             if self.run.overfits and self.on_policy_share > 0:
@@ -198,7 +201,7 @@ class AlignmentDataModule(LightningDataModule):
         self.held_out_prompts = static.prompts
         self.val_rows = static.val_rows
         if self.sampler is None or not self.train_sets:
-            require_pairs(self.train_pairs, describe_source(self.train), self.counts)
+            require_pairs(self.train_pairs, describe_source(self.train), self.counts, self.pair_selector)
         if self.held_out_prompts.boundary_sets and run.rank == 0:
             note(str(self.held_out_prompts))
         self._stream = PairStream(
@@ -308,6 +311,7 @@ class AlignmentDataModule(LightningDataModule):
             raise ValueError(f"expected an on-policy share in [0, 1], got {share}")
         if share > 0:
             require("on-policy pairs", sampler=self.sampler, judge=self.judge)
+            require_different_answers(self.sampler)
         else:
             self.held_out_prompts.clear_queue()
         self.on_policy_share = float(share)
@@ -344,7 +348,7 @@ class AlignmentDataModule(LightningDataModule):
         :class:`~lit_align.data.scheduler.BatchScheduler`.
         """
         if self.on_policy_share < 1:
-            require_pairs(self.train_pairs, describe_source(self.train), self.counts)
+            require_pairs(self.train_pairs, describe_source(self.train), self.counts, self.pair_selector)
         return self.stream.next_batch(self.on_policy_share)
 
     def sample(

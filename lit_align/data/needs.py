@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
 from lit_align.records import CandidateSet
+from lit_align.sampling import Sampler
 
 _NAMED = 3  # tokens in a message
 
@@ -30,7 +31,17 @@ def require(purpose: str, **parts: object | None) -> None:
         )
 
 
-def require_pairs(pairs: Sequence[object], source: object, counts: Counter[str]) -> None:
+def require_different_answers(sampler: Sampler | None) -> None:
+    """Raises a ValueError if no two sampled answers to a prompt can differ, so that they make no pair."""
+    why = None if sampler is None else sampler.why_alike
+    if why is not None:
+        raise ValueError(
+            f"the sampler's {why}, and a pair takes two different answers to a prompt: set `data.sampler` to at least "
+            "2 num_candidates and a temperature above 0"
+        )
+
+
+def require_pairs(pairs: Sequence[object], source: object, counts: Counter[str], selector: object) -> None:
     """Raises a ValueError if no static training pair is left."""
     if pairs:
         return
@@ -43,6 +54,8 @@ def require_pairs(pairs: Sequence[object], source: object, counts: Counter[str])
         )
     elif counts["prompt_held_out"]:
         why = "held-out prompts are not trained on, and all others were dropped. Give held-out rows with other prompts"
+    elif not any(count for key, count in counts.items() if key not in ("rows", "prompts") and "unused" not in key):
+        why = f"the selector {type(selector).__name__} chose none of the candidates"
     raise ValueError(f"expected training pairs in {source}, none is left ({counted}): {why}")
 
 

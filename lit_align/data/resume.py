@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -29,10 +30,22 @@ def saved_start(checkpoint: str | Path | None, name: str) -> datetime | None:
     Args:
         checkpoint: its path. No weights are read.
         name: the data module's, under which its state is kept.
+
+    Raises:
+        ValueError: no run wrote the file.
     """
     if checkpoint is None or not Path(checkpoint).is_file():
         return None
-    state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True).get(name, {})
+    try:
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"The checkpoint {checkpoint} holds more than tensors and plain values, which could run code when it is "
+            "loaded: take a file of a run's checkpoints folder."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"The checkpoint {checkpoint} was not written by a run: it holds a {type(content).__name__}.")
+    state = content.get(name, {})
     return datetime.fromisoformat(state["start"]) if "start" in state else None
 
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from lit_align.batch import TokenizedPair
 from lit_align.data.packing import pack, unpack
-from lit_align.data.rounds import Round
+from lit_align.data.rounds import COUNTED, Round
 from lit_align.data.trainer_view import TrainerView
 from lit_align.seeding import derive_seed
 
 MakeSampled = Callable[[Sequence[int], int], Round]
 MakeMeasured = Callable[[int], "Round | None"]
+_NO_REASONS = ("prompts", "candidates", "pairs")
 _EMPTY_ROUNDS = 3
 
 
@@ -110,7 +111,8 @@ class OnPolicySource:
         empty = 0
         while self.fresh or len(self.pending) < count:
             measured = self.make_measured(self.rounds)
-            pairs = (measured or self._sample_round()).pairs
+            new_round = measured or self._sample_round()
+            pairs = new_round.pairs
             rng = np.random.default_rng(derive_seed(self.seed, "round order", self.rounds))
             shuffled = [pairs[index] for index in rng.permutation(len(pairs))]
             self.pending = shuffled if self.fresh else [*self.pending, *shuffled]
@@ -119,9 +121,7 @@ class OnPolicySource:
             empty = 0 if pairs else empty + (measured is None)
             if empty == _EMPTY_ROUNDS:
                 raise RuntimeError(
-                    f"{empty} on-policy rounds of {self.round_prompts} prompts each gave no pair: the judge gave all "
-                    "candidates of each prompt the same score or none, or they were too long. Look at the data's "
-                    "`round_stats`; a judge that grades, more candidates or a higher temperature help."
+                    f"{empty} on-policy rounds of {self.round_prompts} prompts each gave no pair: {_why(new_round)}"
                 )
 
     def _sample_round(self) -> Round:
@@ -286,3 +286,15 @@ def row_length(pair: TokenizedPair, with_target: bool) -> int:
     """Tokens of the pair's row: the prompt once, and all its completions behind it (`policy/shared_prompt.py`)."""
     target = len(pair.target) if with_target and pair.target is not None else 0
     return len(pair.prompt) + len(pair.chosen) + len(pair.rejected) + target
+
+
+def _why(empty: Round) -> str:
+    """What a round without a pair was short of."""
+    reasons = {key: empty.stats[key] for key in COUNTED if key not in _NO_REASONS and empty.stats.get(key)}
+    if not reasons:
+        return "`data.selector` chose none of the candidates, which the judge told apart"
+    counted = ", ".join(f"{key}: {count}" for key, count in reasons.items())
+    return (
+        f"the judge gave all candidates of each prompt the same score or none, or they were too long ({counted} in the "
+        "last). A judge that grades, more candidates or a higher temperature help."
+    )

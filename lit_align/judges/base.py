@@ -123,6 +123,15 @@ class Judge(ABC):
         """
         return "\n".join(report for part in self.parts if (report := part.report())) or None
 
+    def demand_model(self) -> None:
+        """Refuses a model that is not there, without loading it: a run asks before it loads its own.
+
+        Raises:
+            FileNotFoundError: it is not.
+        """
+        for part in self.parts:
+            part.demand_model()
+
     def release(self) -> None:
         """Frees the memory of models; the next request loads them again."""
         for part in self.parts:

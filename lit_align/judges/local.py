@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
+from lit_align.policy.broken_files import naming_files
 from lit_align.policy.identity import model_identity
 from lit_align.policy.source import is_local, locate_model
 from lit_align.policy.spec import PolicySpec
@@ -78,7 +79,8 @@ def config_of(spec: PolicySpec) -> Any:
         FileNotFoundError: it can be neither found nor fetched.
     """
     try:
-        return AutoConfig.from_pretrained(**source_of(spec))
+        with naming_files(spec.model, "config"):
+            return AutoConfig.from_pretrained(**source_of(spec))
     except OSError as error:
         raise FileNotFoundError(
             f"the judge's model {spec.model!r} could not be loaded. Expected a hub id (and the network, or the model "

@@ -92,6 +92,9 @@ class PairRM(PairwiseJudge):
         """Names the model by a digest of its files, which are read when it is first asked for."""
         return identity_of("pairrm", self.spec, lengths=[self.source_max_length, self.max_length])
 
+    def demand_model(self) -> None:
+        config_of(self.spec)
+
     def compare(self, comparisons: Sequence[Comparison]) -> list[float]:
         """Computes sigmoid(logit) of each comparison, with the answers in the given order.
 

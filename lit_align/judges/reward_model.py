@@ -95,6 +95,9 @@ class RewardModelJudge(PointwiseJudge):
                 scores[i] = score if math.isfinite(score) else ABSTAINED
         return scores_by_set(sets, dict(zip(answers, scores, strict=True)))
 
+    def demand_model(self) -> None:
+        config_of(self.spec)
+
     def release(self) -> None:
         self.__dict__.pop("_model", None)
 

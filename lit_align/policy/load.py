@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from lit_align.policy.adapter import demand_own_base, load_adapter, saved_config
+from lit_align.policy.broken_files import demand_whole_files, naming_files
 from lit_align.policy.compiled import compile_layers
 from lit_align.policy.cpu.attention import checkpoint_contexts
 from lit_align.policy.internals import wrap_checkpoint_functions
@@ -41,7 +42,7 @@ def load_tokenizer(spec: PolicySpec) -> PreTrainedTokenizerBase:
     """
     name = locate_model(spec.model)
     try:
-        with quiet_libraries():
+        with quiet_libraries(), naming_files(spec.model, "tokenizer"):
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **_hub_options(spec))
     except OSError as error:
         raise FileNotFoundError(f"No tokenizer could be loaded from {spec.model!r}: {error}") from error
@@ -59,6 +60,7 @@ def load_generation_config(spec: PolicySpec) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(locate_model(spec.model), revision=spec.revision or "main")
     except OSError:
+        demand_whole_files(Path(locate_model(spec.model)))
         return None
 
 
@@ -148,7 +150,10 @@ def read_config(spec: PolicySpec, **changes: Any) -> PretrainedConfig:
         FileNotFoundError: the model has no config.
     """
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(locate_model(spec.model), **changes, **_hub_options(spec))
+        with naming_files(spec.model, "config"):
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                locate_model(spec.model), **changes, **_hub_options(spec)
+            )
     except OSError as error:
         raise FileNotFoundError(
             f"The model {spec.model!r} could not be loaded. Expected a hub id (and the network, or the model in "
@@ -197,7 +202,9 @@ def base_options(spec: PolicySpec, config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrainedModel:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **base_options(spec, config))
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True, **base_options(spec, config)}
+    with naming_files(spec.model, "weights"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, **options)
     model: PreTrainedModel = loaded[0]
     info: dict[str, Any] = loaded[1]
     if info["missing_keys"]:
@@ -205,6 +212,13 @@ def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrai
         raise ValueError(
             f"The files of {spec.model!r} lack {len(missing)} weights that a {type(model).__name__} needs, such as "
             f"{missing[0]!r}: they are no whole causal language model (perhaps a classifier or a bare backbone?)."
+        )
+    if info["mismatched_keys"]:
+        others = sorted(info["mismatched_keys"], key=str)
+        key, in_file, by_config = others[0]
+        raise ValueError(
+            f"The weights of {spec.model!r} are not those of its config.json: {len(others)} have other sizes, such as "
+            f"{key!r}: {tuple(in_file)} in the file, {tuple(by_config)} by the config."
         )
     keep_trainable_on_cpu(model)
     return model

@@ -59,8 +59,10 @@ def locate_adapter(adapter: str) -> str:
 
 
 def is_local(name: str) -> bool:
-    """Whether a name means a path: it exists, or it cannot be a hub id."""
-    return name.startswith(("/", ".", "~")) or name.endswith(".gguf") or name.count("/") > 1 or Path(name).exists()
+    """Whether a name means a path: it exists, its folder does, or it cannot be a hub id."""
+    if name.startswith(("/", ".", "~")) or name.endswith(".gguf") or name.count("/") > 1 or Path(name).exists():
+        return True
+    return "/" in name and Path(name).parent.is_dir()  # a mistyped path into a folder that is here
 
 
 def _converted(path: Path) -> Path:

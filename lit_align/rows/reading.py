@@ -26,6 +26,8 @@ from lit_align.escape import escape
 from lit_align.rows.cells import typed_cells
 
 _TEXT = (".json", ".jsonl", ".csv")
+_OTHERS = (".txt", ".tsv", ".zst", ".zip", ".xz", ".bz2", ".arrow", ".yaml", ".yml", ".xlsx", ".md", ".gz")
+"""Ends of names that no data set of the hub has, of files that are not read."""
 _SAVED = ("state.json", "dataset_dict.json")
 
 
@@ -124,8 +126,11 @@ def _place_has_splits(place: str) -> bool:
 
 def _is_local(source: str) -> bool:
     path = Path(source).expanduser()
-    looks_like_a_file = _suffix(path) in (*_TEXT, ".parquet") or source.startswith(("/", "./", "../", "~"))
-    return looks_like_a_file or glob.has_magic(source) or path.exists() or source.count("/") > 1
+    looks_like_a_file = _suffix(path).lower() in (*_TEXT, *_OTHERS, ".parquet") or source.startswith(
+        ("/", "./", "../", "~")
+    )
+    is_in_a_folder_here = "/" in source and path.parent.is_dir()
+    return looks_like_a_file or glob.has_magic(source) or path.exists() or source.count("/") > 1 or is_in_a_folder_here
 
 
 def _paths(source: str) -> list[Path]:

@@ -62,6 +62,11 @@ class Sampler(ABC):
         require_at_least_1(num_candidates=num_candidates)
         self.num_candidates = num_candidates
 
+    @property
+    def why_alike(self) -> str | None:
+        """Why the answers to a prompt can make no pair; None if they can."""
+        return "num_candidates is 1" if self.num_candidates == 1 else None
+
     @abstractmethod
     def sample(self, request: SamplingRequest) -> list[tuple[Candidate, ...]]:
         """Samples K candidates for each prompt.
@@ -112,6 +117,11 @@ class TokenSampler(Sampler):
         self.top_k = top_k
         self.min_new_tokens = min_new_tokens
         self.max_new_tokens = max_new_tokens
+
+    @property
+    def why_alike(self) -> str | None:
+        """See :attr:`Sampler.why_alike`."""
+        return "temperature is 0, so that they are all the same" if self.temperature == 0 else super().why_alike
 
     def count_draws_and_copies(self, request: SamplingRequest) -> tuple[int, int]:
         """How many candidates to draw for each prompt, and how often to return each: greedy ones are all the same."""

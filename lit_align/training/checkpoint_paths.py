@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,6 +32,16 @@ class CheckpointPaths(_CheckpointConnector):
         if self._ckpt_path is not None:
             demand_whole(Path(self._ckpt_path))
         return self._ckpt_path
+
+    def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
+        """As Lightning's, but a file that no run of Lightning wrote is named."""
+        try:
+            super().resume_start(checkpoint_path, weights_only)
+        except (KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"The checkpoint {checkpoint_path} was not written by a run, or holds more than plain data, which is "
+                f"not loaded ({str(error)[:80]!r}): take a file of a run's checkpoints folder."
+            ) from error
 
 
 def checkpoint_folders(trainer: Trainer) -> set[Path]:

@@ -276,8 +276,7 @@ JUDGES = [
     option(f"{ONLINE} --data.sampler.top_p nan", "top_p", code=2),
     option(f"{ONLINE} --data.sampler.top_k -1", "top_k"),
     option(f"{ONLINE} --data.sampler.max_new_tokens 0", "max_new_tokens"),
-    option(f"{ROUND} --data.sampler.max_new_tokens 600 --data.sampler.num_candidates 2", "positions"),
-    option(f"{ROUND} --data.selector rules.Picky", "Picky"),
+    option(f"{ROUND} --data.selector rules.Picky", "`data.selector` chose none"),
     option("--data.train sets.jsonl --data.selector rules.Picky --data.judge RuleJudge --data.judge.rule rules.longest", "Picky"),
     option("--data.train sets.jsonl", "sets.jsonl, row 1", "needs a judge"),
     option("--data.train prompts.jsonl", "prompts.jsonl", "data.sampler"),
@@ -286,7 +285,7 @@ JUDGES = [
     option("--data.train sets.jsonl --data.judge RuleJudge --data.judge.rule rules.words", "rules.words", "sets.jsonl, row 1", "good"),
     option("--data.train sets.jsonl --data.judge RuleJudge --data.judge.rule rules.fewer", "rules.fewer", "sets.jsonl, row 1"),
     option("--data.train sets.jsonl --data.judge RuleJudge --data.judge.rule rules.holes", "rules.holes", "sets.jsonl, row 1"),
-    option("--data.train sets.jsonl --data.judge RuleJudge --data.judge.rule rules.infinite", "rules.infinite"),
+    option("--data.train sets.jsonl --data.judge RuleJudge --data.judge.rule rules.infinite", "sets.jsonl", "abstentions: 12"),
     option("--data.judge RuleJudge --data.judge.rule rules.nothing", "rules.nothing"),
     option("--data.judge RuleJudge --data.judge.rule nothing.at", "nothing.at"),
     option("--data.judge RuleJudge --data.judge.rule rules.number", "rules.number"),
@@ -304,7 +303,7 @@ JUDGES = [
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.samples_to_keep -1", "samples_to_keep"),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.max_prompts 0", "max_prompts"),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.alpha 0", "alpha"),
-    option(f"{ONLINE} --boundary BoundaryCallback --boundary.alpha nan", "alpha"),
+    option(f"{ONLINE} --boundary BoundaryCallback --boundary.alpha nan", "alpha", code=2),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.hysteresis 0.5", "hysteresis"),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.patience 0", "patience"),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.undecided wait", "undecided"),
@@ -449,8 +448,9 @@ def _checkpoints() -> list[BadInput]:
     made: list[BadInput] = []
     for command in ("fit", "validate"):
         for name, (content, says) in contents.items():
+            parts = says if name == "of another module" else ("x.ckpt", *says)
             words = (command, "--config", "c.yaml", "--data.val_fraction", "0.5", "--ckpt_path", "x.ckpt")
-            made.append(BadInput(f"{command} {name} checkpoint", words, ("x.ckpt", *says), {"x.ckpt": content}))
+            made.append(BadInput(f"{command} {name} checkpoint", words, parts, {"x.ckpt": content}))
     return made
 
 
@@ -465,9 +465,7 @@ CHECKPOINTS = [
 
 
 def _broken(change: Callable[[Path], None], *says: str, name: str) -> BadInput:
-    return BadInput(
-        f"model {name}", ("--model.policy.model", "broken"), ("broken", *says), {"broken": change}, changes_model=True
-    )
+    return BadInput(f"model {name}", ("--model.policy.model", "broken"), says, {"broken": change}, changes_model=True)
 
 
 def _put(file: str, content: bytes) -> Callable[[Path], None]:
@@ -511,9 +509,9 @@ MODELS = [
     _broken(_drop("config.json"), "config.json", name="no config"),
     _broken(_set(model_type="unheard_of"), "unheard_of", name="unknown type"),
     _broken(_set(hidden_size="wide"), "config.json", name="a size in words"),
-    _broken(_set(hidden_size=48), "size", name="weights of other sizes"),
+    _broken(_set(hidden_size=48), "broken", "other sizes", name="weights of other sizes"),
     _broken(_set(num_hidden_layers=3), "weights", name="a layer too many"),
-    _broken(_set(vocab_size=300), "size", name="fewer rows than the weights"),
+    _broken(_set(vocab_size=300), "300 rows", name="fewer rows than the weights"),
     _broken(_cut("model.safetensors"), "model.safetensors", name="weights cut off"),
     _broken(_put("model.safetensors", b""), "model.safetensors", name="weights empty"),
     _broken(_put("model.safetensors", b"hello, no weights"), "model.safetensors", name="weights none"),
@@ -525,7 +523,6 @@ MODELS = [
     _broken(_drop("tokenizer.json", "tokenizer_config.json"), "tokenizer", name="no tokenizer"),
     _broken(_put("generation_config.json", b"{"), "generation_config.json", name="generation config cut off"),
     _broken(_put("chat_template.jinja", b"{% for x %}"), "chat template", name="template broken"),
-    _broken(_drop("chat_template.jinja"), "chat template", name="no template"),
     BadInput("GGUF that is none", ("--model.policy.model", "x.gguf"), ("x.gguf",), {"x.gguf": b"hello"}),
     BadInput("GGUF cut off", ("--model.policy.model", "x.gguf"), ("x.gguf",), {"x.gguf": b"GGUF\x03\x00\x00\x00\x01"}),
 ]
@@ -551,4 +548,4 @@ COMMANDS = [
     option("plan --config c.yaml --card_gib -1", "card_gib"),
     option("completion fishh", "fishh", code=2),
 ]
-ALL = [*TRAINER, *MODEL, *DATA_OPTIONS, *FILES, *CONFIGS, *COMMANDS]
+ALL = [*TRAINER, *MODEL, *DATA_OPTIONS, *JUDGES, *FILES, *CONFIGS, *CHECKPOINTS, *MODELS, *COMMANDS]
