@@ -75,7 +75,7 @@ def test_static_pairs_alone_need_neither(train: str, schedule: BoundaryCallback)
     data.trainer = trainer(callbacks=[schedule], max_steps=4)
     data.setup("fit")
     assert data.train_pairs
-    evaluation = AlignmentDataModule(train)
+    evaluation = AlignmentDataModule(train, val_fraction=0.3)
     evaluation.trainer = trainer(callbacks=[BoundaryCallback()])
     evaluation.setup("validate")
 

@@ -306,7 +306,7 @@ JUDGES = [
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.alpha nan", "alpha", code=2),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.hysteresis 0.5", "hysteresis"),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.patience 0", "patience"),
-    option(f"{ONLINE} --boundary BoundaryCallback --boundary.undecided wait", "undecided"),
+    option(f"{ONLINE} --boundary BoundaryCallback --boundary.undecided wait", "undecided", code=2),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.num_candidates 0", "num_candidates"),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.batch_prompts 0", "batch_prompts"),
     option(f"{ONLINE} --boundary BoundaryCallback --boundary.max_share_of_training 0", "max_share_of_training"),
