@@ -116,8 +116,10 @@ class Interruptions(_SignalConnector):
     def _is_over(self) -> bool:
         """Whether the last step of the fit is taken."""
         trainer = self.trainer
-        epochs = trainer.fit_loop.epoch_progress.current.processed
-        return stops_early(trainer) or trainer.global_step == trainer.max_steps or epochs == trainer.max_epochs
+        epochs: Any = trainer.fit_loop.epoch_progress.current
+        return (
+            stops_early(trainer) or trainer.global_step == trainer.max_steps or epochs.processed == trainer.max_epochs
+        )
 
     def _raise(self, number: int) -> None:
         self._number = number
