@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from lit_align.cli import main
+from lit_align.cli.keys import prefer_torch
 
 GOOD = "model:\n  init_args:\n    policy: {model: nowhere}\ndata:\n  init_args: {train: nowhere.jsonl}\n"
 
@@ -257,3 +258,9 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_a_missing_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "policy.model" in refused(capsys, "fit")
+
+
+def test_the_bare_name_of_an_optimizer_is_torchs() -> None:
+    words = ["fit", "--model.optimizer", "AdamW", "--model.optimizer=SGD", "--model.optimizer", "mine.AdamW"]
+    torchs = ["torch.optim.AdamW", "--model.optimizer=torch.optim.SGD", "--model.optimizer", "mine.AdamW"]
+    assert prefer_torch(words) == [*words[:2], *torchs]

@@ -21,7 +21,7 @@ import lit_align.sampling  # noqa: F401
 from lit_align import run_folder
 from lit_align.boundary.callback import BoundaryCallback
 from lit_align.cli.errors import UsageError
-from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
+from lit_align.cli.keys import AcceptedKeys, prefer_torch, refuse_unknown_keys
 from lit_align.cli.parser import Parser, read_seed, shorten
 from lit_align.console import note
 from lit_align.data import AlignmentDataModule
@@ -113,6 +113,7 @@ class AlignmentCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         assert isinstance(args, list)
+        args = prefer_torch(args)
         if args and args[0] in self._subcommand_parsers:
             accepted = AcceptedKeys.of(self._subcommand_parsers[args[0]])
             accepted.defaults["data"].get("init_args", {}).pop("seed", None)

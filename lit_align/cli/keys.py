@@ -25,6 +25,7 @@ from jsonargparse._typehints import (
 )
 from jsonargparse._util import import_object
 from torch import Tensor as _TENSOR  # some of torch's optimizers say that a number may be one
+from torch import optim
 
 from lit_align.checks import is_record
 from lit_align.cli.errors import UsageError
@@ -72,6 +73,18 @@ def _add(keys: dict[str, Any], path: Sequence[str], kind: Any) -> None:
         keys[head] = {}
     if isinstance(keys[head], dict):
         _add(keys[head], inner, kind)
+
+
+def prefer_torch(args: Sequence[str]) -> list[str]:
+    """The words, with the bare name of an optimizer as torch's: other packages have some of the same name."""
+    words = list(args)
+    for place, word in enumerate(words):
+        option, equals, name = word.partition("=")
+        if option == "--model.optimizer" and equals and hasattr(optim, name):
+            words[place] = f"{option}=torch.optim.{name}"
+        elif place and words[place - 1] == "--model.optimizer" and hasattr(optim, word):
+            words[place] = f"torch.optim.{word}"
+    return words
 
 
 def refuse_unknown_keys(accepted: AcceptedKeys, args: Sequence[str]) -> dict[str, Any]:
