@@ -118,7 +118,10 @@ class AlignmentCLI(LightningCLI):
             accepted = AcceptedKeys.of(self._subcommand_parsers[args[0]])
             accepted.defaults["data"].get("init_args", {}).pop("seed", None)
             settings = refuse_unknown_keys(accepted, args[1:])
-            if "seed" in settings["data"].get("init_args", {}):
+            data = settings["data"]
+            if not isinstance(data, Mapping):
+                raise UsageError(f"`data` takes keys, such as `train: rows.jsonl`, not the value {data!r}")
+            if "seed" in data.get("init_args", {}):
                 raise UsageError("`data.seed` follows `seed_everything`: set that one")
         self.config = parser.parse_args(args)
 

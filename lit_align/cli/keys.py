@@ -116,6 +116,8 @@ def _layers(accepted: AcceptedKeys, args: Sequence[str]) -> Iterator[tuple[str, 
             yield value, load_config(value)
             continue
         keys = option.lstrip("-").split(".")
+        if not equals and not value and len(keys) > 1 and keys[-1] != "help":
+            raise UsageError(f"`{option}` needs a value: give it behind a blank or `=`")
         if keys[0].rstrip("+") in accepted.keys or option.lstrip("-") not in accepted.options:
             yield "the command line", _nest(keys, value)
 
