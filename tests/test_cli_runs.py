@@ -234,10 +234,10 @@ def test_a_fault_in_the_users_own_code_keeps_its_traceback(folder: Path) -> None
 def test_an_interruption_says_how_to_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "mine.py").write_text(
         MINE
-        + "\nfrom lightning.pytorch import Callback\n"
+        + "\nimport os, signal\nfrom lightning.pytorch import Callback\n"
         + "class Interrupt(Callback):\n"
         + "    def on_train_batch_end(self, trainer, *_):\n"
-        + "        if trainer.global_step == 3:\n            raise KeyboardInterrupt\n"
+        + "        if trainer.global_step == 3:\n            os.kill(os.getpid(), signal.SIGINT)\n"
     )
     config = (folder / "c.yaml").read_text()
     extra = (
