@@ -136,7 +136,9 @@ def test_a_name_that_is_neither_a_file_nor_on_the_hub_says_so(monkeypatch: pytes
         raise ConnectionError(f"Couldn't reach {source!r} on the Hub")
 
     monkeypatch.setattr("datasets.load_dataset", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"no data at 'team/rows': there is no such file or folder here, and as"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no data at 'team/rows': there is no such file or folder here, and as"
+    ):
         load_records("team/rows")
 
 

@@ -70,7 +70,7 @@ def test_a_loss_of_more_than_two_errors_is_named() -> None:
     better = TaskChange("ppl", "perplexity", 9.0, 8.0, -1.0, 0.1, False, 100, False)
     assert (worse.is_worse, better.is_worse) == (True, False)
     shown = readable_tasks([worse, better])
-    assert "two standard errors: arc [2J (acc)." in shown and "\x1b" not in shown
+    assert "two standard errors: arc\\x1b[2J (acc)." in shown and "\x1b" not in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,18 @@ def logits(model: nn.Module) -> Tensor:
 
 
 class StopAt(Callback):
-    """Raises at a step, where it is told to."""
+    """Ends a fit at a step, by Ctrl-C or by another error."""
 
     def __init__(self, step: int, error: BaseException) -> None:
         self.step = step
         self.error = error
 
     def on_train_batch_end(self, trainer: Trainer, *arguments: Any) -> None:
-        if trainer.global_step == self.step:
+        if trainer.global_step != self.step:
+            return
+        if isinstance(self.error, KeyboardInterrupt):  # as a terminal does
+            signal.raise_signal(signal.SIGINT)
+        else:
             raise self.error
 
 
