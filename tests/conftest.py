@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,3 +50,14 @@ def _isolated() -> Iterator[None]:
     for key in leaked:
         os.environ.pop(key, None) if key not in before else os.environ.__setitem__(key, before[key])
     assert not leaked, f"the test leaked environment variables: {sorted(leaked)}"
+
+
+@pytest.fixture(autouse=True)
+def _forgets_modules_of_a_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A module that a test wrote is not the one of the same name that the next test writes."""
+    before = set(sys.modules)
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in sys.modules.keys() - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
+            del sys.modules[name]

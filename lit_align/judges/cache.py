@@ -128,6 +128,7 @@ class CachedJudge(Judge):
 class _Stored(Judge):
     def __init__(self, judge: Any, look_up: Callable[..., dict[Any, float]]) -> None:
         self.judge = judge
+        self.gives_probabilities = judge.gives_probabilities
         self._look_up = look_up
 
     @property
