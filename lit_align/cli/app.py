@@ -66,7 +66,13 @@ class AlignmentCLI(LightningCLI):
     """
 
     def __init__(self, args: Sequence[str]) -> None:
-        commands = {name: {"description": text} for name, text in OF_LIGHTNINGS_COMMANDS.items()}
+        parts = self.subcommands()
+        if args and args[0] in parts:  # no parser is made for a command that is not run
+            only = {args[0]: parts[args[0]]}
+            self.subcommands = lambda: only  # type: ignore[method-assign]
+        texts = {
+            name: {"description": text} for name, text in OF_LIGHTNINGS_COMMANDS.items() if name in self.subcommands()
+        }
         super().__init__(
             LightningModule,
             AlignmentDataModule,
@@ -78,7 +84,7 @@ class AlignmentCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=Parser,
-            parser_kwargs={"prog": "lit-align", "description": DESCRIPTION, **commands},
+            parser_kwargs={"prog": "lit-align", "description": DESCRIPTION, **texts},
             args=list(args),
         )
 
