@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -244,20 +244,25 @@ def sample_plain(generator: Any, requests: Sequence[CandidateRequest], size: int
         ids, mask = left_padded([request.prompt_ids for request in chunk], limits.pad_id)
         keys = torch.tensor([request.key for request in chunk], device=device)
         draw = Draw(limits.draw.temperature, limits.draw.top_k, limits.draw.top_p, keys, ids.shape[1])
-        config = GenerationConfig(
-            do_sample=False,  # `Draw` samples
-            min_new_tokens=limits.min_new_tokens,
-            max_new_tokens=limits.max_new_tokens,
-            eos_token_id=list(limits.stop_ids) or None,
-            pad_token_id=limits.pad_id,
-            use_cache=True,
-        )
+        config = plain_config(limits.min_new_tokens, limits.max_new_tokens, limits.stop_ids, limits.pad_id)
         output = generator.generate(
             inputs=ids.to(device), attention_mask=mask.to(device), generation_config=config, logits_processor=[draw]
         )
         for request, row in zip(chunk, output[:, ids.shape[1] :].tolist(), strict=True):
             stop = next((n for n, token in enumerate(row) if token in limits.stop_ids), len(row) - 1)
             yield request, row[: stop + 1]
+
+
+def plain_config(min_new_tokens: int, max_new_tokens: int, stop_ids: Collection[int], pad_id: int) -> GenerationConfig:
+    """The settings of the library's `generate` where a :class:`Draw` among its logits processors does the sampling."""
+    return GenerationConfig(
+        do_sample=False,
+        min_new_tokens=min_new_tokens,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=pad_id,
+        use_cache=True,
+    )
 
 
 def left_padded(sequences: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
 
 from lit_align.data.encoder import Encoder
 from lit_align.sampling.base import TokenSampler, candidate_of_ids
+from lit_align.sampling.decode import plain_config
 from lit_align.sampling.draw import Draw
 from lit_align.sampling.generate import undisturbed
 
@@ -45,14 +45,7 @@ def stream_answer(
     device = next(model.parameters()).device
     ids = torch.tensor([list(prompt_ids)], device=device)
     keys = torch.tensor([key], device=device)
-    settings = GenerationConfig(
-        do_sample=False,  # `Draw` samples
-        min_new_tokens=sampler.min_new_tokens,
-        max_new_tokens=sampler.max_new_tokens,
-        eos_token_id=list(encoder.stop_ids) or None,
-        pad_token_id=encoder.pad_id,
-        use_cache=True,
-    )
+    settings = plain_config(sampler.min_new_tokens, sampler.max_new_tokens, encoder.stop_ids, encoder.pad_id)
     draw = Draw(sampler.temperature, sampler.top_k, sampler.top_p, keys, ids.shape[1])
     with undisturbed(model) as generator, suppress(KeyboardInterrupt):  # what has come so far is the answer
         generator.generate(
