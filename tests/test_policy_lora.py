@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM
 from lit_align.batch import Padded
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps
 from lit_align.policy.load import load_model
-from lit_align.policy.lora import InPlaceLora, add_in_place
+from lit_align.policy.lora import _ROWS, InPlaceLora, Products, _add_low_rank, add_in_place, products_on
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
+from lit_align.policy.precision import say_float32_products
 from tests.helpers.tiny import save_tiny_model, tiny_llama_config
 
 IDS = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -111,6 +112,85 @@ def test_adapter_off_second_adapter_and_merged(tiny_model: Path) -> None:
         torch.testing.assert_close(ours(input_ids=IDS).logits, peft(input_ids=IDS).logits)
         ours.merge_adapter()
         torch.testing.assert_close(ours(input_ids=IDS).logits, peft(input_ids=IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The products of a GPU, on a CPU."""
+    monkeypatch.setattr("lit_align.policy.lora.products_on", lambda _, *dtypes: products_on("cuda", *dtypes))
+
+
+@pytest.mark.parametrize("nf4", [False, True])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_on_a_gpu_the_products_are_in_the_dtype_of_the_base(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, nf4: bool, dropout: float
+) -> None:
+    """About as exact as peft with its adapters in bfloat16, while weights and gradients are in float32."""
+    on_a_gpu(monkeypatch)
+    settings: dict[str, Any] = {"nf4": nf4, "lora_dropout": dropout}
+    ours = with_adapter(tiny_model, True, "bfloat16", **settings)
+    rounded = with_adapter(tiny_model, False, "bfloat16", **settings)
+    exact = with_adapter(tiny_model, False, "float32", **settings)
+    for model in (ours, rounded, exact):
+        model.train()
+    for layer in adapted(rounded):
+        layer.lora_A.bfloat16()
+        layer.lora_B.bfloat16()
+    logits, gradients = run(ours)
+    rounded_logits, rounded_gradients = run(rounded)
+    wanted, wanted_gradients = run(exact)
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert {p.dtype for p in ours.parameters() if p.requires_grad} == {torch.float32}
+
+    def error(found: torch.Tensor, exact: torch.Tensor) -> float:
+        return ((found.float() - exact).norm() / exact.norm()).item()
+
+    assert 0 < error(logits, wanted) < 1.6 * error(rounded_logits, wanted) < 0.05
+    together, rounded_together, wanted_together = (
+        torch.cat([gradient.float().flatten() for gradient in each])
+        for each in (gradients, rounded_gradients, wanted_gradients)
+    )
+    assert error(together, wanted_together) < 1.6 * error(rounded_together, wanted_together) < 0.2
+
+
+def test_the_device_decides_how_products_are_computed() -> None:
+    half = torch.bfloat16
+    assert products_on("cpu", half, torch.float32) == Products(torch.float32, _ROWS)
+    assert products_on("cuda", half, torch.float32) == Products(half, None)
+    assert products_on("cuda", torch.float32, torch.float32) == Products(torch.float32, None)
+    assert products_on("meta", half, torch.float32) == Products(half, None)  # a plan for a GPU
+    with torch.autocast("cpu", half):
+        assert products_on("cpu", torch.float32, torch.float32).dtype == half
+
+
+def test_a_fit_in_float32_says_once_whether_a_gpu_uses_tf32(capsys: pytest.CaptureFixture[str]) -> None:
+    say_float32_products("cpu", torch.float32)
+    say_float32_products("cuda", torch.bfloat16)
+    assert capsys.readouterr().out == ""
+    precision = torch.get_float32_matmul_precision()
+    try:
+        for setting, words in (("highest", "float32, without TF32"), ("high", "in TF32")):
+            torch.set_float32_matmul_precision(setting)
+            say_float32_products("cuda", torch.float32)
+            assert words in " ".join(capsys.readouterr().out.split())
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+@pytest.mark.parametrize("rows", [None, 5])
+def test_casts_all_rows_together_or_some_at_a_time(rows: int | None) -> None:
+    """Under autocast on a GPU the base is in half precision and its input in float32."""
+    generator = torch.Generator().manual_seed(0)
+    x, down, up, base, weight = (
+        torch.randn(*size, generator=generator) for size in ((13, 8), (3, 8), (6, 3), (13, 6), (13, 6))
+    )
+    for tensor in (x, down, up):
+        tensor.requires_grad_()
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        found = _add_low_rank(base.to(dtype), x, down, up, 0.5, Products(dtype, rows))
+        results.append([found, *torch.autograd.grad((found * weight).sum(), (x, down, up))])
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found.float(), wanted, atol=0.1, rtol=0.05)
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
 
@@ -32,7 +33,8 @@ class InPlaceLora(LoraLayer):
 
     peft computes B A x, scales it and adds it: three outputs of the layer's size, none of which is needed here. If
     the adapter is in float32 on a base in half precision, peft keeps a float32 copy of x for the backward of each
-    layer; this one keeps x as it is, once for all layers with the same input.
+    layer; this one keeps x as it is, once for all layers with the same input. The device says in which dtype the
+    products are (:func:`products_on`).
     """
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -41,11 +43,11 @@ class InPlaceLora(LoraLayer):
             return cast(Tensor, super().forward(x, *args, **kwargs))  # type: ignore[misc]  # of peft's layer
         down = cast(nn.Linear, self.lora_A[name]).weight
         up = cast(nn.Linear, self.lora_B[name]).weight
-        dtype = autocast_dtype(x.device.type) or down.dtype
+        products = products_on(x.device.type, x.dtype, down.dtype)
         flat = x.reshape(-1, x.shape[-1])
         dropout = self.lora_dropout[name]
-        dropped = flat if isinstance(dropout, nn.Identity) else dropout(flat.to(dtype))
-        together = _add_low_rank(self.base_layer(flat), dropped, down, up, self.scaling[name], dtype)
+        dropped = flat if isinstance(dropout, nn.Identity) else dropout(flat.to(products.dtype))
+        together = _add_low_rank(self.base_layer(flat), dropped, down, up, self.scaling[name], products)
         return together.view(*x.shape[:-1], together.shape[-1])
 
     def _only_adapter(self) -> str | None:
@@ -71,8 +73,38 @@ def _four_bit_layers() -> dict[type[nn.Module], type[nn.Module]]:
     return {Linear4bit: type("InPlaceLoraLinear4bit", (InPlaceLora, LoraLinear4bit), {})}
 
 
-def _add_low_rank(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """base + s B A x, computed in `dtype` and rounded to that of `base`, whose memory it may take.
+@dataclass(frozen=True)
+class Products:
+    """How an adapter's products are computed.
+
+    Args:
+        dtype: the dtype of the products. Weights, their gradients and the optimizer's state keep their own.
+        rows: rows that are cast together, where casts are needed; None casts all.
+    """
+
+    dtype: torch.dtype
+    rows: int | None
+
+
+def products_on(device: str, base: torch.dtype, adapter: torch.dtype) -> Products:
+    """How a type of device computes the products of an adapter.
+
+    On a CPU those of a float32 adapter are in float32, some rows at a time, which then are in the processor's cache.
+    On other devices they are in the dtype of the base, as under autocast, since products in half precision are many
+    times as fast there and long ones the most.
+
+    Args:
+        device: its type.
+        base: the dtype of the layer's input and output.
+        adapter: the dtype of the adapter's weights.
+    """
+    if device == "cpu":
+        return Products(autocast_dtype(device) or adapter, _ROWS)
+    return Products(autocast_dtype(device) or base, None)
+
+
+def _add_low_rank(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, products: Products) -> Tensor:
+    """base + s B A x, rounded to the dtype of `base`, whose memory it may take.
 
     Args:
         base: [N, out].
@@ -80,18 +112,19 @@ def _add_low_rank(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: floa
         down: A, [r, in].
         up: B, [out, r].
         scale: s.
-        dtype: the dtype of the products.
+        products: how they are computed.
     """
+    dtype = products.dtype
     if base.dtype == x.dtype == dtype:  # no casts needed
         return base.addmm_(x @ down.to(dtype).t(), up.to(dtype).t(), alpha=scale)
     if torch.compiler.is_compiling():  # compiled code casts without copies, and a loop would fix the number of rows
         low = x.to(dtype) @ down.to(dtype).t()
         return base.to(dtype).addmm(low, up.to(dtype).t(), alpha=scale).to(base.dtype)
-    return cast(Tensor, _CastAndAddLowRank.apply(base, x, down, up, scale, dtype))
+    return cast(Tensor, _CastAndAddLowRank.apply(base, x, down, up, scale, products))
 
 
 _ROWS = 1024
-"""Rows that are cast together."""
+"""Rows that a CPU casts together."""
 
 
 class _CastAndAddLowRank(torch.autograd.Function):
@@ -102,15 +135,17 @@ class _CastAndAddLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, dtype: torch.dtype
+        ctx: Any, base: Tensor, x: Tensor, down: Tensor, up: Tensor, scale: float, products: Products
     ) -> Tensor:
+        dtype = products.dtype
         low = x.new_empty(len(x), len(down), dtype=dtype)
         down_exact = down.to(dtype)
         up_exact = up.to(dtype)
-        for rows in _parts(x):
+        for rows in _parts(x, products.rows):
             low[rows] = x[rows].to(dtype) @ down_exact.t()
             base[rows] = base[rows].to(dtype, copy=True).addmm_(low[rows], up_exact.t(), alpha=scale)
         ctx.scale = scale
+        ctx.rows = products.rows
         ctx.mark_dirty(base)
         ctx.save_for_backward(x, low, down, up)
         return base
@@ -124,7 +159,7 @@ class _CastAndAddLowRank(torch.autograd.Function):
         down_gradient = torch.zeros_like(down_exact)
         up_gradient = torch.zeros_like(up_exact)
         x_gradient = torch.empty_like(x) if ctx.needs_input_grad[1] else None
-        for rows in _parts(x):
+        for rows in _parts(x, ctx.rows):
             exact = gradient[rows].to(low.dtype)
             low_gradient = (exact @ up_exact).mul_(ctx.scale)
             up_gradient.addmm_(exact.t(), low[rows], alpha=ctx.scale)
@@ -134,7 +169,8 @@ class _CastAndAddLowRank(torch.autograd.Function):
         return gradient, x_gradient, down_gradient, up_gradient, None, None
 
 
-def _parts(x: Tensor) -> list[slice]:
+def _parts(x: Tensor, rows: int | None) -> list[slice]:
     """Slices of rows that are cast together. In a plan of memory there is one, since each takes as much."""
-    rows = min(len(x), _ROWS) if getattr(x, "is_planned", x.is_meta) else len(x)
-    return [slice(start, start + _ROWS) for start in range(0, rows, _ROWS)]
+    rows = rows or max(len(x), 1)
+    planned = min(len(x), rows) if getattr(x, "is_planned", x.is_meta) else len(x)
+    return [slice(start, start + rows) for start in range(0, planned, rows)]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
+
+from lit_align.console import note
 
 HALF_PRECISIONS = (torch.bfloat16, torch.float16)
 
@@ -20,6 +23,28 @@ def dtype_of_products(model: nn.Module) -> torch.dtype:
     """The dtype of the model's products: autocast's, or that of its weights."""
     weight = embedding_weight(model)
     return autocast_dtype(weight.device.type) or weight.dtype
+
+
+@rank_zero_only
+def say_float32_products(device: str, dtype: torch.dtype) -> None:
+    """Prints how a GPU computes float32 products; nothing for other devices and dtypes.
+
+    Args:
+        device: its type.
+        dtype: the dtype of the products.
+    """
+    if device != "cuda" or dtype != torch.float32:
+        return
+    if torch.get_float32_matmul_precision() == "highest":
+        note(
+            "Products are in float32, without TF32. The environment variable TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 makes "
+            "them several times as fast, with 10 bits of the mantissa, and policy.dtype: bfloat16 with 7."
+        )
+    else:
+        note(
+            "Products are in TF32: float32 with 10 of its 23 bits of the mantissa. "
+            'torch.set_float32_matmul_precision("highest") switches it off.'
+        )
 
 
 def embedding_weight(model: nn.Module) -> Tensor:

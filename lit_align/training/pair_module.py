@@ -21,6 +21,7 @@ from lit_align.batch import PairBatch
 from lit_align.policy.base_record import KEY as BASE_KEY
 from lit_align.policy.base_record import base_record, demand_same_base
 from lit_align.policy.cpu.host_memory import keep_freed_memory
+from lit_align.policy.precision import say_float32_products
 from lit_align.policy.spec import PolicySpec
 from lit_align.run_parts import accumulates_more, trainer_of
 from lit_align.seeding import derive_seed
@@ -121,6 +122,8 @@ class PairModule(LightningModule):
     def on_fit_start(self) -> None:
         if self.device.type == "cpu":
             keep_freed_memory()
+        if self.trainer.precision == "32-true":
+            say_float32_products(self.device.type, next(self.parameters()).dtype)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Seeds torch from (run seed, rank, micro-batch): dropout then does not depend on what ran before."""
