@@ -1,32 +1,36 @@
 """Runs that are killed, terminated and interrupted at random moments, against the same runs left alone.
 
     PYTHONPATH=. python benchmarks/kills.py --n 20
+    PYTHONPATH=. python benchmarks/kills.py --n 50 --seed 3 --record build/kills.jsonl --minutes 60
 
-Each trial starts a tiny run, ends it once or twice with SIGKILL, SIGTERM or SIGINT at a random time, resumes it to its
-end, and compares weights, optimizer, schedules, the order of the data, decisions, logs, the summary and files with
-those of a run of the same kind that was never stopped, bit by bit. It exits with 1 where anything differs.
+Each trial starts a tiny run, stops it once or twice at a random time (SIGKILL, SIGTERM, SIGINT, or two or three
+SIGINTs in a row), resumes it to its end, and compares weights, optimizer, schedules, the order of the data, decisions,
+logs, the summary and files with those of a run of the same kind that was never stopped, bit by bit. It exits with 1
+where anything differs. With `--record` trials add up over many calls, and one that is in the file is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from lightning.pytorch import Callback, seed_everything
+from run_difference import differences
 
 from lit_align import AlignmentDataModule, AlignmentTrainer, BoundaryCallback
 from lit_align.judges import RuleJudge
@@ -40,9 +44,15 @@ from lit_align.training.module import AlignmentModule
 from tests.helpers.tiny import save_tiny_model
 
 STEPS = 8
-SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-OF_A_CLOCK = ("seconds", "activities", "share_of_training", "environment", "outputs", "load", "judges")
-JSON_FILES = ("boundary.jsonl", "samples.jsonl", "answers.jsonl", "summary.json", "reward_quality.json")
+KINDS = ("static", "online", "reward", "ddp", "ddp-online")
+STOPS = (
+    (signal.SIGKILL,),
+    (signal.SIGTERM,),
+    (signal.SIGINT,),
+    (signal.SIGINT, signal.SIGINT),
+    (signal.SIGINT, signal.SIGINT, signal.SIGINT),
+)
+Stop = list[tuple[signal.Signals, float]]
 
 
 class Order(Callback):
@@ -75,18 +85,22 @@ def fit(kind: str, model: Path, folder: Path) -> None:
     else:
         spec = PolicySpec(model=str(model), lora=LoraSpec(r=2, dropout=0.2))
         module = AlignmentModule(spec, DPO(beta=0.5), optimizer=make_optimizer, lr_scheduler=make_schedule)
-        if kind == "online":
+        if kind.endswith("online"):
             sampler = TransformersSampler(num_candidates=2, max_new_tokens=5)
             settings |= {"judge": RuleJudge(variety), "sampler": sampler, "round_prompts": 3}
             boundary = BoundaryCallback(every_n_steps=3, max_prompts=4, sequential=False, alpha=0.9)
             callbacks += [boundary, WinRateCallback(num_prompts=3, every_n_steps=4)]
         data = AlignmentDataModule(**settings)
-    devices: dict[str, Any] = {"devices": 2, "strategy": "ddp"} if kind == "ddp" else {}
+    devices: dict[str, Any] = {"devices": 2, "strategy": "ddp"} if is_ddp(kind) else {}
     trainer = AlignmentTrainer(
         default_root_dir=folder, max_steps=STEPS, accelerator="cpu", accumulate_grad_batches=2, val_check_interval=4,
         check_val_every_n_epoch=None, callbacks=callbacks, enable_progress_bar=False, **devices,
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path="last")
+
+
+def is_ddp(kind: str) -> bool:
+    return kind.startswith("ddp")
 
 
 def make_optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -102,7 +116,7 @@ def start(kind: str, model: Path, folder: Path) -> list[BaseProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = range(2 if kind == "ddp" else 1)
+    ranks = range(2 if is_ddp(kind) else 1)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_child, args=(rank, port, kind, model, folder)) for rank in ranks]
     for process in processes:
@@ -113,7 +127,7 @@ def start(kind: str, model: Path, folder: Path) -> list[BaseProcess]:
 def _child(rank: int, port: int, kind: str, model: Path, folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
-    if kind == "ddp":
+    if is_ddp(kind):
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", **address)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,140 +137,135 @@ def _child(rank: int, port: int, kind: str, model: Path, folder: Path) -> None:
     fit(kind, model, folder)
 
 
-def end(processes: list[BaseProcess], number: int | None, after: float) -> list[int | None]:
-    """Waits, sends a signal (Ctrl-C reaches all processes of a run, others one of them) and gives the exit codes."""
-    processes[0].join(after)
-    if number is not None:
-        for process in processes if number == signal.SIGINT else processes[:1]:
-            if process.is_alive() and process.pid is not None:
-                os.kill(process.pid, number)
+def end(processes: list[BaseProcess], stop: Stop | None = None) -> list[int | None]:
+    """Waits, sends the signals of a stop, if any, and gives the exit codes."""
+    for number, after in stop or []:
+        processes[0].join(after)
+        send(processes, number)
     for process in processes:
-        process.join(120)
+        process.join(300)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
     return codes
 
 
-def differences(whole: Path, stopped: Path) -> Iterator[str]:
-    """What is not alike."""
-    checkpoints = [load(folder / "checkpoints/last.ckpt") for folder in (whole, stopped)]
-    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
-        if not same(checkpoints[0][key], checkpoints[1][key]):
-            yield f"checkpoint: {key}"
-    for name, read in (("order", read_order), ("csv", read_csv), ("model", read_model), ("files", read_names)):
-        if read(whole) != read(stopped):
-            yield name
-    for name in JSON_FILES:
-        if read_json(whole / name) != read_json(stopped / name):
-            yield name
+def send(processes: list[BaseProcess], number: signal.Signals) -> None:
+    """As a terminal and a cluster do: Ctrl-C reaches all processes of a run, any other signal the first one."""
+    for process in processes if number == signal.SIGINT else processes[:1]:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, number)
 
 
-def load(path: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(path, weights_only=True)
-    return loaded
+def draw_stop(seconds: float, rng: random.Random) -> Stop:
+    """The signals of one stop, each with the seconds that it comes after the one before."""
+    numbers = rng.choice(STOPS)
+    waits = [rng.uniform(0.0, seconds), *(rng.uniform(0.0, seconds / 10) for _ in numbers[1:])]
+    return list(zip(numbers, waits, strict=True))
 
 
-def same(left: Any, right: Any) -> bool:
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(same, left, right))
-    return bool(torch.equal(left, right)) if isinstance(left, torch.Tensor) else bool(left == right)
-
-
-def read_order(folder: Path) -> dict[str, Any]:
-    """Each micro-batch as it was taken last."""
-    order = {}
-    for path in folder.glob("order*.jsonl"):
-        for line in path.read_text().splitlines():
-            place, *content = json.loads(line)
-            order[f"{path.name} {place}"] = content
-    return order
-
-
-def read_csv(folder: Path) -> dict[int, dict[str, str]]:
-    """The last value of each metric at each step."""
-    logged: dict[int, dict[str, str]] = {}
-    for path in sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda path: int(path.parent.name[8:])):
-        for row in csv.DictReader(path.open()):
-            values = {name: value for name, value in row.items() if value and not timed(name)}
-            logged.setdefault(int(row["step"]), {}).update(values)
-    return logged
-
-
-def timed(metric: str) -> bool:
-    return "seconds" in metric or "share_of_training" in metric
-
-
-def read_model(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*model/*.safetensors")}
-
-
-def read_names(folder: Path) -> set[str]:
-    """Without what a run that was stopped before its first checkpoint has left to the one that began anew."""
-    return {path.name for path in folder.iterdir()} - {"previous", ".lock"}
-
-
-def read_json(path: Path) -> Any:
-    if not path.exists():
-        return None
-    return [without_clock(json.loads(text)) for text in split(path)]
-
-
-def split(path: Path) -> list[str]:
-    text = path.read_text()
-    return text.splitlines() if path.suffix == ".jsonl" else [text]
-
-
-def without_clock(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: without_clock(item)
-            for key, item in value.items()
-            if key not in OF_A_CLOCK and not key.endswith("_seconds")
-        }
-    return [without_clock(item) for item in value] if isinstance(value, list) else value
-
-
-def trial(kind: str, model: Path, whole: Path, folder: Path, seconds: float, rng: random.Random) -> tuple[str, bool]:
+def trial(kind: str, model: Path, whole: Path, folder: Path, seconds: float, rng: random.Random) -> dict[str, Any]:
     """Stops a run once or twice, lets it end and says how it went."""
-    events = []
+    stops = []
     for _ in range(rng.choice((1, 1, 2))):
-        number = rng.choice(SIGNALS)
-        after = rng.uniform(0.0, seconds)
-        codes = end(start(kind, model, folder), number, after)
-        events.append(f"{signal.Signals(number).name} after {after:.2f} s -> {codes}")
-    codes = end(start(kind, model, folder), None, 300)
+        stop = draw_stop(seconds, rng)
+        codes = end(start(kind, model, folder), stop)
+        sent = ", ".join(f"{number.name} after {after:.2f} s" for number, after in stop)
+        stops.append({"signals": sent, "codes": codes, "was_over": set(codes) == {0}})
+    codes = end(start(kind, model, folder))
     found = list(differences(whole, folder)) if set(codes) == {0} else [f"the resumed run ended with {codes}"]
-    return f"{kind}: {'; '.join(events)}: {', '.join(found) or 'alike'}", not found
+    return {"kind": kind, "stops": stops, "differences": found, "folder": str(folder)}
+
+
+def is_stopped(record: dict[str, Any]) -> bool:
+    """Whether a signal came before the run was over; on a busy machine runs take other times than the first one."""
+    return not all(stop["was_over"] for stop in record["stops"])
+
+
+def stopped_trial(kind: str, root: Path, seconds: float, rng: random.Random, name: str) -> dict[str, Any]:
+    """A trial whose run was stopped before it was over."""
+    while True:
+        folder = root / f"{kind}-{name}-{rng.getrandbits(32):08x}"
+        record = trial(kind, root / "model", root / f"{kind}-whole", folder, seconds, rng)
+        if record["differences"] or is_stopped(record):
+            return record
+        seconds *= 0.7
+
+
+def run_whole(kind: str, root: Path) -> float:
+    """The seconds of a run of a kind that is left alone."""
+    whole = root / f"{kind}-whole"
+    began = time.monotonic()
+    codes = end(start(kind, root / "model", whole))
+    if set(codes) != {0}:
+        raise SystemExit(f"{kind} fails by itself: see {whole.with_suffix('.0.txt')}")
+    return time.monotonic() - began
+
+
+def read_records(path: Path | None) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
+
+
+def append_record(path: Path | None, record: dict[str, Any]) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"), path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def describe(record: dict[str, Any]) -> str:
+    stops = "; ".join(f"{stop['signals']} -> {stop['codes']}" for stop in record["stops"])
+    return f"{record['kind']}: {stops}: {', '.join(record['differences']) or 'alike'}"
+
+
+def tally(records: list[dict[str, Any]]) -> str:
+    """How many runs of each kind are alike, and how many stops of each kind they had."""
+    lines = []
+    for kind in sorted({record["kind"] for record in records}):
+        differing = [bool(record["differences"]) for record in records if record["kind"] == kind]
+        lines.append(f"{kind}: {differing.count(False)} of {len(differing)}")
+    stops = [stop for record in records for stop in record["stops"] if not stop["was_over"]]
+    names = Counter(" ".join(re.findall("SIG[A-Z]+", stop["signals"])) for stop in stops)
+    lines.append(f"stops: {', '.join(f'{names[name]} {name}' for name in sorted(names))}")
+    alike = sum(not record["differences"] for record in records)
+    lines.append(f"{alike} of {len(records)} runs that were stopped are alike")
+    return "\n".join(lines)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=20, help="trials")
+    parser.add_argument("--seed", type=int, default=0, help="of signals and moments")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="of runs")
+    parser.add_argument("--folder", type=Path, default=None, help="where the runs are kept; a temporary one by default")
+    parser.add_argument("--record", type=Path, default=None, help="JSONL file that each trial is added to")
+    parser.add_argument("--minutes", type=float, default=None, help="begin no trial after this many")
+    return parser.parse_args()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=20, help="trials")
-    parser.add_argument("--seed", type=int, default=0, help="of kinds, signals and moments")
-    parser.add_argument("--kinds", nargs="+", default=["static", "online", "reward", "ddp"], help="of runs")
-    parser.add_argument("--folder", type=Path, default=None, help="where the runs are kept; a temporary one by default")
-    options = parser.parse_args()
-    rng = random.Random(options.seed)
+    options = parse_options()
     root = options.folder or Path(tempfile.mkdtemp(prefix="kills"))
-    model = save_tiny_model(root / "model")
+    save_tiny_model(root / "model")
+    records = read_records(options.record)
+    present = {(record["seed"], record["number"]) for record in records}
     took: dict[str, float] = {}
-    alike = 0
+    began = time.monotonic()
     for number in range(options.n):
+        if options.minutes is not None and time.monotonic() - began > 60 * options.minutes:
+            break
+        if (options.seed, number) in present:
+            continue
         kind = options.kinds[number % len(options.kinds)]
-        whole = root / f"{kind}-whole"
-        if kind not in took:
-            began = time.monotonic()
-            codes = end(start(kind, model, whole), None, 300)
-            assert set(codes) == {0}, f"{kind} fails by itself: see {whole.with_suffix('.0.txt')}"
-            took[kind] = time.monotonic() - began
-        text, passed = trial(kind, model, whole, root / f"{kind}-{number}", took[kind], rng)
-        alike += passed
-        print(f"{number + 1:3} {text}", flush=True)
-    print(f"{alike} of {options.n} runs that were stopped are alike; they are in {root}")
-    return 0 if alike == options.n else 1
+        took[kind] = took.get(kind) or run_whole(kind, root)
+        rng = random.Random(f"{options.seed} {number}")
+        record = stopped_trial(kind, root, took[kind], rng, f"{options.seed}-{number}")
+        record |= {"seed": options.seed, "number": number, "date": time.strftime("%Y-%m-%d %H:%M:%S")}
+        append_record(options.record, record)
+        records.append(record)
+        print(f"{number + 1:3} {describe(record)}", flush=True)
+    print(f"{tally(records)}; the runs are in {root}")
+    return int(any(record["differences"] for record in records))
 
 
 if __name__ == "__main__":
