@@ -2,8 +2,9 @@
 
 from callbacks.adaptive import AdaptiveInterval
 from callbacks.alternating import Alternating
-from callbacks.always import AlwaysOffPolicy, AlwaysOnPolicy
+from callbacks.always import AlwaysOffPolicy, AlwaysOnPolicy, ConstantMixture
 from callbacks.fixed_switch import FixedSwitch
+from callbacks.gains import GainSchedule
 from callbacks.look_ahead import LookAheadBoundary
 from callbacks.mixture import MixtureBoundary
 
@@ -12,7 +13,9 @@ __all__ = [
     "Alternating",
     "AlwaysOffPolicy",
     "AlwaysOnPolicy",
+    "ConstantMixture",
     "FixedSwitch",
+    "GainSchedule",
     "LookAheadBoundary",
     "MixtureBoundary",
 ]

@@ -6,11 +6,10 @@ import argparse
 import json
 import os
 import sys
-from itertools import chain
 from pathlib import Path
 
-from experiments.arm import Setup
-from experiments.plan import TABLES, expected_seconds, with_parents
+from experiments.arm import SCHEDULES, Setup
+from experiments.plan import TABLES, arms_of, expected_seconds
 from experiments.report import write_report
 from experiments.runner import Records, code_version, run
 
@@ -21,13 +20,16 @@ def main() -> None:
     setup = Setup(**changes)
     folder = options.results / (options.code or code_version())
     names = list(TABLES) if options.what in ("all", "report") else [options.what]
-    arms = list(chain.from_iterable(TABLES[name](setup, options.seeds) for name in names))
+    arms = arms_of(names, setup, options.seeds)
+    if options.schedules:
+        arms = [arm for arm in arms if arm.scouts or arm.schedule in options.schedules]
     if options.dry_run:
-        seconds = sum(expected_seconds(arm, setup) for arm in with_parents(arms))
-        print(f"{len(with_parents(arms))} arms, about {seconds / 3600 / options.workers:.1f} h with {options.workers}")
+        seconds = sum(expected_seconds(arm, setup) for arm in arms)
+        print(f"{len(arms)} arms, about {seconds / 3600 / options.workers:.1f} h with {options.workers}")
         return
     failed = [] if options.what == "report" else run(arms, setup, folder, options.workers)
-    path = write_report(Records(folder, setup), options.seeds, " ".join(["python -m experiments", *sys.argv[1:]]))
+    planned = arms_of(TABLES, setup, options.seeds)
+    path = write_report(Records(folder, setup), planned, " ".join(["python -m experiments", *sys.argv[1:]]))
     print(f"Tables and plots: {path}")
     if failed:
         sys.exit("\n".join([f"{len(failed)} arms are missing; the same command tries them again.", *failed]))
@@ -36,7 +38,13 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
     parser.add_argument("what", choices=[*TABLES, "all", "report"], help="which arms to run; report runs none")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: three, six for Table 3")
+    parser.add_argument(
+        "--schedules",
+        choices=list(SCHEDULES),
+        nargs="+",
+        help="only arms of these schedules, and those that evaluate starts",
+    )
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="how many arms to run at once")
     parser.add_argument("--setup", type=Path, help="JSON file with changes to experiments.arm.Setup")
     parser.add_argument(

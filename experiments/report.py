@@ -4,34 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, product
+from itertools import product
 from pathlib import Path
 
-from experiments.arm import Arm
+from experiments.arm import LENGTHS, Arm
 from experiments.forks import Gauge, Record, read_forks
-from experiments.plan import TABLES, with_parents
 from experiments.plots import forks_plot, predictors_plot, runs_plot
 from experiments.runner import Records, code_version
 from experiments.runs import runs_of
 from experiments.tables import all_tables
 
 
-def write_report(records: Records, seeds: Sequence[int], command: str) -> Path:
+def write_report(records: Records, planned: Sequence[Arm], command: str) -> Path:
     """Writes `report.md` and the plots of the finished arms into the folder of the records.
 
     Args:
         records: the records.
-        seeds: the seeds to include.
+        planned: the arms to include.
         command: the command line, for the head of the report.
 
     Returns:
         The path of `report.md`.
     """
-    arms = with_parents(chain.from_iterable(table(records.setup, seeds) for table in TABLES.values()))
-    finished = records.read(arms)
+    finished = records.read(planned)
     plots = plots_of(finished)
     images = [f"![{name}]({name}.svg)" for name in plots]
-    parts = [head(finished, len(arms), command), *images, *map(str, all_tables(finished))]
+    parts = [head(finished, len(planned), command), *images, *map(str, all_tables(finished))]
     records.folder.mkdir(parents=True, exist_ok=True)
     for name, svg in plots.items():
         (records.folder / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -47,9 +45,10 @@ def plots_of(records: Mapping[Arm, Record]) -> dict[str, str]:
     plots = {f"forks-{gauge}": forks_plot(forks, gauge) for gauge, forks in by_gauge.items() if forks}
     if plots:
         plots["predictors"] = predictors_plot(by_gauge)
-    tasks = dict.fromkeys(arm.task for arm in runs_of(records))
-    for task, gauge in product(tasks, gauges):
-        plots[f"runs-{task}-{gauge}"] = runs_plot(records, task, gauge)
+    for length, gauge in product(("", *LENGTHS), gauges):
+        for task in dict.fromkeys(arm.task for arm in runs_of(records, length)):
+            name = "-".join(filter(None, ["runs", task, length, gauge]))
+            plots[name] = runs_plot(records, task, gauge, length)
     return plots
 
 

@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise, product
+from itertools import chain, pairwise, product
 from statistics import fmean
-from typing import Any, NamedTuple, TypeVar
 
-from experiments.arm import Arm
+from experiments.arm import LENGTHS, VARIANTS, Arm
 from experiments.forks import (
     Fork,
     Gain,
     Gauge,
     Record,
     Start,
-    measurements,
     read_forks,
     read_gain,
     read_start,
 )
 from experiments.predictors import Label, accuracy, all_predictors, pair_yield, published, ranking
-from experiments.runs import curve, runs_of, shortest, stages, value_at
-from experiments.stats import Estimate, mean_of, wilson
+from experiments.run_tables import effort_table, paired_table, runs_table
+from experiments.stats import mean_of, wilson
+from experiments.table import Table, grouped, signed
 from lit_align.boundary import SequentialTest
-from lit_align.markdown import markdown_table
 
-T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
 BINS = (0.0, 0.05, 0.1, 0.2, 0.5)
 LOOK_EVERY = 16
 """Prompts between two looks of the sequential test, as in whole runs."""
 
 
-class Table(NamedTuple):
-    """A table of texts with a title and a note on how to read it."""
-
-    title: str
-    note: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def __str__(self) -> str:
-        return f"### {self.title}\n\n{self.note}\n\n{markdown_table([self.header, *self.rows])}"
-
-
 def forks_table(forks: Sequence[Fork], gauge: Gauge) -> Table:
     """Table 1: one row for each task, starting point and loss, over seeds."""
     rows = []
-    for (task, _, loss), group in _grouped(forks, lambda f: (f.start.arm.task, f.start.arm.start, f.loss)).items():
+    for (task, _, loss), group in grouped(forks, lambda f: (f.start.arm.task, f.start.arm.start, f.loss)).items():
         scores = [fork.start.boundary for fork in group]
         low = min(score.low for score in scores)
         high = max(score.high for score in scores)
@@ -59,7 +43,7 @@ def forks_table(forks: Sequence[Fork], gauge: Gauge) -> Table:
                 task, _start(group[0].start.arm), loss, str(len(group)),
                 f"{fmean(score.value for score in scores):.3f} [{low:.2f}, {high:.2f}]",
                 f"{fmean(fork.off.mean for fork in group):+.3f}", f"{fmean(fork.on.mean for fork in group):+.3f}",
-                _signed(mean_of([fork.difference.value for fork in group])),
+                signed(mean_of([fork.difference.value for fork in group])),
                 f"{sum(bool(fork.on_pays) for fork in unequal)} of {len(unequal)}",
                 f"{sum(map(_right, unequal))} of {len(unequal)}",
                 f"{fmean(pair_yield(fork.start.on) for fork in group):.2f}",
@@ -81,7 +65,7 @@ def each_fork_table(forks: Sequence[Fork]) -> Table:
         [
             fork.start.arm.task, str(fork.start.arm.seed), _start(fork.start.arm), fork.loss,
             str(fork.start.boundary),
-            f"{fork.off.mean:+.3f}", f"{fork.on.mean:+.3f}", _signed(fork.difference), _larger(fork),
+            f"{fork.off.mean:+.3f}", f"{fork.on.mean:+.3f}", signed(fork.difference), _larger(fork),
             {None: "-", True: "yes", False: "no"}[None if fork.on_pays is None else _right(fork)],
         ]
         for fork in forks
@@ -99,8 +83,8 @@ def how_often_right(forks: Sequence[Fork], gauge: Gauge) -> Table:
     for low, high in pairwise(BINS):
         end = high if high < BINS[-1] else math.inf
         groups[f"score {low:g} to {high:g} from 0.5"] = [f for f in unequal if low <= abs(published(f.start)) < end]
-    groups |= {f"task {task}": group for task, group in _grouped(unequal, lambda f: f.start.arm.task).items()}
-    groups |= {f"loss {loss}": group for loss, group in _grouped(unequal, lambda f: f.loss).items()}
+    groups |= {f"task {task}": group for task, group in grouped(unequal, lambda f: f.start.arm.task).items()}
+    groups |= {f"loss {loss}": group for loss, group in grouped(unequal, lambda f: f.loss).items()}
     hits = {name: list(map(_right, group)) for name, group in groups.items()}
     hits["all, had it always said off-policy"] = [not fork.on_pays for fork in unequal]
     hits["all, had it always said on-policy"] = [bool(fork.on_pays) for fork in unequal]
@@ -137,13 +121,13 @@ def selectors_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     """Table 2: diverse against good off-policy pairs."""
     rows = []
     selected = [arm for arm in records if arm.selector == "diversity"]
-    for (task, _), arms in _grouped(selected, lambda arm: (arm.task, arm.start)).items():
+    for (task, _), arms in grouped(selected, lambda arm: (arm.task, arm.start)).items():
         gains = [pair for arm in arms if (pair := _beside_plain(arm, records, gauge)) is not None]
         if gains:
             difference = mean_of([diverse.mean - plain.mean for plain, diverse in gains])
             rows.append(
                 [task, _start(arms[0]), str(len(gains)), f"{fmean(plain.mean for plain, _ in gains):+.3f}",
-                 f"{fmean(diverse.mean for _, diverse in gains):+.3f}", _signed(difference)]
+                 f"{fmean(diverse.mean for _, diverse in gains):+.3f}", signed(difference)]
             )  # fmt: skip
     header = ("task", "start", "seeds", "gain, quality", "gain, diversity", "diversity less quality")
     note = (
@@ -163,68 +147,27 @@ def _beside_plain(arm: Arm, records: Mapping[Arm, Record], gauge: Gauge) -> tupl
     return read_gain(records[plain], start, gauge), read_gain(records[arm], start, gauge)
 
 
-def runs_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
-    """Table 3: whole runs."""
-    rows = []
-    for (task, schedule), arms in _grouped(runs_of(records), lambda arm: (arm.task, arm.schedule)).items():
-        runs = [records[arm] for arm in arms]
-        curves = [curve(arm, records, gauge) for arm in arms]
-        equal_seconds = shortest(records, task)
-        rounds = [record["rounds"] for record in runs]
-        decisions = [measurements(record) for record in runs]
-        for_rounds = _mean_sum(rounds, lambda r: r["candidates"] - r["reused"])
-        to_measure = _mean_sum(decisions, lambda d: 2 * d["prompts"])  # two answers per prompt
-        verdicts = for_rounds + _mean_sum(decisions, _verdicts)
-        rows.append(
-            [
-                task, schedule, str(len(runs)), _signed(mean_of([points[-1][1] for points in curves])),
-                _signed(mean_of([value_at(points, equal_seconds) for points in curves])),
-                f"{for_rounds:.0f}", f"{to_measure:.0f}",
-                f"{(for_rounds + to_measure) * runs[0]['setup']['max_new_tokens']:,.0f}",
-                f"{verdicts:.0f}",
-                f"{fmean(points[-1][0] for points in curves):.0f}",
-                f"{_mean_sum(rounds, lambda r: r['sample_seconds'] + r['judge_seconds']):.0f}",
-                f"{_mean_sum(decisions, lambda d: d['seconds']):.0f}",
-                "; ".join(map(stages, runs)),
-            ]
-        )  # fmt: skip
-    header = (
-        "task", "schedule", "seeds", "gain, equal pairs", "gain, equal seconds", "answers sampled for rounds",
-        "to measure", "tokens, at most", "verdicts of the judge", "seconds", "of them rounds", "measuring",
-        "on-policy share from step, each seed",
-    )  # fmt: skip
-    note = (
-        "Gains as in Table 1 at the end of the run, and after as many seconds as the fastest run of the task took "
-        "(interpolated between evaluations). Seconds are without evaluations. Intervals of 95 % over seeds. A verdict "
-        "is the score of one answer, sampled or static; the answers of the rounds that look-ahead undoes, about 128 "
-        "per measurement, are only counted in its seconds."
-    )
-    return Table(f"Table 3. Whole runs ({gauge})", note, header, rows)
-
-
-def _mean_sum(runs: Sequence[Sequence[Mapping[str, Any]]], value: Callable[[Mapping[str, Any]], float]) -> float:
-    """Sums a value over the rounds or decisions of each run, and averages over the runs."""
-    return fmean(sum(map(value, rows)) for rows in runs)
-
-
-def _verdicts(decision: Mapping[str, Any]) -> float:
-    """The number of answers that a measurement let the judge score, of both sides."""
-    sides = decision["characteristics"]
-    return float(decision["prompts"] * (sides["on_policy"]["candidates"] + sides["off_policy"]["candidates"]))
+def run_tables(records: Mapping[Arm, Record], length: str = "") -> list[Table]:
+    """Table 3, or with the `length` of long runs Table 5."""
+    return [
+        runs_table(records, "win", length), runs_table(records, "score", length),
+        paired_table(records, "win", length), paired_table(records, "score", length),
+        effort_table(records, length),
+    ]  # fmt: skip
 
 
 def variants_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     """Table 4: on-policy forks with one setting changed."""
     rows = []
-    varied = [arm for arm in records if arm.variant]
-    for (task, variant), arms in _grouped(varied, lambda arm: (arm.task, arm.variant)).items():
+    varied = [arm for arm in records if arm.variant in VARIANTS]
+    for (task, variant), arms in grouped(varied, lambda arm: (arm.task, arm.variant)).items():
         gains = [pair for arm in arms if (pair := _beside_plain(arm, records, gauge)) is not None]
         if gains:
             plain, changed = zip(*gains, strict=True)
             difference = mean_of([b.mean - a.mean for a, b in gains])
             rows.append(
                 [task, variant, str(len(gains)), f"{fmean(gain.mean for gain in plain):+.3f}",
-                 f"{fmean(gain.mean for gain in changed):+.3f}", _signed(difference),
+                 f"{fmean(gain.mean for gain in changed):+.3f}", signed(difference),
                  f"{fmean(gain.judged / gain.pairs for gain in changed):.1f}",
                  f"{fmean(gain.seconds for gain in changed):.0f} ({fmean(gain.seconds for gain in plain):.0f})"]
             )  # fmt: skip
@@ -240,7 +183,7 @@ def measuring_table(records: Mapping[Arm, Record]) -> Table:
     """Replays the sequential test on the prompts of each fixed measurement."""
     starts = [read_start(arm, record) for arm, record in records.items() if arm.scouts]
     rows = []
-    for (task, _), group in _grouped(starts, lambda start: (start.arm.task, start.arm.start)).items():
+    for (task, _), group in grouped(starts, lambda start: (start.arm.task, start.arm.start)).items():
         replays = [replay(start) for start in group]
         prompts = [len(start.on) for start in group]
         seconds = [start.decision.seconds or 0.0 for start in group]
@@ -283,17 +226,10 @@ def all_tables(records: Mapping[Arm, Record]) -> list[Table]:
         how_often_right(wins, "win"), how_often_right(scores, "score"),
         predictors_table(wins, "win"), predictors_table(scores, "score"),
         selectors_table(records, "win"), selectors_table(records, "score"),
-        runs_table(records, "win"), runs_table(records, "score"),
+        *run_tables(records), *chain.from_iterable(run_tables(records, length) for length in LENGTHS),
         variants_table(records, "win"), variants_table(records, "score"),
         measuring_table(records), each_fork_table(wins),
     ]  # fmt: skip
-
-
-def _grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    groups: dict[K, list[T]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups
 
 
 def _right(fork: Fork) -> bool:
@@ -311,8 +247,3 @@ def _larger(fork: Fork) -> str:
 
 def _start(arm: Arm) -> str:
     return "base" if not arm.start else f"after {' + '.join(arm.start)}"
-
-
-def _signed(estimate: Estimate) -> str:
-    interval = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
-    return f"{estimate.value:+.3f}{interval}"

@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from experiments import lists, plan, plots, predictors, runs, stats, tables
+from experiments import lists, plan, plots, predictors, run_tables, runs, stats, tables
 from experiments.arm import Arm, Setup
 from experiments.forks import Fork, read_forks, read_start
 from experiments.report import write_report
@@ -45,7 +45,9 @@ def record(arm: Arm, *evaluations: tuple[int, float, Sequence[float]], **changes
     base = {
         "arm": asdict(arm),
         "setup": asdict(SETUP),
-        "evaluations": [{"step": s, "seconds": t, "scores": list(scores)} for s, t, scores in evaluations],
+        "evaluations": [
+            {"step": s, "seconds": t, "cpu_seconds": t, "scores": list(scores)} for s, t, scores in evaluations
+        ],
         "decisions": [],
         "measured": [],
         "rounds": [],
@@ -109,9 +111,13 @@ def test_a_coin_decides_between_equal_answers() -> None:
 def test_each_arm_comes_once_and_after_its_start() -> None:
     arms = [arm for table in plan.TABLES.values() for arm in table(SETUP, [0, 1, 2])]
     ordered = plan.with_parents(arms)
-    assert (
-        len(ordered) == len(set(arms)) == 144 + 6 * 2 + 30 + 21
-    )  # forks, diverse arms, runs, variants; the rest are forks, too
+    runs_of_a_seed = len(plan.SHORT_RUNS) + 1 + len(plan.LONG_RUNS)  # one more with WPO
+    # Forks, diverse arms, variants, runs; the rest are forks, too.
+    assert len(ordered) == len(set(arms)) == 144 + 6 * 2 + 21 + 3 * runs_of_a_seed
+    assert plan.arms_of(plan.TABLES, SETUP, [0, 1, 2]) == ordered
+    more = set(plan.arms_of(["table3"], SETUP)) - set(ordered)
+    assert {arm.seed for arm in more} == {3, 4, 5}
+    assert {arm.schedule for arm in more} == set(plan.SHORT_RUNS) - set(plan.ON_THREE_SEEDS)
     place = {arm: index for index, arm in enumerate(ordered)}
     assert all(
         place[arm.parent] < index and plan.saves_adapter(arm.parent) for arm, index in place.items() if arm.parent
@@ -142,18 +148,21 @@ def test_an_arm_runs_once_and_a_failed_one_is_named(tmp_path: Path) -> None:
     (leftovers / "boundary.jsonl").write_text("half a line")  # of an arm that was killed
 
     varied = replace(fork, variant="8-answers")
+    semi_online = Arm("constraints-coin", 0, (), "semi-online-2", 4, loss="wpo", evaluate_every=2)
 
-    failed = run([fork, orphan, varied], setup, records.folder, workers=1)
+    failed = run([fork, orphan, varied, semi_online], setup, records.folder, workers=1)
     assert [line.split(":")[0] for line in failed] == [str(broken), str(orphan)]
     written = {path: path.stat().st_mtime_ns for path in (records.folder / "arms").iterdir()}
-    assert written.keys() == {records.path(arm) for arm in (fork, fork.parent, varied)}
+    assert written.keys() == {records.path(arm) for arm in (fork, fork.parent, varied, semi_online)}
     assert run([fork], setup, records.folder, workers=1) == []
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert not records.finished(replace(fork, seed=1)) and not leftovers.exists()
     other = Records(records.folder, replace(setup, learning_rates={"rpo": 1.0}))
     assert not other.finished(fork)
 
-    finished = records.read([fork, fork.parent, varied])
+    finished = records.read([fork, fork.parent, varied, semi_online])
+    assert [row["prompts"] for row in finished[semi_online]["rounds"]] == [4, 4], "two steps of two pairs each"
+    assert all(row["cpu_seconds"] > 0 for row in finished[semi_online]["evaluations"])
     assert finished[varied]["setup"] == {**asdict(setup), "answers": 8}
     assert finished[varied]["rounds"][0]["candidates"] == 32 and finished[varied]["rounds"][0]["prompts"] == 4
     start = read_start(fork.parent, finished[fork.parent])
@@ -161,7 +170,7 @@ def test_an_arm_runs_once_and_a_failed_one_is_named(tmp_path: Path) -> None:
     assert predictors.published(start) + 0.5 == pytest.approx(start.decision.score, abs=1e-12)
     assert [evaluation["step"] for evaluation in finished[fork.parent]["evaluations"]] == [0, 2]
     assert finished[fork]["rounds"][0]["candidates"] == 8 and finished[fork]["decisions"][0]["on_policy_share"] == 1
-    assert "No arm" not in write_report(records, [0], "test").read_text(encoding="utf-8").splitlines()[2]
+    assert "No arm" not in write_report(records, [fork], "test").read_text(encoding="utf-8").splitlines()[2]
 
 
 # ---------------------------------------------------------------------- numbers
@@ -246,24 +255,61 @@ def test_tables_of_forks_and_selectors() -> None:
     assert row == ["lists", "base", "1", "+0.000", "+0.250", "+0.250"]
 
 
-def test_table_of_runs_at_equal_pairs_and_equal_seconds() -> None:
+def two_runs() -> dict[Arm, dict[str, Any]]:
+    """Off-policy pairs alone, and a run that follows the score, of two measurements and one round."""
     records = two_arms()
-    off, on = (Arm("lists", 0, (), name, 4, evaluate_every=2) for name in ("off", "on"))
+    off, follow = (Arm("lists", 0, (), name, 4, evaluate_every=2) for name in ("off", "follow"))
     records[off] = record(off, (2, 5.0, [0.0, 0.5, 0.5, 0.5]), (4, 10.0, [1.0, 1.0, 0.5, 0.5]))
     rounds = [{"candidates": 8, "reused": 4, "sample_seconds": 2.0, "judge_seconds": 0.5}]
-    steps = [decision(0.4, 2.0), decision(0.6, 3.0, step=2, on_policy_share=1.0)]
-    records[on] = record(
-        on, (2, 8.0, [1.0, 1.0, 0.5, 0.5]), (4, 16.0, [1.0, 1.0, 1.0, 1.0]), rounds=rounds, decisions=steps
+    steps = [decision(0.4, 2.0), decision(0.6, 2.0, step=2, on_policy_share=1.0)]
+    records[follow] = record(
+        follow, (2, 8.0, [1.0, 1.0, 0.5, 0.5]), (4, 16.0, [1.0, 1.0, 1.0, 1.0]), rounds=rounds, decisions=steps
     )
+    return records
+
+
+def test_table_of_runs_at_equal_pairs_and_equal_seconds() -> None:
+    records = two_runs()
     assert runs.shortest(records, "lists") == 10.0
-    first, second = tables.runs_table(records, "win").rows
+    first, second = run_tables.runs_table(records, "win").rows
     assert first[1:5] == ["off", "1", "+0.250", "+0.250"]
     # On-policy: 0.25 after 8 s, 0.5 after 16 s, so 0.3125 after 10 s.
+    assert second[1:] == ["follow", "1", "+0.500", "+0.312", "0:0 2:1"]
+    del records[SCOUT]
+    assert run_tables.runs_table(records, "win").rows == []
+
+
+def test_table_of_differences_is_paired_by_seed() -> None:
+    records = two_runs()
+    for arm, arm_record in two_runs().items():
+        changed = {**arm_record, "arm": {**arm_record["arm"], "seed": 1}}
+        records[replace(arm, seed=1)] = changed
+    alone = Arm("lists", 2, (), "off", 4, evaluate_every=2)
+    records[alone] = records[replace(alone, seed=1)]  # no partner: left out
+    (row,) = run_tables.paired_table(records, "win").rows
+    # Off ended first, after 10 s: 0.25 against 0.3125 by then.
+    assert row == ["lists", "off", "2", "-0.250 [-0.250, -0.250]", "-0.062 [-0.062, -0.062]", "-0.250 -0.250"]
+
+
+def test_table_of_costs() -> None:
+    first, second = run_tables.effort_table(two_runs()).rows
+    assert first[1:] == ["off", "1", "0", "0", "0", "0", "10", "10", "0", "0.0", "0", "0.000"]
     # Judged: 4 answers of the round, and 2 sampled and 3 static ones to each of 2 prompts, twice.
     tokens = str(12 * SETUP.max_new_tokens)
-    assert second[1:] == ["on", "1", "+0.500", "+0.312", "4", "8", tokens, "24", "16", "2", "5", "0:0 2:1"]
-    del records[SCOUT]
-    assert tables.runs_table(records, "win").rows == []
+    assert second[1:8] == ["follow", "1", "4", "8", tokens, "24", "16"]
+    assert second[8:] == ["16", "2", "2.0", "4", "0.333"]
+
+
+def test_longer_runs_have_tables_of_their_own_and_other_losses_rows_of_their_own() -> None:
+    records = two_runs()
+    long = Arm("lists", 0, (), "off", 160, evaluate_every=20, variant="160")
+    records[long] = record(long, (160, 50.0, [1.0, 1.0, 1.0, 1.0]))
+    weighted = Arm("lists", 0, (), "off", 4, loss="wpo", evaluate_every=2)
+    records[weighted] = record(weighted, (4, 12.0, [1.0, 1.0, 1.0, 1.0]))
+    assert [row[1] for row in run_tables.runs_table(records, "win").rows] == ["off", "off, wpo", "follow"]
+    assert [row[1:4] for row in run_tables.runs_table(records, "win", "160").rows] == [["off", "1", "+0.500"]]
+    assert runs.shortest(records, "lists", "160") == 50.0
+    assert tables.variants_table(records, "win").rows == []
 
 
 def test_table_of_variants() -> None:
@@ -312,9 +358,10 @@ def test_a_plot_of_runs_is_their_mean() -> None:
 
 def test_a_report_from_json_alone(tmp_path: Path) -> None:
     records = Records(tmp_path, SETUP)
-    assert "No arm is finished" in write_report(records, [0], "cmd").read_text(encoding="utf-8")
+    arms = plan.arms_of(plan.TABLES, SETUP, [0])
+    assert "No arm is finished" in write_report(records, arms, "cmd").read_text(encoding="utf-8")
     for arm, arm_record in two_arms().items():
         records.write(arm, json.loads(json.dumps(arm_record)))
-    text = write_report(records, [0], "cmd").read_text(encoding="utf-8")
-    assert "2 of 69 arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
+    text = write_report(records, arms, "cmd").read_text(encoding="utf-8")
+    assert f"2 of {len(arms)} arms" in text and "c0de (2 arms)" in text and "| lists | base | rpo | 1 | 0.562" in text
     assert (tmp_path / "forks-win.svg").read_text(encoding="utf-8").startswith("<?xml")

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import yaml
 
-from callbacks import AdaptiveInterval, Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
+from callbacks import (
+    AdaptiveInterval,
+    Alternating,
+    AlwaysOffPolicy,
+    AlwaysOnPolicy,
+    ConstantMixture,
+    FixedSwitch,
+    GainSchedule,
+    MixtureBoundary,
+)
 from lit_align.boundary import BoundaryCallback, BoundaryResult, Decision
 from tests.helpers.boundary_fakes import FakeData, FakeModule, quiet_trainer
 
@@ -35,6 +44,8 @@ def twice(*shares: float) -> list[float]:
         (Alternating(period=2), twice(0, 0, 1, 1, 0, 0)),
         (AlwaysOffPolicy(), twice(0, 0, 0, 0, 0, 0)),
         (AlwaysOnPolicy(), twice(1, 1, 1, 1, 1, 1)),
+        (ConstantMixture(), twice(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)),
+        (ConstantMixture(0.2), twice(0.2, 0.2, 0.2, 0.2, 0.2, 0.2)),
     ],
 )
 def test_schedules_that_need_no_score_pay_for_none(
@@ -70,6 +81,7 @@ def test_rounds_are_asked_for_where_on_policy_data_starts(tmp_path: Path) -> Non
     assert fit(tmp_path, Alternating(period=1)).rounds == [1, 3, 5]
     assert fit(tmp_path, FixedSwitch(at_step=3)).rounds == [3]
     assert fit(tmp_path, AlwaysOffPolicy()).rounds == []
+    assert fit(tmp_path, ConstantMixture()).rounds == [0], "one that goes on, not one for each decision"
 
 
 def test_the_mixture_follows_the_score(tmp_path: Path) -> None:
@@ -137,14 +149,22 @@ def test_schedules_take_all_that_the_callback_takes() -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "wrong"),
-    [(MixtureBoundary, {"width": 0.0}), (Alternating, {"period": 0}), (AdaptiveInterval, {"near": 0})],
+    [
+        (MixtureBoundary, {"width": 0.0}),
+        (Alternating, {"period": 0}),
+        (ConstantMixture, {"share": 1.5}),
+        (AdaptiveInterval, {"near": 0}),
+    ],
 )
 def test_arguments_out_of_range_are_named(schedule: type[BoundaryCallback], wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         schedule(**wrong)
 
 
-@pytest.mark.parametrize("schedule", [MixtureBoundary, FixedSwitch, Alternating, AlwaysOffPolicy, AdaptiveInterval])
+@pytest.mark.parametrize(
+    "schedule",
+    [MixtureBoundary, FixedSwitch, Alternating, AlwaysOffPolicy, AdaptiveInterval, ConstantMixture, GainSchedule],
+)
 def test_the_yaml_in_the_docstring_builds_it(schedule: type[BoundaryCallback]) -> None:
     assert schedule.__doc__ is not None
     snippet = yaml.safe_load(schedule.__doc__.split("```yaml")[1].split("```")[0])["boundary"]
