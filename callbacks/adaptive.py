@@ -39,5 +39,5 @@ class AdaptiveInterval(BoundaryCallback):
         last = next((decision for decision in reversed(self.history) if decision.score is not None), None)
         if last is None or last.score is None:
             return True
-        stretch = min(self.max_stretch, 1 + abs(last.score - 0.5) / self.near)
+        stretch = min(self.max_stretch, 1 + abs(last.score - self.threshold) / self.near)
         return step >= last.step + round(self.shortest * stretch)

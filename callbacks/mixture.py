@@ -39,4 +39,4 @@ class MixtureBoundary(BoundaryCallback):
         """Applies the logistic curve, flattened by the width of the interval."""
         spread = (result.high - result.low) / 4
         width = math.sqrt(self.width**2 + math.pi / 8 * spread**2)
-        return 0.5 * (1 + math.tanh((result.score - 0.5) / (2 * width)))
+        return 0.5 * (1 + math.tanh((result.score - result.threshold) / (2 * width)))

@@ -54,7 +54,7 @@ def test_every_decision_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert written == [decision.record() for decision in callback.history]
     assert " ".join(written[0]) == (
         "step stage on_policy_share reason score low high prompts votes_on votes_off ties abstentions seconds method "
-        "alpha stopped share_of_training judge_warning characteristics graded"
+        "alpha stopped share_of_training judge_warning characteristics graded threshold"
     )
     assert all(set(KEYS) <= line.keys() for line in written)
     assert [line["stage"] for line in written] == ["injection", "injection", "fine_tuning", "fine_tuning"]
@@ -379,3 +379,16 @@ def test_a_reference_that_cannot_be_refreshed_is_refused_at_the_start(tmp_path: 
     module.reference.can_refresh = False
     with pytest.raises(ValueError, match="refresh_reference needs a reference that can be refreshed"):
         quiet_trainer(tmp_path, BoundaryCallback(refresh_reference=True)).fit(module, datamodule=FakeData(RISING))
+
+
+def test_a_run_switches_at_the_threshold_that_is_set(tmp_path: Path) -> None:
+    shares = {}
+    for threshold in (0.2, 0.5, 0.97):
+        quality = [0.1, 0.4, 0.4, 0.7, 0.7, 0.7, 0.7]
+        data, callback = FakeData(quality), BoundaryCallback(every_n_steps=1, threshold=threshold)
+        fit(tmp_path / str(threshold), callback, data)
+        shares[threshold] = data.shares_seen
+        assert all(decision.threshold == threshold for decision in callback.history)
+    assert [sum(seen) for seen in shares.values()] == [5.0, 3.0, 0.0]
+    with pytest.raises(ValueError, match="threshold"):
+        BoundaryCallback(threshold=0.0)

@@ -164,3 +164,22 @@ def test_the_benchmark_does_what_the_class_does(benchmark: ModuleType) -> None:
     found = benchmark.simulate(0.4, spread, 1, 200, 16, 0.05, 3)
     assert (found.prompts, found.undecided) == (prompts, float(not test.decided))
     assert found.covered_at_stop == float(low <= 0.4 <= high)
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.37, 0.8])
+def test_another_threshold_is_tested_on_both_sides(threshold: float) -> None:
+    """The interval is that of the same shares, and `decided` says whether the threshold is outside of it."""
+    rng = np.random.default_rng(0)
+    decided = set()
+    for mean in (0.01, 0.2, 0.37, 0.5, 0.8, 0.99):
+        shares = (rng.random(200) < mean).astype(float)
+        plain, moved = SequentialTest(), SequentialTest(threshold=threshold)
+        plain.update(shares)
+        moved.update(shares)
+        assert moved.interval == pytest.approx(plain.interval, abs=1e-9)
+        low, high = moved.interval
+        assert moved.decided == (not low <= threshold <= high)
+        decided.add((moved.decided, moved.stage))
+    assert {(True, Stage.INJECTION), (True, Stage.FINE_TUNING)} <= decided
+    with pytest.raises(ValueError, match="threshold"):
+        SequentialTest(threshold=1.0)

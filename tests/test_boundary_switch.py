@@ -116,3 +116,19 @@ def test_a_decision_shows_its_measurement_and_is_read_back_whole() -> None:
     for decision in (decided, by_hand):
         assert Decision.from_record(decision.record()) == pickle.loads(pickle.dumps(decision)) == decision
     assert by_hand.record().keys() == decided.record().keys()
+
+
+def test_another_threshold_moves_the_switch_and_its_words() -> None:
+    def measured(score: float) -> BoundaryResult:
+        return BoundaryResult(score, score - 0.05, score + 0.05, 64, 3, 3, 0, threshold=0.4)
+
+    assert measured(0.42).stage is Stage.FINE_TUNING and measured(0.38).stage is Stage.INJECTION
+    assert not measured(0.42).decided and measured(0.46).decided
+    first = as_decision(0, measured(0.3), Switch().choose(measured(0.3), []))
+    assert (first.stage, first.threshold) == ("injection", 0.4)
+    crossed = Switch().choose(measured(0.46), [first])
+    assert crossed.share == 1 and crossed.reason == "crossed 0.4: from injection to fine-tuning"
+    within = Switch(hysteresis=0.1).choose(measured(0.46), [first])
+    assert within.share == 0 and within.reason == "stays: within 0.1 of 0.4"
+    assert "0.4 is inside" in Switch(undecided="stay").choose(measured(0.42), [first]).reason
+    assert Decision.from_record(first.record()) == first

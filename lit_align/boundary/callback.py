@@ -17,8 +17,8 @@ from lit_align.boundary.data import data_of, draw, follow, judge_of, require_res
 from lit_align.boundary.meaning import SIDES
 from lit_align.boundary.measurement import Measurement, MeasurementOutcome, Sides
 from lit_align.boundary.needs import may_ask_for_samples, require_decisions, require_held_out, require_parts
-from lit_align.boundary.result import BoundaryResult, Decision
-from lit_align.boundary.sequential import require_alpha
+from lit_align.boundary.result import BOUNDARY, BoundaryResult, Decision
+from lit_align.boundary.sequential import require_alpha, require_threshold
 from lit_align.boundary.shortage import shortage
 from lit_align.boundary.switch import Choice, ReasonedShare, Switch, Undecided, as_decision, without_information
 from lit_align.checks import require_at_least_1, require_not_negative
@@ -62,15 +62,16 @@ class BoundaryCallback(Callback):
         num_candidates: answers sampled for each prompt; None takes the sampler's own number.
         judge: stands for the true preference; None takes the data module's.
         patience: measurements in a row that must ask for a change before it is made.
-        hysteresis: a stage is left only if the score passes 0.5 by this much, in [0, 0.5).
-        undecided: while 0.5 is inside the interval, "follow" the score all the same, or "stay": steadier, and late
-            where `max_prompts` is small (docs/evidence.md). On fewer than 32 prompts it is not followed: a first
+        hysteresis: a stage is left only if the score passes the threshold by this much, in [0, 0.5).
+        undecided: while the threshold is inside the interval, "follow" the score all the same, or "stay": steadier, and
+            late where `max_prompts` is small (docs/evidence.md). On fewer than 32 prompts it is not followed: a first
             measurement then takes static pairs, a later one changes nothing.
         alpha: the chance of error, in (0, 1): that an interval misses the true score.
         sequential: stop a measurement once it is decided; false takes `max_prompts` prompts in any case, with
             an interval for a fixed number of prompts.
         graded: the score goes by how much better an answer is, in units of the range of its prompt's scores, and not
             only by votes (docs/measurement.md).
+        threshold: the score from which pairs are on-policy, in (0, 1); 0.5 is the paper's (docs/evidence.md).
         batch_prompts: prompts that are sampled and judged, by all processes together, before the test is asked again;
             several times the number of processes keeps each of them busy.
         max_share_of_training: time of measuring over time of training, such as 0.02: a due measurement waits
@@ -92,6 +93,7 @@ class BoundaryCallback(Callback):
     alpha: float = 0.05
     sequential: bool = True
     graded: bool = False
+    threshold: float = BOUNDARY
     batch_prompts: int = 32
     max_share_of_training: float | None = None
     refresh_reference: bool = False
@@ -162,8 +164,9 @@ class BoundaryCallback(Callback):
         purpose: tuple[str | int, ...] = ("boundary", step, *seed)
         prompts = draw(data, self.max_prompts, "prompts", *purpose)
         measurement = Measurement(
-            judge_of(self.judge, data), self.alpha, self.sequential, self.graded, data.held_out_prompts.labels
-        )
+            judge_of(self.judge, data), self.alpha, self.sequential, self.graded, data.held_out_prompts.labels,
+            self.threshold,
+        )  # fmt: skip
         fresh: list[CandidateSet] = []
         for start in range(0, len(prompts), self.batch_prompts):
             end = min(start + self.batch_prompts, len(prompts))
@@ -219,7 +222,7 @@ class BoundaryCallback(Callback):
         """Prints a line where the prompts to measure on are too few to decide a usual score."""
         if not trainer.is_global_zero:
             return
-        short = shortage(data_of(trainer), self.max_prompts, self.alpha, self.sequential)
+        short = shortage(data_of(trainer), self.max_prompts, self.alpha, self.sequential, self.threshold)
         if short is not None:
             note(f"boundary: {short}")
 
@@ -244,6 +247,7 @@ class BoundaryCallback(Callback):
         )
         require_not_negative(samples_to_keep=self.samples_to_keep)
         require_alpha(self.alpha)
+        require_threshold(self.threshold)
 
     def seconds_to_come(self, step: int, last_step: int) -> float:
         """Estimates the wall time of the measurements after `step`, for the progress bar."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lit_align.boundary.result import BOUNDARY, BoundaryResult, Decision
+from lit_align.boundary.result import BoundaryResult, Decision
 from lit_align.boundary.votes import JudgedPrompt
 from lit_align.records import CandidateSet
 
@@ -131,7 +131,7 @@ def score_says(result: BoundaryResult, trust: float) -> float:
         trust: how often the side of the true score is right about the better source, in [0.5, 1).
     """
     spread = max((result.high - result.low) / 4, 1e-9)
-    below = NormalDist(result.score, spread).cdf(BOUNDARY)
+    below = NormalDist(result.score, spread).cdf(result.threshold)
     return (1 - trust) * below + trust * (1 - below)
 
 

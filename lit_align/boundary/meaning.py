@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_align.boundary.power import prompts_to_decide
-from lit_align.boundary.result import BOUNDARY, FEW_PROMPTS, BoundaryResult
+from lit_align.boundary.result import FEW_PROMPTS, BoundaryResult
 from lit_align.records import Stage
 
 SIDES = ("the policy's own answers", "the static answers")
@@ -38,10 +38,10 @@ def meaning(result: BoundaryResult, sides: tuple[str, str] = SIDES) -> str:
 
 
 def _standing(result: BoundaryResult, on: str, off: str) -> str:
-    if result.score == BOUNDARY:
+    if result.score == 0.5:
         return "both sides win half of the votes" if not result.graded else "neither side is ahead"
     of_on = round(100 * result.score)
-    leader, wins = (on, of_on) if result.score >= BOUNDARY else (off, 100 - of_on)
+    leader, wins = (on, of_on) if result.score >= 0.5 else (off, 100 - of_on)
     if result.graded:
         return f"by margins {leader} are ahead"
     return f"{leader} win {wins} of 100 votes" + (", ties half a vote" if result.ties else "")
@@ -49,7 +49,7 @@ def _standing(result: BoundaryResult, on: str, off: str) -> str:
 
 def _doubt(result: BoundaryResult) -> str:
     leave = "1 prompt leaves" if result.prompts == 1 else f"{result.prompts} prompts leave"
-    return f"{leave} {BOUNDARY} inside the interval ({result.low:.2f} to {result.high:.2f})"
+    return f"{leave} {result.threshold:g} inside the interval ({result.low:.2f} to {result.high:.2f})"
 
 
 def _way_on(result: BoundaryResult) -> str:
@@ -57,7 +57,7 @@ def _way_on(result: BoundaryResult) -> str:
         guess = f"On fewer than {FEW_PROMPTS} prompts that is no guess to follow: static pairs come first."
     else:
         guess = f"The better guess: {ADVICE[result.stage]}."
-    if abs(result.score - BOUNDARY) < _NEAR:
-        return f"{guess} So near {BOUNDARY} it takes thousands of prompts to decide."
-    needed = prompts_to_decide(round(result.score, 2), result.alpha, result.method == "betting")
+    if abs(result.score - result.threshold) < _NEAR:
+        return f"{guess} So near {result.threshold:g} it takes thousands of prompts to decide."
+    needed = prompts_to_decide(round(result.score, 2), result.alpha, result.method == "betting", result.threshold)
     return f"{guess} To decide such a score takes about {needed} prompts."

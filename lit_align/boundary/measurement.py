@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_align.boundary.result import BoundaryResult, Characteristics, Stopped
+from lit_align.boundary.result import BOUNDARY, BoundaryResult, Characteristics, Stopped
 from lit_align.boundary.score import BoundaryScore
 from lit_align.boundary.sequential import SequentialTest, require_alpha
 from lit_align.boundary.votes import JudgedPrompt, judge_prompts
@@ -62,11 +62,12 @@ class Measurement:
     Args:
         judge: stands for the true preference.
         alpha: the chance of error, in (0, 1).
-        sequential: stop as soon as 0.5 is outside an anytime-valid interval (:class:`SequentialTest`);
+        sequential: stop as soon as the threshold is outside an anytime-valid interval (:class:`SequentialTest`);
             otherwise take all prompts and Student's t interval, which is narrower at the end, and valid only there.
         graded: the score goes by how much better an answer is (:func:`~lit_align.judges.base.graded_votes`), and not
             only by votes.
         labels: (better, worse) static answers to prompts, which the judge is held against in passing.
+        threshold: the score at which the two stages meet, in (0, 1).
     """
 
     def __init__(
@@ -76,15 +77,17 @@ class Measurement:
         sequential: bool = True,
         graded: bool = False,
         labels: Labels | None = None,
+        threshold: float = BOUNDARY,
     ) -> None:
         require_alpha(alpha)
+        self.threshold = threshold
         self.judge = judge
         self.alpha = alpha
         self.graded = graded
         self.labels: Labels = labels or {}
         self.judged: list[JudgedPrompt] = []
         self._score = BoundaryScore(1 - alpha, sync_on_compute=False)  # each rank counts the prompts of all
-        self._test = SequentialTest(alpha) if sequential else None
+        self._test = SequentialTest(alpha, threshold) if sequential else None
         self._started = time.perf_counter()
 
     @property
@@ -129,6 +132,7 @@ class Measurement:
             judge_warning=_judge_warning(self.judged, self.labels) if counted.informative else None,
             characteristics=_characteristics(self.judged),
             graded=self.graded,
+            threshold=self.threshold,
         )
 
 

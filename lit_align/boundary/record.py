@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 
 from lit_align import run_folder
-from lit_align.boundary.result import BOUNDARY, Decision
+from lit_align.boundary.result import Decision
 from lit_align.boundary.votes import JudgedPrompt
 from lit_align.console import note, progress_style
 from lit_align.loggers import log_histogram, log_score_chart, log_table
@@ -90,7 +90,8 @@ def log_decision(loggers: Iterable[Logger], decision: Decision) -> None:
     """
     numbers = {name: value for name, value in decision.record().items() if isinstance(value, int | float)}
     del numbers["step"]
-    numbers.pop("graded", None)  # a setting
+    for setting in ("graded", "threshold"):
+        numbers.pop(setting, None)
     numbers["stage"] = decision.stage == Stage.FINE_TUNING.value
     if decision.measured:
         numbers["decided"] = decision.decided
@@ -109,7 +110,14 @@ def log_history(loggers: Sequence[Logger], history: Sequence[Decision]) -> None:
     results = {decision.step: decision.result for decision in history if decision.result is not None}
     if results:
         scores = [(result.score, result.low, result.high) for result in results.values()]
-        log_score_chart(loggers, "boundary/score", "boundary score", list(results), scores, BOUNDARY)
+        log_score_chart(
+            loggers,
+            "boundary/score",
+            "boundary score",
+            list(results),
+            scores,
+            next(reversed(results.values())).threshold,
+        )
 
 
 def log_distributions(loggers: Sequence[Logger], judged: Sequence[JudgedPrompt], step: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lit_align.records import Stage
 
 BOUNDARY = 0.5
-"""The score at which the two stages meet."""
+"""The score at which the two stages meet, as published (Algorithm 1 of arXiv 2508.10530)."""
 
 FEW_PROMPTS = 32
 """With fewer prompts an undecided score is no guess to follow: its standard error is above 0.06 with two
@@ -23,7 +23,7 @@ Method = Literal["betting", "student_t"]
 """How an interval was made: valid however often one looks, or for a number of prompts that was fixed before."""
 
 Stopped = Literal["decided", "budget", "pool"]
-"""The end of a measurement: 0.5 was outside the interval, all `max_prompts` were used, or all that there are."""
+"""The end of a measurement: the threshold was outside the interval, or `max_prompts` or all prompts were used."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class BoundaryResult:
         judge_warning: a doubt about the judge that the votes raise, such as that it only goes by length; None without.
         characteristics: diversity and quality of the candidates of both sides.
         graded: whether the score goes by how much better an answer is, 0.5 being as good, and not by votes.
+        threshold: the score at which the two stages meet, in (0, 1).
     """
 
     score: float
@@ -64,20 +65,21 @@ class BoundaryResult:
     judge_warning: str | None = None
     characteristics: Characteristics = field(default_factory=dict)
     graded: bool = False
+    threshold: float = BOUNDARY
 
     @property
     def stage(self) -> Stage:
-        """Injection below 0.5, fine-tuning from 0.5 on (Algorithm 1 of arXiv 2508.10530).
+        """Injection below the threshold, fine-tuning from it on (Algorithm 1 of arXiv 2508.10530, where it is 0.5).
 
         Undecided, it is the better guess. On fewer than 32 prompts, or where the judge told no answers apart, there is
         none to start from: then it is injection, which comes first.
         """
-        return Stage.FINE_TUNING if self.score >= BOUNDARY and self.tells else Stage.INJECTION
+        return Stage.FINE_TUNING if self.score >= self.threshold and self.tells else Stage.INJECTION
 
     @property
     def decided(self) -> bool:
-        """Whether 0.5 lies outside the interval."""
-        return not self.low <= BOUNDARY <= self.high
+        """Whether the threshold lies outside the interval."""
+        return not self.low <= self.threshold <= self.high
 
     @property
     def informative(self) -> bool:
@@ -91,7 +93,7 @@ class BoundaryResult:
 
 
 _FIGURES = tuple(entry.name for entry in fields(BoundaryResult))
-_AFTER_THE_COST = ("judge_warning", "characteristics", "graded")
+_AFTER_THE_COST = ("judge_warning", "characteristics", "graded", "threshold")
 """The figures that stand behind `share_of_training` in a line of `boundary.jsonl`."""
 
 
@@ -139,7 +141,7 @@ class Decision:
 
     @property
     def decided(self) -> bool:
-        """Whether it was measured and 0.5 lay outside the interval."""
+        """Whether it was measured and the threshold lay outside the interval."""
         return self.result is not None and self.result.decided
 
     def record(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""An anytime-valid test of "the score is 0.5", by betting."""
+"""An anytime-valid test of "the score is 0.5", or another threshold, by betting."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HALVINGS = 60
 
 
 class SequentialTest:
-    """Tells on which side of 0.5 the mean share lies, and may be asked after any number of prompts.
+    """Tells on which side of 0.5, or another threshold, the mean share lies, after any number of prompts.
 
     A gambler bets on each side of a mean m that is claimed. Against "the mean is at most m" a fixed share c
     of the capital goes on each prompt, which a share x multiplies by 1 + c (x / m - 1); against "at least m"
@@ -30,7 +30,7 @@ class SequentialTest:
     - `interval` holds each m against which neither capital has reached 2 / alpha: a confidence sequence,
       which covers the true mean at *all* times at once with probability at least 1 - alpha. It shrinks
       with n, but a later interval need not lie inside an earlier one.
-    - `decided` says that 0.5 is outside of it. The chance of ever being decided on the wrong side is at
+    - `decided` says that the threshold is outside of it. The chance of ever being decided on the wrong side is at
       most alpha / 2.
 
     Both capitals depend only on the prompts, not on their order or on how they were split into batches.
@@ -46,6 +46,7 @@ class SequentialTest:
 
     Args:
         alpha: the chance of error, in (0, 1).
+        threshold: the mean share at which the two stages meet, in (0, 1).
 
     Example:
         >>> test = SequentialTest(alpha=0.05)
@@ -59,9 +60,11 @@ class SequentialTest:
 
     method: Literal["betting"] = "betting"
 
-    def __init__(self, alpha: float = 0.05) -> None:
+    def __init__(self, alpha: float = 0.05, threshold: float = BOUNDARY) -> None:
         require_alpha(alpha)
+        require_threshold(threshold)
         self.alpha = alpha
+        self.threshold = threshold
         self._values: Array = np.empty(0)  # each share once, with how often it came: there are few different ones
         self._counts: Array = np.empty(0)
 
@@ -102,33 +105,34 @@ class SequentialTest:
 
     @property
     def stage(self) -> Stage:
-        """Injection below 0.5, fine-tuning from 0.5 on: where it is not decided, the better guess."""
-        return Stage.FINE_TUNING if self.score >= BOUNDARY else Stage.INJECTION
+        """Injection below the threshold, fine-tuning from it on: where it is not decided, the better guess."""
+        return Stage.FINE_TUNING if self.score >= self.threshold else Stage.INJECTION
 
     @property
     def decided(self) -> bool:
-        """Whether 0.5 is outside the interval."""
-        return any(self._rejects(values, BOUNDARY) for values in (self._values, 1 - self._values))
+        """Whether the threshold is outside the interval."""
+        below = self._rejects(1 - self._values, 1 - self.threshold)
+        return below or self._rejects(self._values, self.threshold)
 
     @property
     def interval(self) -> tuple[float, float]:
         """(low, high), within [0, 1]; the score is inside. (0, 1) while there is no prompt."""
         if not self.n:
             return 0.0, 1.0
-        low = self._lower_end(self._values)
-        high = 1 - self._lower_end(1 - self._values)
+        low = self._lower_end(self._values, self.threshold)
+        high = 1 - self._lower_end(1 - self._values, 1 - self.threshold)
         return min(low, self.score), max(high, self.score)
 
     def _rejects(self, values: Array, mean: float) -> bool:
         """Whether "the mean of `values` is at most `mean`" has lost."""
         return bool(log_capital(values, self._counts, mean) >= log_threshold(self.alpha))
 
-    def _lower_end(self, values: Array) -> float:
-        """The smallest mean that is not rejected. The sample's own is not (Jensen's inequality)."""
+    def _lower_end(self, values: Array, threshold: float) -> float:
+        """The smallest mean of `values` that is not rejected. The sample's own is not (Jensen's inequality)."""
         above = float(values @ self._counts / self.n)
         below = 0.0
-        if above > BOUNDARY:  # asked first, so that `decided` and the interval cannot differ by rounding
-            below, above = (BOUNDARY, above) if self._rejects(values, BOUNDARY) else (0.0, BOUNDARY)
+        if above > threshold:  # asked first, so that `decided` and the interval cannot differ by rounding
+            below, above = (threshold, above) if self._rejects(values, threshold) else (0.0, threshold)
         for _ in range(_HALVINGS):
             middle = (below + above) / 2
             if not below < middle < above:
@@ -161,3 +165,11 @@ def require_alpha(alpha: float) -> None:
     """Raises ValueError unless `alpha` is in (0, 1)."""
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is the chance of error, in (0, 1), such as 0.05; got {alpha}")
+
+
+def require_threshold(threshold: float) -> None:
+    """Raises ValueError unless `threshold` is in (0, 1)."""
+    if not 0 < threshold < 1:
+        raise ValueError(
+            f"threshold is the score at which the stages meet, in (0, 1), 0.5 in the paper; got {threshold}"
+        )

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 
-from lit_align.boundary.power import USUAL_SCORE, prompts_to_decide
+from lit_align.boundary.power import prompts_to_decide
+from lit_align.boundary.result import BOUNDARY
 from lit_align.data.datamodule import AlignmentDataModule
 
+USUAL_DISTANCE = 0.1
+"""The distance of a usual score from the threshold: that of the paper's Zephyr at its start."""
 
-def shortage(data: AlignmentDataModule, max_prompts: int, alpha: float, sequential: bool) -> str | None:
+
+def shortage(
+    data: AlignmentDataModule, max_prompts: int, alpha: float, sequential: bool, threshold: float = BOUNDARY
+) -> str | None:
     """How many prompts a decision takes and how to get them; None where there are as many as one usually takes.
 
     Args:
@@ -16,14 +22,18 @@ def shortage(data: AlignmentDataModule, max_prompts: int, alpha: float, sequenti
         max_prompts: prompts that a measurement takes at most.
         alpha: the chance of error, in (0, 1).
         sequential: whether a measurement stops once it is decided.
+        threshold: the score at which the two stages meet, in (0, 1).
     """
     there = data.held_out_prompts.unlike
-    fewest, usual = (prompts_to_decide(score, alpha, sequential) for score in (0.0, USUAL_SCORE))
+    usual_score = round(max(0.0, threshold - USUAL_DISTANCE), 2)
+    at_an_end = [prompts_to_decide(score, alpha, sequential, threshold) for score in (0.0, 1.0)]
+    fewest = min(at_an_end)
+    usual = prompts_to_decide(usual_score, alpha, sequential, threshold)
     usable = min(there, max_prompts)
     if usable >= usual:
         return None
     can = "can decide nothing" if usable < fewest else "are few"
-    takes = f"a decision takes at least {fewest} where all votes agree, and about {usual} at a score of {USUAL_SCORE}"
+    takes = f"a decision takes at least {fewest} where all votes agree, and about {usual} at a score of {usual_score}"
     cures = _more_prompts(data, [count for count in (fewest, usual) if count > there])
     if max_prompts < usual:
         cures.append(f"`boundary.max_prompts: {usual}` lets it take so many")

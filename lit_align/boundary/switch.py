@@ -49,10 +49,10 @@ class ReasonedShare(float):
 class Switch:
     """Which of the two sources, by the score.
 
-    A first measurement takes the better guess: injection below 0.5, fine-tuning from 0.5 on. After that, one
-    measurement asks to leave the stage if its score lies beyond 0.5 by `hysteresis` on the other side (in injection:
-    score >= 0.5 + h; in fine-tuning: score < 0.5 - h) and, with `undecided` "stay", if 0.5 lies outside its interval;
-    and the stage is left once `patience` measurements in a row have asked.
+    A first measurement takes the better guess: injection below the threshold t (0.5 as published), fine-tuning from it
+    on. After that, one measurement asks to leave the stage if its score lies beyond t by `hysteresis` on the other side
+    (in injection: score >= t + h; in fine-tuning: score < t - h) and, with `undecided` "stay", if t lies outside its
+    interval; and the stage is left once `patience` measurements in a row have asked.
 
     Undecided on fewer than 32 prompts, a score is no guess (:attr:`BoundaryResult.tells`): as the first it takes
     injection, which comes first, and later it asks for nothing.
@@ -60,7 +60,7 @@ class Switch:
     Args:
         patience: measurements in a row that must ask for the change, at least 1.
         hysteresis: h, in [0, 0.5).
-        undecided: with 0.5 inside the interval, "follow" the score all the same or "stay" where we are.
+        undecided: with the threshold inside the interval, "follow" the score all the same or "stay" where we are.
     """
 
     patience: int = 1
@@ -82,25 +82,25 @@ class Switch:
             few = f", undecided on fewer than {FEW_PROMPTS} prompts: injection first"
             return _choice(result.stage, f"first measurement{guess if result.tells else few}")
         stage = Stage(history[-1].stage)
-        beyond = self._beyond(result.score, stage)
-        if not beyond and (result.score >= BOUNDARY) != (stage is Stage.FINE_TUNING):
-            return _choice(stage, f"stays: within {self.hysteresis:g} of 0.5")
+        beyond = self._beyond(result, stage)
+        if not beyond and (result.score >= result.threshold) != (stage is Stage.FINE_TUNING):
+            return _choice(stage, f"stays: within {self.hysteresis:g} of {result.threshold:g}")
         if not beyond:
             return _choice(stage, f"stays: the score is on the side of {_name(stage)}")
         if not result.tells:
             return _choice(stage, f"stays: undecided on fewer than {FEW_PROMPTS} prompts")
         if self.undecided == "stay" and not result.decided:
-            return _choice(stage, "stays: undecided, 0.5 is inside the interval")
+            return _choice(stage, f"stays: undecided, {result.threshold:g} is inside the interval")
         requests = 1 + self._count_requests(stage, history)
         if requests < self.patience:
             return _choice(stage, f"stays: {requests} of {self.patience} measurements in a row ask for the change")
         other = Stage.INJECTION if stage is Stage.FINE_TUNING else Stage.FINE_TUNING
-        return _choice(other, f"crossed 0.5: from {_name(stage)} to {_name(other)}{guess}")
+        return _choice(other, f"crossed {result.threshold:g}: from {_name(stage)} to {_name(other)}{guess}")
 
-    def _beyond(self, score: float, stage: Stage) -> bool:
+    def _beyond(self, result: BoundaryResult, stage: Stage) -> bool:
         if stage is Stage.INJECTION:
-            return score >= BOUNDARY + self.hysteresis
-        return score < BOUNDARY - self.hysteresis
+            return result.score >= result.threshold + self.hysteresis
+        return result.score < result.threshold - self.hysteresis
 
     def _count_requests(self, stage: Stage, history: Sequence[Decision]) -> int:
         """How many of the latest measurements asked to leave `stage` without its being left."""
@@ -113,7 +113,7 @@ class Switch:
         return count
 
     def _asks(self, past: BoundaryResult, stage: Stage) -> bool:
-        return past.tells and self._beyond(past.score, stage) and (past.decided or self.undecided == "follow")
+        return past.tells and self._beyond(past, stage) and (past.decided or self.undecided == "follow")
 
 
 def without_information(history: Sequence[Decision], has_static_pairs: bool, why: str = TIES) -> Choice:

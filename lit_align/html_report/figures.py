@@ -76,7 +76,7 @@ def stage_figure(run: RunRecord) -> go.Figure | None:
 
 
 def _add_stages(figure: go.Figure, run: RunRecord, end: int) -> None:
-    """Tints the time on each source in its colour, and marks 0.5."""
+    """Tints the time on each source in its colour, and marks the threshold."""
     changes = [run.decisions[0], *run.swaps]
     ends = [*(decision.step for decision in run.swaps), end]
     bands = [
@@ -86,13 +86,13 @@ def _add_stages(figure: go.Figure, run: RunRecord, end: int) -> None:
         }
         for decision, until in zip(changes, ends, strict=True)
     ]  # fmt: skip
-    figure.update_layout(shapes=[*bands, _middle()])
+    figure.update_layout(shapes=[*bands, _line_at(next((d.threshold for d in run.decisions if d.measured), BOUNDARY))])
 
 
-def _middle() -> dict[str, Any]:
-    """The line at 0.5."""
+def _line_at(value: float) -> dict[str, Any]:
+    """A dashed line across the figure."""
     return {
-        "type": "line", "x0": 0, "x1": 1, "xref": "x domain", "y0": BOUNDARY, "y1": BOUNDARY, "yref": "y",
+        "type": "line", "x0": 0, "x1": 1, "xref": "x domain", "y0": value, "y1": value, "yref": "y",
         "line": {"width": 1.5, "dash": "dash", "color": QUIET}, "layer": "below",
     }  # fmt: skip
 
@@ -222,7 +222,7 @@ def win_rates_figure(run: RunRecord) -> go.Figure | None:
                 error_y={"type": "data", "symmetric": False, "array": highs - scores, "arrayminus": scores - lows,
                          "thickness": 1.2, "width": 3, "color": colour},
             )  # fmt: skip
-    figure.update_layout(shapes=[_middle()])
+    figure.update_layout(shapes=[_line_at(BOUNDARY)])
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".0%")
     return figure
 
@@ -279,7 +279,7 @@ def scores_figure(runs: Sequence[RunRecord]) -> go.Figure | None:
             )  # fmt: skip
     if not figure.data:
         return None
-    figure.update_layout(shapes=[_middle()])
+    figure.update_layout(shapes=[_line_at(BOUNDARY)])
     figure.update_yaxes(range=[-0.03, 1.03], tickformat=".1f")
     figure.update_layout(showlegend=True)
     return figure

@@ -109,7 +109,7 @@ def _numbers(run: RunRecord) -> Iterator[Number]:
         yield Number("Win rate", _percent(result["score"]), f"against the start, {_interval(result)}")
     last = next((decision for decision in reversed(run.decisions) if decision.measured), None)
     if last is not None:
-        source = "on" if last.score >= 0.5 else "off"
+        source = "on" if last.score >= last.threshold else "off"
         detail = f"{last.low:.2f} to {last.high:.2f}, step {last.step:,}" + ("" if last.decided else ", undecided")
         yield Number("Boundary score", f"{last.score:.2f}", detail, source)
     if run.decisions:

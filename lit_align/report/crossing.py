@@ -13,7 +13,7 @@ _TUNING = Stage.FINE_TUNING.value
 
 
 def crossing(decisions: Sequence[Decision]) -> dict[str, Any]:
-    """Whether the run moved from preference injection to preference fine-tuning because the score crossed 0.5.
+    """Whether the run moved from preference injection to preference fine-tuning as the score crossed the threshold.
 
     Returns:
         `crossed` (bool), `step` (of the decision that switched, or None) and `text`, honest sentences.
@@ -26,14 +26,14 @@ def crossing(decisions: Sequence[Decision]) -> dict[str, Any]:
         return _not_crossed("The judge told no answers apart: the run's stage was not measured.")
     if telling[0].stage == _TUNING:
         return _not_crossed(_began_tuning(telling[0]))
-    over = [decision for decision in telling if _score(decision) >= BOUNDARY]
+    over = [decision for decision in telling if _score(decision) >= _threshold(decision)]
     if not over:
         return _not_crossed(_stayed(max(telling, key=_score)))
     switched = next((decision for decision in over if decision.stage == _TUNING), None)
     if switched is None:
         return _not_crossed(
-            f"The score reached 0.5 ({_words(over[0])}), but the schedule did not leave preference injection: "
-            f"{over[-1].reason}."
+            f"The score reached {_threshold(over[0]):g} ({_words(over[0])}), but the schedule did not leave preference "
+            f"injection: {over[-1].reason}."
         )
     return {"crossed": True, "step": switched.step, "text": _crossed(switched, telling[-1])}
 
@@ -63,7 +63,7 @@ def _began_tuning(first: Decision) -> str:
 
 def _stayed(best: Decision) -> str:
     stayed = "the run stayed in preference injection" if best.decided else "whether the run got there is undecided"
-    return f"The score did not reach 0.5 (highest: {_words(best)}): {stayed}."
+    return f"The score did not reach {_threshold(best):g} (highest: {_words(best)}): {stayed}."
 
 
 def _crossed(switched: Decision, last: Decision) -> str:
@@ -76,6 +76,10 @@ def _crossed(switched: Decision, last: Decision) -> str:
 
 def _score(decision: Decision) -> float:
     return decision.score if decision.score is not None else 0.0
+
+
+def _threshold(decision: Decision) -> float:
+    return BOUNDARY if decision.result is None else decision.result.threshold
 
 
 def _words(decision: Decision) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lit_align.boundary.meaning import SIDES, meaning
-from lit_align.boundary.result import BOUNDARY, BoundaryResult, Characteristics
+from lit_align.boundary.result import BoundaryResult, Characteristics
 from lit_align.records import Stage
 from lit_align.report.text import fill
 
@@ -48,12 +48,12 @@ def result_record(result: BoundaryResult, how: str, sides: tuple[str, str] = SID
 def _verdict(result: BoundaryResult) -> str:
     if not result.informative:
         return "undecided: the judge told no answers apart, so the score says nothing"
-    end = ENDED[result.stopped].format(BOUNDARY if result.stopped == "decided" else result.prompts)
+    end = ENDED[result.stopped].format(f"{result.threshold:g}" if result.stopped == "decided" else result.prompts)
     if result.stopped == "decided":
         return f"decided, {end}"
     if result.decided:
-        return f"decided: {BOUNDARY} lies outside the interval; {end}"
-    return f"undecided: {BOUNDARY} lies inside the interval; {end}"
+        return f"decided: {result.threshold:g} lies outside the interval; {end}"
+    return f"undecided: {result.threshold:g} lies inside the interval; {end}"
 
 
 def readable(record: Mapping[str, Any]) -> str:
