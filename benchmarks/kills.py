@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,12 @@ def stopped_trial(kind: str, root: Path, seconds: float, rng: random.Random, nam
         seconds *= 0.7
 
 
+def warm_up(root: Path) -> None:
+    """Imports here, once, what a run imports on its way: processes that are forked later have it."""
+    with Path(root, "warm-up.txt").open("w") as output, redirect_stdout(output), redirect_stderr(output):
+        fit("online", root / "model", root / "warm-up")
+
+
 def run_whole(kind: str, root: Path) -> float:
     """The seconds of a run of a kind that is left alone."""
     whole = root / f"{kind}-whole"
@@ -245,8 +252,10 @@ def parse_options() -> argparse.Namespace:
 
 def main() -> int:
     options = parse_options()
+    torch.set_num_threads(1)
     root = options.folder or Path(tempfile.mkdtemp(prefix="kills"))
     save_tiny_model(root / "model")
+    warm_up(root)
     records = read_records(options.record)
     present = {(record["seed"], record["number"]) for record in records}
     took: dict[str, float] = {}

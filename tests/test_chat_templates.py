@@ -7,37 +7,17 @@ import warnings
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from lit_align.data import Encoder
-from lit_align.policy.template_values import set_defaults
 from lit_align.records import Candidate, FinishReason, Message
 from lit_align.sampling.base import candidate_of_ids
-from tests.helpers.chat_templates import CASES, Case
-from tests.helpers.tiny import metaspace_tokenizer, tiny_tokenizer
+from tests.helpers.chat_templates import CASES, encoder_of
+from tests.helpers.tiny import metaspace_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:the chat template does not write")
 QUESTION = (Message("user", "Name a colour!"),)
 LONGER = (Message("user", "Hi."), Message("assistant", "Hello."), *QUESTION)
 SAMPLED = [name for name in CASES if name != "joined by end tokens"]  # whose policy would end at once
-
-
-def tokenizer_of(case: Case, kind: str = "bytes") -> PreTrainedTokenizerFast:
-    tokenizer = tiny_tokenizer() if kind == "bytes" else metaspace_tokenizer(kind)
-    specials = [*case.special, "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
-    tokenizer.add_special_tokens({"additional_special_tokens": specials, "eos_token": case.eos})
-    if "<s>" in case.special:
-        tokenizer.add_special_tokens({"bos_token": "<s>"})
-    tokenizer.chat_template = case.template
-    set_defaults(tokenizer, case.variables)
-    return tokenizer
-
-
-def encoder_of(name: str, kind: str = "bytes") -> Encoder:
-    case = CASES[name]
-    tokenizer = tokenizer_of(case, kind)
-    stops: Any = tokenizer.convert_tokens_to_ids(list(case.model_stops))
-    return Encoder(tokenizer, model_stops=stops)
 
 
 def text_of(encoder: Encoder, ids: list[int]) -> str:

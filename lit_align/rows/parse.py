@@ -67,7 +67,7 @@ def _record(
         return _candidate_set(row, where, counts)
     if row.get("chosen") is not None and row.get("rejected") is not None:
         return _pair(row, where, counts)
-    keys = ", ".join(sorted(key for key, value in row.items() if value is not None)) or "nothing"
+    keys = ", ".join(sorted(str(key) for key, value in row.items() if value is not None)) or "nothing"
     missing = "expected `prompt` with `candidates`, or `chosen` and `rejected` with or without `prompt`"
     alone = ", which alone takes a sampler and a judge (`data.sampler`, `data.judge`)" if _is_prompt_alone(row) else ""
     raise Problem("missing_keys", f"{missing}; got {keys}{alone}")
@@ -95,8 +95,10 @@ def _with_settings(prompt: Prompt, row: Mapping[str, Any]) -> Prompt:
 
 def _is_prompt_alone(row: Mapping[str, Any]) -> bool:
     """`candidates` may be an empty list; half of a pair is a mistake, not a prompt."""
-    completions = [row.get(key) for key in ("chosen", "rejected")]
-    return row.get("prompt") is not None and completions == [None, None] and row.get("candidates") in (None, [], ())
+    is_pair = any(row.get(key) is not None for key in ("chosen", "rejected"))
+    candidates = row.get("candidates")
+    has_none = candidates is None or (isinstance(candidates, list | tuple) and not candidates)
+    return row.get("prompt") is not None and not is_pair and has_none
 
 
 def _candidate_set(row: Mapping[str, Any], where: str, counts: Counter[str]) -> CandidateSet:

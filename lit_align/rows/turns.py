@@ -75,9 +75,9 @@ def parse_json(value: Any, key: str, kind: type) -> str:
         Problem: it is no such thing.
     """
     if isinstance(value, str):
-        with suppress(json.JSONDecodeError):  # other text is refused below
+        with suppress(ValueError, RecursionError):  # other text is refused below, as are numbers and depths too large
             value = json.loads(value) if value.strip() else None
-    if value in (None, [], {}):
+    if _is_empty(value):
         return ""
     if not isinstance(value, kind):
         shape = "a list" if kind is list else "an object"
@@ -112,6 +112,11 @@ def whole_text(text: str, key: str) -> str:
     return text
 
 
+def _is_empty(value: Any) -> bool:
+    """Whether a cell holds nothing: null, or an empty text, list or object."""
+    return value is None or (isinstance(value, str | list | tuple | dict) and not value)
+
+
 def name(value: Any) -> str:
     """A value for a message: its type and its start."""
     return "null" if value is None else f"{type(value).__name__} {quote(value)}"
@@ -128,7 +133,7 @@ def _message(turn: Any, key: str, counts: Counter[str]) -> Message:
         raise Problem("wrong_type", f"expected `{key}` as a message with `role` and `content`, got {name(turn)}")
     role = turn.get("role")
     content = turn.get("content")
-    more = {part: turn[part] for part in TEMPLATE_KEYS if turn.get(part) not in (None, "", [], {})}
+    more = {part: turn[part] for part in TEMPLATE_KEYS if not _is_empty(turn.get(part))}
     if content is None and "tool_calls" in more:
         content = ""
     if role is None or content is None:

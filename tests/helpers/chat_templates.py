@@ -8,7 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.helpers.tiny import CHAT_TEMPLATE
+from transformers import PreTrainedTokenizerFast
+
+from lit_align.data import Encoder
+from lit_align.policy.template_values import set_defaults
+from tests.helpers.tiny import CHAT_TEMPLATE, metaspace_tokenizer, tiny_tokenizer
 
 
 @dataclass(frozen=True)
@@ -381,3 +385,21 @@ CASES = {
         loop(by_role("User: {{ c }}\n", "Bot:\n{{ c }}<|im_end|>\n"), "Bot:\n\n"), "Blue.<|im_end|>", exact=False
     ),
 }
+
+
+def tokenizer_of(case: Case, kind: str = "bytes") -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer() if kind == "bytes" else metaspace_tokenizer(kind)
+    specials = [*case.special, "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": specials, "eos_token": case.eos})
+    if "<s>" in case.special:
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+    tokenizer.chat_template = case.template
+    set_defaults(tokenizer, case.variables)
+    return tokenizer
+
+
+def encoder_of(name: str, kind: str = "bytes") -> Encoder:
+    case = CASES[name]
+    tokenizer = tokenizer_of(case, kind)
+    stops: Any = tokenizer.convert_tokens_to_ids(list(case.model_stops))
+    return Encoder(tokenizer, model_stops=stops)
