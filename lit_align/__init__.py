@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lit_align.training.lr_schedulers import ScheduleSequence, WarmupSchedule
     from lit_align.training.module import AlignmentModule
     from lit_align.training.refresh import ReferenceRefresh
+    from lit_align.training.sharded import ShardedStrategy
 
 # Loaded when first asked for: `lit-align --help` and `import lit_align` need not wait for torch.
 _HOME = {
@@ -68,6 +69,7 @@ _HOME = {
     "ScheduleSequence": "training.lr_schedulers",
     "SequentialTest": "boundary",
     "ServerSampler": "sampling",
+    "ShardedStrategy": "training.sharded",
     "TrainedRun": "trained",
     "TrackioLogger": "loggers",
     "TransformersSampler": "sampling",
@@ -106,6 +108,7 @@ __all__ = [
     "ScheduleSequence",
     "SequentialTest",
     "ServerSampler",
+    "ShardedStrategy",
     "TrackioLogger",
     "TrainedRun",
     "TransformersSampler",

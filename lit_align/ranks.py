@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
+import torch
 import torch.distributed as dist
 
 _T = TypeVar("_T")
@@ -35,3 +36,17 @@ def gather(value: _T) -> list[_T]:
     gathered: list[_T | None] = [None] * world
     dist.all_gather_object(gathered, value)
     return cast(list[_T], gathered)
+
+
+def largest(value: float, device: torch.device) -> float:
+    """Returns the largest value of all ranks, on every rank. All ranks must call it.
+
+    Args:
+        value: this rank's.
+        device: where it computes.
+    """
+    if shard()[1] == 1:
+        return value
+    values = torch.tensor(float(value), dtype=torch.float64, device=device)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return float(values)

@@ -44,7 +44,8 @@ class AlignmentTrainer(Trainer):
         min_epochs: passes over the training pairs before a callback may stop the run.
         max_time: how long to train, as DD:HH:MM:SS or by name, such as `{hours: 2}`; None means no limit.
         accumulate_grad_batches: micro-batches an optimizer step.
-        strategy: "auto" or "ddp"; those that shard a model, such as FSDP and DeepSpeed, are refused.
+        strategy: "auto", "ddp", or "fsdp2" (:class:`~lit_align.training.sharded.ShardedStrategy`) for a model that is
+            spread over the devices; FSDP1 and DeepSpeed are refused.
         barebones: nothing that takes time, to measure raw speed: no logger, checkpoint and progress bar.
         logger: None means a CSV and a TensorBoard logger in the run folder, False means none; beside any other there
             is a CSV logger in the run folder, too.
@@ -59,7 +60,7 @@ class AlignmentTrainer(Trainer):
         kwargs: all other arguments of `lightning.pytorch.Trainer`.
 
     Raises:
-        ValueError: the strategy is neither of one device nor plain DDP.
+        ValueError: the strategy is neither of one device, nor plain DDP, nor `fsdp2`.
 
     Example:
         >>> trainer = AlignmentTrainer(max_steps=10, default_root_dir="/tmp/run", accelerator="cpu", logger=False)

@@ -16,13 +16,13 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from lit_align import DPO, AlignmentModule, AlignmentTrainer, PolicySpec
+from lit_align import DPO, AlignmentModule, AlignmentTrainer, PolicySpec, ShardedStrategy
 from lit_align.reward import RewardModule
 from lit_align.training.strategies import check_strategy
 
 REFUSED = ["fsdp", "fsdp_cpu_offload", "deepspeed", "deepspeed_stage_3_offload", "xla", "ddp_spawn", "ddp_fork",
            "ddp_notebook", "ddp_spawn_find_unused_parameters_true"]  # fmt: skip
-TAKEN = ["auto", "ddp", "single_device", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
+TAKEN = ["auto", "ddp", "fsdp2", "single_device", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"]
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -31,7 +31,7 @@ def test_refused_by_name(name: str, tmp_path: Path) -> None:
         AlignmentTrainer(strategy=name, accelerator="cpu", devices=2, default_root_dir=str(tmp_path))
 
 
-@pytest.mark.parametrize("strategy", [*TAKEN, "no_such", SingleDeviceStrategy(), DDPStrategy()])
+@pytest.mark.parametrize("strategy", [*TAKEN, "no_such", SingleDeviceStrategy(), DDPStrategy(), ShardedStrategy()])
 def test_taken(strategy: Any) -> None:
     check_strategy(strategy)
 
@@ -45,9 +45,12 @@ def test_each_name_of_lightning_is_taken_or_refused() -> None:
                 check_strategy(name)
 
 
-@pytest.mark.parametrize("kind", [ModelParallelStrategy, FSDPStrategy, DeepSpeedStrategy])
-def test_refused_as_an_object(kind: type) -> None:
-    with pytest.raises(ValueError, match=f"strategy {kind.__name__} is not supported"):
+OBJECTS = {ModelParallelStrategy: "lit_align.ShardedStrategy", FSDPStrategy: "deprecated", DeepSpeedStrategy: "its own"}
+
+
+@pytest.mark.parametrize("kind", list(OBJECTS))
+def test_refused_as_an_object(kind: Any) -> None:
+    with pytest.raises(ValueError, match=f"strategy {kind.__name__} is not supported.*{OBJECTS[kind]}.*fsdp2"):
         check_strategy(object.__new__(kind))  # DeepSpeed and GPUs are not here
 
 
@@ -58,4 +61,13 @@ def test_refused_by_the_plain_trainer_before_the_model_is_looked_for(make: Any, 
     module = make(PolicySpec("no/model"))
     module.trainer = trainer
     with pytest.raises(ValueError, match="strategy DDPStrategy is not supported: it starts its processes by 'fork'"):
+        module.setup("fit")
+
+
+def test_a_sharded_model_is_not_quantised(tmp_path: Path) -> None:
+    trainer = Trainer(strategy="fsdp2", accelerator="cpu", devices=1, logger=False, default_root_dir=tmp_path,
+                      enable_checkpointing=False)  # fmt: skip
+    module = AlignmentModule(PolicySpec("no/model", quantization="nf4"), DPO())
+    module.trainer = trainer
+    with pytest.raises(ValueError, match="does not spread a base in nf4: drop policy.quantization"):
         module.setup("fit")

@@ -212,9 +212,7 @@ class BoundaryCallback(Callback):
     def sample(
         self, trainer: Trainer, sets: Sequence[CandidateSet], *purpose: str | int, desc: str
     ) -> list[CandidateSet]:
-        """Fresh candidates of the policy as it is, `num_candidates` for each prompt."""
-        if not sets:
-            return []
+        """Fresh candidates of the policy as it is, `num_candidates` for each prompt. All ranks call it."""
         with in_eval_mode(trainer.lightning_module):
             return data_of(trainer).sample(sets, *purpose, num_candidates=self.num_candidates, desc=desc)
 

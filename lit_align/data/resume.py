@@ -8,8 +8,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_align.training.sharded_files import read_values
 
 
 def parse_date(text: str) -> datetime:
@@ -34,10 +35,10 @@ def saved_start(checkpoint: str | Path | None, name: str) -> datetime | None:
     Raises:
         ValueError: no run wrote the file.
     """
-    if checkpoint is None or not Path(checkpoint).is_file():
+    if checkpoint is None or not Path(checkpoint).exists():
         return None
     try:
-        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        content = read_values(Path(checkpoint))
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"The checkpoint {checkpoint} holds more than tensors and plain values, which could run code when it is "

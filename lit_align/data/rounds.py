@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -19,8 +20,9 @@ from lit_align.data.needs import require
 from lit_align.data.selection import PairSelector
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
+from lit_align.policy.sharding import gathered, trained_whole
 from lit_align.ranks import gather, own_share
-from lit_align.records import CandidateSet, Origin
+from lit_align.records import Candidate, CandidateSet, Origin
 from lit_align.sampling import Sampler, SamplingRequest
 from lit_align.seeding import derive_seed
 
@@ -101,15 +103,34 @@ class Rounds:
         """See :meth:`AlignmentDataModule.sample`."""
         require("sampling", sampler=self.sampler)
         assert self.sampler is not None
-        if not sets:
-            return []
         if self.run.module is None:
             raise RuntimeError(
                 "sampling takes the policy from the Trainer's module: attach this data module to a Trainer"
             )
+        with self._weights_at_hand():
+            sampled = self._draw(self.sampler, sets, purpose, num_candidates, desc) if sets else []
+        return [
+            replace(candidates, candidates=tuple(map(self.encoder.as_in_data, answers_to_it)))
+            for candidates, answers_to_it in zip(sets, sampled, strict=True)
+        ]
+
+    def _weights_at_hand(self) -> AbstractContextManager[None]:
+        """Gives each device what the sampler needs of a policy that is spread over them. All ranks enter it."""
+        assert self.sampler is not None
+        policy = self.run.module.policy
+        return gathered(policy) if self.sampler.runs_policy else trained_whole(policy)
+
+    def _draw(
+        self,
+        sampler: Sampler,
+        sets: Sequence[CandidateSet],
+        purpose: Sequence[str | int],
+        num_candidates: int | None,
+        desc: str,
+    ) -> list[tuple[Candidate, ...]]:
         encoder = self.encoder
         prompt_ids = [encoder.encode_prompt(candidates.prompt) for candidates in sets]
-        answers = len(sets) * (num_candidates or self.sampler.num_candidates)
+        answers = len(sets) * (num_candidates or sampler.num_candidates)
         with self.run.bar(answers, desc, "answers") as bar:
             request = SamplingRequest(
                 model=self.run.module.policy,
@@ -122,11 +143,7 @@ class Rounds:
                 num_candidates=num_candidates,
                 progress=bar.update,
             )
-            sampled = self.sampler.sample(request)
-        return [
-            replace(candidates, candidates=tuple(map(encoder.as_in_data, answers_to_it)))
-            for candidates, answers_to_it in zip(sets, sampled, strict=True)
-        ]
+            return sampler.sample(request)
 
     def make_sampled(self, indices: Sequence[int], index: int) -> Round:
         """A round of new samples for some of the training prompts.
@@ -177,7 +194,8 @@ class Rounds:
         """
         require("an on-policy round", sampler=self.sampler, judge=self.judge)
         started = time.perf_counter()
-        sampled = sample(own_share(sets), "round", index)
+        with self._weights_at_hand():
+            sampled = sample(own_share(sets), "round", index)
         sampled_at = time.perf_counter()
         scored = self._score(sampled)
         judged_at = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,20 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from peft import PeftModel
 from torch import nn
 
 from lit_align import run_folder
 from lit_align.console import note
 from lit_align.export.card import CardFacts, write_card
 from lit_align.export.folder import write_model
+from lit_align.policy.sharding import is_sharded, whole_on_first
 from lit_align.report.summary import RunSummary
 from lit_align.run_parts import find_callback, is_trial
 from lit_align.trained.policy import WEIGHTS
-from lit_align.training.interruption import weights_are_whole
+from lit_align.training.interruption import interruptions_of, weights_are_whole
 from lit_align.training.module import AlignmentModule
+from lit_align.training.sharded_files import read_checkpoint
 from lit_align.training.step_watch import demand_finite
 
 
@@ -51,25 +54,27 @@ class SaveModel(Callback):
         """After all that others do at the end of training, and before the summary."""
         if not _concerned(trainer, pl_module):
             return
-        if self.at_end:
-            self._try(trainer, pl_module, run_folder.MODEL, f"the end of the run, step {trainer.global_step}")
-        self._keep_best(trainer, pl_module)
+        with _weights_of_first(pl_module):
+            if self.at_end:
+                self._try(trainer, pl_module, run_folder.MODEL, f"the end of the run, step {trainer.global_step}")
+            self._keep_best(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Writes the weights of the last whole step."""
-        if not _concerned(trainer, pl_module) or not weights_are_whole(trainer):
+        if not _concerned(trainer, pl_module) or not weights_are_whole(trainer) or _is_alone(trainer, pl_module):
             return
-        if self.at_end:
-            moment = f"step {trainer.global_step}, at which the run was stopped"
-            if self._try(trainer, pl_module, run_folder.MODEL, moment):
-                note(f"The model as of step {trainer.global_step} is in {_root(trainer) / run_folder.MODEL}")
-        self._keep_best(trainer, pl_module)
+        with _weights_of_first(pl_module):
+            if self.at_end:
+                moment = f"step {trainer.global_step}, at which the run was stopped"
+                if self._try(trainer, pl_module, run_folder.MODEL, moment):
+                    note(f"The model as of step {trainer.global_step} is in {_root(trainer) / run_folder.MODEL}")
+            self._keep_best(trainer, pl_module)
 
     def _keep_best(self, trainer: Trainer, module: Any) -> None:
         callback = _watcher(trainer)
-        if not self.best or callback is None:
+        if not self.best or callback is None or not trainer.is_global_zero:
             return
-        checkpoint = torch.load(callback.best_model_path, map_location="cpu", mmap=True, weights_only=True)
+        checkpoint = read_checkpoint(Path(callback.best_model_path))
         score = "" if callback.best_model_score is None else f" {float(callback.best_model_score):.4g}"
         moment = f"step {checkpoint['global_step']}, the best by {callback.monitor}{score}"
         with _with_weights(module.policy, checkpoint["state_dict"]):
@@ -77,11 +82,14 @@ class SaveModel(Callback):
 
     def _try(self, trainer: Trainer, module: Any, name: str, moment: str) -> bool:
         """Writes a folder; an error is only said, since it must not end a run that has done its work."""
+        if not trainer.is_global_zero:
+            return False
         target = _root(trainer) / name
         summary = (find_callback(trainer, RunSummary) or RunSummary()).collect(trainer, "finished")
         facts = CardFacts(_root(trainer).absolute().name, module.spec, module.hparams_initial, summary, moment)
         try:
-            demand_finite(dict(module.policy.named_parameters()), trainer.global_step)
+            trained = {name: weight for name, weight in module.policy.named_parameters() if weight.requires_grad}
+            demand_finite(trained, trainer.global_step)
             write_model(target, module.policy, module.spec, module.tokenizer, partial(write_card, facts))
         except Exception as error:  # such as a full disk
             note(f"{target} could not be written: {error}\n`lit-align export` makes one of a checkpoint.")
@@ -91,7 +99,17 @@ class SaveModel(Callback):
 
 def _concerned(trainer: Trainer, module: LightningModule) -> bool:
     of_policy = isinstance(module, AlignmentModule) and module.policy is not None
-    return of_policy and trainer.is_global_zero and trainer.global_step > 0 and not is_trial(trainer)
+    return of_policy and trainer.global_step > 0 and not is_trial(trainer)
+
+
+def _is_alone(trainer: Trainer, module: Any) -> bool:
+    """Whether this process may wait in vain for the others' parts of the weights."""
+    interruptions = interruptions_of(trainer)
+    return is_sharded(module.policy) and not (interruptions is not None and interruptions.stops_together)
+
+
+def _weights_of_first(module: Any) -> AbstractContextManager[None]:
+    return whole_on_first(module.policy, trained_only=isinstance(module.policy, PeftModel))
 
 
 def _root(trainer: Trainer) -> Path:
@@ -101,7 +119,9 @@ def _root(trainer: Trainer) -> Path:
 def _watcher(trainer: Trainer) -> ModelCheckpoint | None:
     """The first checkpoint callback that has kept a best checkpoint by a metric."""
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and Path(callback.best_model_path).is_file():
+        if not isinstance(callback, ModelCheckpoint) or not callback.monitor or not callback.best_model_path:
+            continue
+        if Path(callback.best_model_path).exists():
             return callback
     return None
 

@@ -20,6 +20,7 @@ from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.spec import PolicySpec
 from lit_align.trained import TrainedPolicy, TrainedRun
 from lit_align.trained.policy import load_policy
+from lit_align.training.sharded_files import is_sharded, read_checkpoint
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -120,9 +121,9 @@ def _summary(run: TrainedRun) -> dict[str, Any]:
 
 
 def _moment(run: TrainedRun) -> str:
-    if run.weights.is_dir():
+    if run.weights.is_dir() and not is_sharded(run.weights):
         return f"`{run.weights.name}`"
-    checkpoint = torch.load(run.weights, map_location="cpu", mmap=True, weights_only=True)
+    checkpoint = read_checkpoint(run.weights)
     return f"step {checkpoint['global_step']}"
 
 

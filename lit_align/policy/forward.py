@@ -10,6 +10,7 @@ from torch import nn
 from lit_align.batch import Padded, PairBatch
 from lit_align.policy.logps import TokenLogps, plain_logps
 from lit_align.policy.precision import HALF_PRECISIONS, dtype_of_products
+from lit_align.policy.sharding import outer_gathered
 from lit_align.policy.shared_check import TOLERANCE, SharedRowsCheck
 from lit_align.policy.shared_logps import shared_logps
 
@@ -44,8 +45,9 @@ class CompletionForward:
         """
         if not bool((prompt.lengths > 0).all()):
             raise ValueError("Every prompt needs at least one token, but one of the batch is empty.")
-        shares = self._checks.setdefault(model, SharedRowsCheck()).takes(model, prompt, completions)
-        return (shared_logps if shares else plain_logps)(model, prompt, completions, with_collisions)
+        with outer_gathered(model):  # the head's weights are read outside of the model's own forward pass
+            shares = self._checks.setdefault(model, SharedRowsCheck()).takes(model, prompt, completions)
+            return (shared_logps if shares else plain_logps)(model, prompt, completions, with_collisions)
 
 
 def batch_logps(

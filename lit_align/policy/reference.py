@@ -14,6 +14,7 @@ from torch import nn
 
 from lit_align.policy.load import load_model, load_tokenizer
 from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.sharding import shard_like
 from lit_align.policy.spec import PolicySpec
 
 if TYPE_CHECKING:
@@ -209,6 +210,7 @@ class ModelReference(Reference):
                 nn.Module.to(model, next(policy.parameters()).device)
                 if _dtype(policy) != self._dtype:
                     nn.Module.to(model, _dtype(policy))
+                shard_like(model, policy)
             self.model = model
         return self.model
 

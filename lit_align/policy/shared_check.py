@@ -24,8 +24,10 @@ from lit_align.policy.internals import experts_one_by_one
 from lit_align.policy.logps import plain_logps
 from lit_align.policy.modes import in_eval_mode
 from lit_align.policy.outputs import output_head
+from lit_align.policy.sharding import in_lockstep
 from lit_align.policy.shared_logps import shared_logps
 from lit_align.policy.shared_prompt import unfit_attention
+from lit_align.ranks import largest
 
 TOLERANCE = 1e-3
 """The largest difference of a token's log-prob, in nats, that two computations in float32 may have."""
@@ -59,9 +61,12 @@ class SharedRowsCheck:
         """Whether the model computes these prompts and completions correctly in shared rows."""
         widths = torch.stack([prompt.lengths, *(completion.lengths for completion in completions)]).sum(0)
         width = class_of(int(widths.max()))
-        if width > self.accepted and not self._refuses(width):
+        unknown = width if width > self.accepted and not self._refuses(width) else 0
+        if in_lockstep(model):  # then all devices check, or none
+            unknown = int(largest(unknown, widths.device))
+        if unknown:
             row = int(widths.argmax())
-            self._judge(model, [part.ids[row][part.mask[row]] for part in (prompt, *completions)], width)
+            self._judge(model, [part.ids[row][part.mask[row]] for part in (prompt, *completions)], unknown)
         return not self._refuses(width)
 
     def _refuses(self, width: int) -> bool:
@@ -80,12 +85,12 @@ class SharedRowsCheck:
         except _ERRORS as error:
             return self._refuse(model, 0, f"it raised {type(error).__name__}: {error}")
         if difference <= TOLERANCE:
-            self.accepted = width
+            self.accepted = max(self.accepted, width)
         else:
             self._refuse(model, width, f"its log-probs differ by up to {difference:.2g} nats a token")
 
     def _refuse(self, model: nn.Module, width: int, why: str) -> None:
-        self.refused = width
+        self.refused = width if self.refused is None else min(self.refused, width)
         if not self.warned:
             self.warned = True
             base = getattr(model, "get_base_model", lambda: model)()
@@ -135,6 +140,8 @@ def _repeated(ids: Tensor, length: int) -> Tensor:
 def _difference(model: nn.Module, parts: Sequence[Tensor]) -> float:
     """The largest difference between shared and plain rows in a token's log-prob, except for rounding."""
     difference = _difference_in(torch.float32, model, parts)
+    if in_lockstep(model):
+        difference = largest(difference, parts[0].device)
     if difference > TOLERANCE and _has_experts(model.config):  # rounding may send a token to another expert
         with suppress(*_ERRORS), experts_one_by_one(model.config):
             difference = min(difference, _difference_in(torch.float64, model, parts))

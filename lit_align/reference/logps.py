@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.batch import PairBatch, PairReference, TokenizedPair
@@ -158,7 +157,8 @@ class ReferenceLogps:
 
     @contextmanager
     def _ready_to_run(self) -> Iterator[None]:
-        with in_eval_mode(self.module), self._precision.forward_context(), torch.no_grad():
+        module = self.module
+        with module.reference_gathered(), in_eval_mode(module), self._precision.forward_context(), torch.no_grad():
             yield
 
     def _run(self, pairs: Pairs) -> list[Values]:
@@ -181,13 +181,8 @@ def open_reference(
         progress: total, description and unit -> a bar.
 
     Returns:
-        None if the reference must run at each step: it is no fixed model, cannot be told from others, or is spread
-        over devices.
+        None if the reference must run at each step: it is no fixed model, or cannot be told from others.
     """
-    spread = isinstance(trainer.strategy, DeepSpeedStrategy)  # it only inherits from DDPStrategy
-    if spread or not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        _warn_unstored(f"under {type(trainer.strategy).__name__} a single rank cannot run the model")
-        return None
     module = trainer.lightning_module
     # One rank reads the weights' files, not each; a reason travels as a string, so that no rank waits for another.
     identity = gather(_identity(module, str(trainer.precision)) if shard()[0] == 0 else "")[0]

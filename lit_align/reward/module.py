@@ -18,6 +18,7 @@ from lit_align.console import note
 from lit_align.judges.inputs import has_segments
 from lit_align.judges.quality import quality_of
 from lit_align.judges.quality_record import JudgeQuality, Share
+from lit_align.policy.sharding import outer_gathered, whole_on_first
 from lit_align.policy.spec import PolicySpec
 from lit_align.ranks import gather_in_turn
 from lit_align.report.judge import readable
@@ -73,7 +74,9 @@ class RewardModule(PairModule):
 
     def configure_model(self) -> None:
         if self.model is None:
-            self.model = load_reward_model(self.spec)
+            model = load_reward_model(self.spec)
+            self.shard(model)
+            self.model = model
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -98,7 +101,8 @@ class RewardModule(PairModule):
         config: Any = self.model.config
         config.get_text_config().pad_token_id = pad_id
         rows = classifier_rows(batch, pad_id, has_segments(tokenizer))
-        scores = self.model(**rows).logits[:, 0].float()
+        with outer_gathered(self.model):  # gives them up after a pass without a backward
+            scores = self.model(**rows).logits[:, 0].float()
         chosen, rejected = scores.chunk(2)
         return chosen, rejected
 
@@ -185,21 +189,24 @@ class RewardModule(PairModule):
         Adapters are merged in float32 into the base as it was before quantisation, and the file is float32.
 
         Args:
-            folder: is replaced where it exists.
+            folder: is replaced where it exists. The first process writes it; all of them call this.
         """
         self.configure_model()
         assert self.model is not None
-        save_reward_model(self.model, self.spec, self.tokenizer, Path(folder))
+        with whole_on_first(self.model, trained_only=self.spec.lora is not None):
+            if self.global_rank == 0:
+                save_reward_model(self.model, self.spec, self.tokenizer, Path(folder))
 
     def on_fit_end(self) -> None:
         """Also where a resumed run had nothing left to train: a kill after the last step loses no model."""
-        if not self.trainer.is_global_zero or is_trial(self.trainer):
+        if is_trial(self.trainer):
             return
         root = Path(self.trainer.default_root_dir)
         folder = root / run_folder.REWARD_MODEL
         self.save(folder)
         self._show()
-        note(f"The reward model is in {folder}: RewardModelJudge takes it as its `model`.")
+        if self.trainer.is_global_zero:
+            note(f"The reward model is in {folder}: RewardModelJudge takes it as its `model`.")
 
 
 def _values(losses: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:

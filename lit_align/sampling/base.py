@@ -56,7 +56,13 @@ class Sampler(ABC):
 
     Args:
         num_candidates: candidates a prompt (K), at least 1.
+
+    Attributes:
+        runs_policy: whether it runs the policy's own module. One that brings the policy's adapter elsewhere does not,
+            and a policy that is sharded over devices need not be gathered for it.
     """
+
+    runs_policy: bool = True
 
     def __init__(self, num_candidates: int = 4) -> None:
         require_at_least_1(num_candidates=num_candidates)

@@ -19,6 +19,8 @@ _SEEDS = 2**31  # engines take 32 or 64 bits, and add small numbers to them
 class EngineSampler(TokenSampler):
     """The distribution to draw from, in the terms of vLLM. See :class:`TokenSampler` for the arguments."""
 
+    runs_policy = False
+
     def settings(self, num_draws: int, stop_ids: Sequence[int], seed: int) -> dict[str, Any]:
         """vLLM's sampling parameters for one prompt; none is left to a server's or a model's own defaults.
 

@@ -22,6 +22,7 @@ from lit_align.policy.spec import PolicySpec
 from lit_align.records import Candidate, Prompt
 from lit_align.sampling import Sampler, SamplingRequest
 from lit_align.seeding import derive_seed
+from lit_align.training.sharded_files import is_sharded, read_checkpoint
 
 WEIGHTS = "policy."
 """What the names of a policy's weights begin with in a checkpoint."""
@@ -127,12 +128,13 @@ def load_policy(start: PolicySpec | None, weights: Path, device: str | torch.dev
 
 
 def _load_onto(spec: PolicySpec, weights: Path) -> TrainedPolicy:
-    of_itself = weights.is_dir() and spec.adapter == str(weights)
-    whole = weights.is_dir() and spec.lora is None and spec.adapter is None
+    is_model = weights.is_dir() and not is_sharded(weights)
+    of_itself = is_model and spec.adapter == str(weights)
+    whole = is_model and spec.lora is None and spec.adapter is None
     model = load_model(replace(spec, model=str(weights), revision=None) if whole else spec)
     reference = AdapterOff() if of_itself else ModelReference(spec) if whole else default_reference(spec)
     reference.attach(model, spec)
-    if not weights.is_dir():
+    if not is_model:
         restore(model, weights, spec)
     elif not whole and not of_itself:
         fill_adapter(model, str(weights))
@@ -145,7 +147,7 @@ def restore(policy: nn.Module, path: Path, spec: PolicySpec) -> None:
     Raises:
         ValueError: the checkpoint is of another base, or lacks trained weights of the policy.
     """
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    checkpoint: dict[str, Any] = read_checkpoint(path)
     demand_same_base(checkpoint, spec)
     saved: Mapping[str, Tensor] = checkpoint["state_dict"]
     weights = {name.removeprefix(WEIGHTS): saved[name] for name in saved if name.startswith(WEIGHTS)}

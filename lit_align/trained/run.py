@@ -17,6 +17,7 @@ from lit_align.trained.policy import TrainedPolicy, load_policy
 from lit_align.trained.settings import policy_of, read_config
 from lit_align.training.checkpoint_paths import demand_whole, last_checkpoint
 from lit_align.training.module import POLICY_KEY
+from lit_align.training.sharded_files import is_sharded, read_checkpoint
 
 _TEMPLATE = "chat_template.jinja"
 
@@ -100,7 +101,7 @@ def open_run(path: str | Path, base: str | None = None) -> TrainedRun:
         place = place.parent
     if holds_model(place):
         return _of_model_folder(place, base)
-    if place.is_file():
+    if place.is_file() or is_sharded(place):
         return _of_checkpoint(place, _root_of(place.parent), base)
     root = place.parent if place.name == run_folder.CHECKPOINTS else place
     checkpoint = last_checkpoint([place, root / run_folder.CHECKPOINTS], to_resume=False)
@@ -150,7 +151,7 @@ def _root_of(folder: Path) -> Path | None:
 def _of_checkpoint(path: Path, root: Path | None, base: str | None) -> TrainedRun:
     demand_whole(path)
     config = read_config(root)
-    checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    checkpoint = read_checkpoint(path)
     spec = policy_of(config, base) or policy_of({"policy": checkpoint.get(POLICY_KEY)}, base)
     if spec is None and any(name.startswith("model.") for name in checkpoint["state_dict"]):
         raise ValueError(_of_rewards(root or path))

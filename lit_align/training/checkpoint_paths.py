@@ -8,11 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lit_align.training.sharded import NAME, ShardedStrategy
+from lit_align.training.sharded_files import is_sharded, read_values
 
 
 class CheckpointPaths(_CheckpointConnector):
@@ -31,6 +34,7 @@ class CheckpointPaths(_CheckpointConnector):
         self._ckpt_path = super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
         if self._ckpt_path is not None:
             demand_whole(Path(self._ckpt_path))
+            _demand_strategy(Path(self._ckpt_path), trainer.strategy)
         return self._ckpt_path
 
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
@@ -73,9 +77,9 @@ def demand_whole(path: Path) -> None:
 
     Raises:
         ValueError: a file is cut short.
-        IsADirectoryError: a folder was not written by a sharded strategy.
+        IsADirectoryError: a folder is no checkpoint.
     """
-    if path.is_dir() and path.suffix != ".ckpt":
+    if path.is_dir() and not is_sharded(path):
         raise IsADirectoryError(
             f"The checkpoint {path} is a folder: give a file, such as {path / 'checkpoints' / 'last.ckpt'}, or the "
             'folder as trainer.default_root_dir with "last" as ckpt_path.'
@@ -84,6 +88,15 @@ def demand_whole(path: Path) -> None:
         raise ValueError(
             f'The checkpoint {path} is broken or cut short: take another one. With "last" as ckpt_path the newest '
             "that can be read is taken."
+        )
+
+
+def _demand_strategy(path: Path, strategy: Strategy) -> None:
+    """Refuses a folder where no strategy would read it."""
+    if is_sharded(path) and not isinstance(strategy, ShardedStrategy):
+        raise ValueError(
+            f"The checkpoint {path} was written with each device's part in its own file: resume it with "
+            f"--trainer.strategy {NAME}. `lit-align export` makes a model of it without that."
         )
 
 
@@ -102,11 +115,9 @@ def _is_damaged(path: Path) -> bool:
 
 
 def _saved_step(path: Path, to_resume: bool) -> int | None:
-    """The step of a checkpoint; None if it cannot be used, -1 for a folder of a sharded strategy, which is not read."""
-    if path.is_dir():
-        return -1
+    """The step of a checkpoint; None if it cannot be used."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        checkpoint = read_values(path)
         return None if to_resume and "optimizer_states" not in checkpoint else int(checkpoint["global_step"])
     except Exception as error:
         rank_zero_warn(f"The checkpoint {path} cannot be read and is left out: {error}")

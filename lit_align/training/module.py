@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +20,7 @@ from lit_align.policy.forward import CompletionForward, batch_logps, rounding
 from lit_align.policy.load import load_model, load_stop_ids, load_tokenizer
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
+from lit_align.policy.sharding import gathered
 from lit_align.policy.spec import PolicySpec
 from lit_align.run_parts import datamodule_of, trainer_of
 from lit_align.training.out_of_memory import Run, SplitOnOOM, explain_out_of_memory
@@ -80,6 +81,7 @@ class AlignmentModule(PairModule):
         policy = load_model(self.spec)
         if self.reference is not None:
             self.reference.attach(policy, self.spec)
+        self.shard(policy)
         self.policy = policy
 
     # ------------------------------------------------------------------ forward
@@ -139,6 +141,15 @@ class AlignmentModule(PairModule):
                 return batch_logps(model, pairs, self._forward)
 
             return self._split.logps(run, batch) if self._alone() else run(batch)
+
+    @contextmanager
+    def reference_gathered(self) -> Iterator[None]:
+        """Gives each device the whole reference within the block, to run it alone. All ranks enter it together."""
+        assert self.reference is not None
+        with self.reference.active(self._loaded_policy()) as model:
+            pass  # now it is loaded
+        with gathered(model):
+            yield
 
     def _loaded_policy(self) -> nn.Module:
         if self.policy is None:

@@ -22,6 +22,7 @@ from lit_align.policy.base_record import KEY as BASE_KEY
 from lit_align.policy.base_record import base_record, demand_same_base
 from lit_align.policy.cpu.host_memory import keep_freed_memory
 from lit_align.policy.precision import say_float32_products
+from lit_align.policy.sharding import shard_model, take_from_first
 from lit_align.policy.spec import PolicySpec
 from lit_align.run_parts import accumulates_more, trainer_of
 from lit_align.seeding import derive_seed
@@ -31,6 +32,7 @@ from lit_align.training.lr_schedulers import WarmupSchedule, steps_of_fit
 from lit_align.training.optimizer_settings import KEY as SETTINGS_KEY
 from lit_align.training.optimizer_settings import OptimizerSettings, Scheduler, carry_on
 from lit_align.training.pair_means import PairMeans
+from lit_align.training.sharded import ShardedStrategy, demand_shardable
 from lit_align.training.step_watch import OnNonFinite, StepWatch, demand_finite
 from lit_align.training.strategies import check_strategy
 
@@ -75,6 +77,14 @@ class PairModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
+        if isinstance(self.trainer.strategy, ShardedStrategy):
+            demand_shardable(self.spec)
+
+    def shard(self, model: nn.Module) -> None:
+        """Spreads a freshly loaded model over the devices if the run's strategy does so."""
+        if self.device_mesh is not None:
+            take_from_first(model, self.trainer.strategy.root_device)
+            shard_model(model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._make_over_float32()
@@ -133,8 +143,9 @@ class PairModule(LightningModule):
         self.step_watch.begin(self.trained_buffers())
 
     def on_after_backward(self) -> None:
-        """Adds up gradients in float32; on several devices after the last micro-batch, when they are reduced."""
-        if self.trainer.world_size == 1 or not accumulates_more(self.trainer):
+        """Adds up gradients in float32; under DDP after the last micro-batch, when they are reduced."""
+        reduced = self.trainer.world_size == 1 or self.device_mesh is not None
+        if reduced or not accumulates_more(self.trainer):
             take_gradients(self.trainer.optimizers[0])
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

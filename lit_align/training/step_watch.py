@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from lit_align.batch import PairBatch
 from lit_align.console import note
+from lit_align.policy.sharding import own_part, whole
 from lit_align.ranks import gather
 
 OnNonFinite = Literal["stop", "skip"]
@@ -110,7 +111,7 @@ def demand_finite(weights: Mapping[str, Any], step: int) -> None:
 def _all_finite(gradients: list[Tensor], micro_batches: list[_MicroBatch], trainer: Trainer) -> bool:
     values = [micro_batch.losses.sum().float() for micro_batch in micro_batches]
     if gradients:
-        values.append(torch.nn.utils.get_total_norm(gradients).float())
+        values.append(whole(torch.nn.utils.get_total_norm(gradients)).float())
     if not values:
         return True
     bad = (~torch.stack(values).isfinite()).any().float()
@@ -155,8 +156,11 @@ def _bad_pairs(micro_batches: list[_MicroBatch], name_pair: NamePair) -> tuple[l
 
 
 def _first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    floating = ((name, tensor) for name, tensor in tensors if tensor.is_floating_point())
-    return next((name for name, tensor in floating if not bool(tensor.detach().isfinite().all())), None)
+    """The name of the first; of tensors that are spread over devices all of these must ask."""
+    floating = {name: tensor.detach() for name, tensor in tensors if tensor.is_floating_point()}
+    bad = next((name for name, tensor in floating.items() if not bool(own_part(tensor).isfinite().all())), None)
+    spread = any(own_part(tensor) is not tensor for tensor in floating.values())
+    return next(filter(None, gather(bad)), None) if spread else bad
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:

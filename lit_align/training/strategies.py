@@ -7,33 +7,36 @@ from typing import Any
 from lightning.pytorch.strategies import (
     DDPStrategy,
     DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
     StrategyRegistry,
 )
+
+from lit_align.training.sharded import ShardedStrategy
 
 POPEN = "popen"
 """How DDP starts the processes of the other devices: each runs the command again."""
 
 
 def check_strategy(strategy: str | Strategy) -> None:
-    """Refuses strategies under which a run would go wrong: those that shard weights, fork or spawn.
+    """Refuses strategies under which a run would go wrong: those that shard weights in other ways, fork or spawn.
 
     Args:
         strategy: as the Trainer takes it; Lightning itself refuses a name that it does not know.
 
     Raises:
-        ValueError: the strategy is neither of one device nor plain DDP.
+        ValueError: the strategy is neither of one device, nor plain DDP, nor `fsdp2`.
     """
     name, kind, start = _resolve(strategy)
-    if kind is None or issubclass(kind, SingleDeviceStrategy):
+    if kind is None or issubclass(kind, SingleDeviceStrategy | ShardedStrategy):
         return
     # Those of DeepSpeed and XLA inherit from DDPStrategy, but do not keep whole models.
     if not issubclass(kind, DDPStrategy) or issubclass(kind, DeepSpeedStrategy) or "xla" in kind.__module__:
         raise ValueError(
-            f"strategy {name} is not supported: each device must hold the whole model, or it would train its own "
-            f"weights and save a part of them. {_ADVICE} For a model that is too large for one device: "
-            "`quantization: nf4` with `lora`, and `gradient_checkpointing: true`."
+            f"strategy {name} is not supported: {_reason(kind)}. {_ADVICE} For a model that is too large for one "
+            'device: "fsdp2" on several, or `quantization: nf4` with `lora` on one.'
         )
     if start != POPEN:
         raise ValueError(
@@ -42,7 +45,18 @@ def check_strategy(strategy: str | Strategy) -> None:
         )
 
 
-_ADVICE = 'Expected "auto", "ddp" or "ddp_find_unused_parameters_true" (several devices), or one device (devices: 1).'
+def _reason(kind: type[Any]) -> str:
+    if issubclass(kind, FSDPStrategy):
+        return "it is the first FSDP, which torch has deprecated, and fsdp2 does the same"
+    if issubclass(kind, ModelParallelStrategy):
+        return "by itself it saves the frozen base in each checkpoint; lit_align.ShardedStrategy is made of it"
+    return "each device would train its own weights and save a part of them"
+
+
+_ADVICE = (
+    'Expected "auto", "ddp", "ddp_find_unused_parameters_true" or "fsdp2" (several devices), or one device (devices: '
+    "1)."
+)
 
 
 def _resolve(strategy: str | Strategy) -> tuple[str, type[Any] | None, str]:
