@@ -1,4 +1,4 @@
-"""`python -m experiments table1|table2|table3|table4|all|report`: runs arms and writes the report, see README.md."""
+"""`python -m experiments table1|...|table5|all|report|keep`: runs arms and writes the report, see README.md."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from experiments.arm import SCHEDULES, Setup
+from experiments.kept import FOLDER, keep, write_kept
 from experiments.plan import TABLES, arms_of, expected_seconds
 from experiments.report import write_report
 from experiments.runner import Records, code_version, run
@@ -19,13 +20,18 @@ def main() -> None:
     changes = json.loads(options.setup.read_text(encoding="utf-8")) if options.setup else {}
     setup = Setup(**changes)
     folder = options.results / (options.code or code_version())
-    names = list(TABLES) if options.what in ("all", "report") else [options.what]
+    names = [options.what] if options.what in TABLES else list(TABLES)
     arms = arms_of(names, setup, options.seeds)
     if options.schedules:
         arms = [arm for arm in arms if arm.scouts or arm.schedule in options.schedules]
     if options.dry_run:
         seconds = sum(expected_seconds(arm, setup) for arm in arms)
         print(f"{len(arms)} arms, about {seconds / 3600 / options.workers:.1f} h with {options.workers}")
+        return
+    if options.what == "keep":
+        keep(Records(folder, setup).read(arms))
+        write_kept(folder / "kept.md")
+        print(f"Figures of all rounds: {FOLDER}; their tables: {folder / 'kept.md'}")
         return
     failed = [] if options.what == "report" else run(arms, setup, folder, options.workers)
     planned = arms_of(TABLES, setup, options.seeds)
@@ -37,7 +43,11 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("what", choices=[*TABLES, "all", "report"], help="which arms to run; report runs none")
+    parser.add_argument(
+        "what",
+        choices=[*TABLES, "all", "report", "keep"],
+        help="which arms to run; report runs none, keep adds their figures to docs/evidence",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="default: three, six for Table 3")
     parser.add_argument(
         "--schedules",

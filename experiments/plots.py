@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.arm import Arm
-from experiments.forks import Fork, Gauge, Record
+from experiments.crossing import Point, band, isotonic
+from experiments.forks import Fork, Gauge
 from experiments.predictors import accuracy, all_predictors, published
-from experiments.runs import curve, label, runs_of, shortest
+from experiments.runs import Run, mean_curve, shortest
+from experiments.table import grouped
 
 COLOURS = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#f0e442", "#000000", "#8b4513",
@@ -63,27 +64,34 @@ def predictors_plot(forks_by_gauge: Mapping[Gauge, Sequence[Fork]]) -> str:
     return _svg(figure)
 
 
-def runs_plot(records: Mapping[Arm, Record], task: str, gauge: Gauge, length: str = "") -> str:
-    """Draws the gain of whole runs of a length over their seconds, averaged over seeds."""
-    curves: dict[str, list[list[tuple[float, float]]]] = {}
-    for arm in runs_of(records, length):
-        if arm.task == task:
-            curves.setdefault(label(arm), []).append(curve(arm, records, gauge))
-    figure, axes = _subplot(f"Whole runs: {task} ({gauge})", "seconds of training, rounds and measurements", "gain")
-    axes.axvline(shortest(records, task, length), **GUIDE)
-    for (schedule, of_seeds), colour in zip(curves.items(), COLOURS, strict=False):
-        seconds, gains = zip(*mean_curve(of_seeds), strict=True)
-        axes.plot(seconds, gains, "o-", color=colour, label=f"{schedule}, seeds: {len(of_seeds)}")
+def runs_plot(runs: Sequence[Run], gauge: Gauge, title: str) -> str:
+    """Draws the gain of whole runs over their seconds, averaged over seeds."""
+    figure, axes = _subplot(f"{title} ({gauge})", "seconds of training, rounds and measurements", "gain")
+    axes.axvline(shortest(runs), **GUIDE)
+    for (name, group), colour in zip(grouped(runs, lambda run: run.name).items(), COLOURS, strict=False):
+        seconds, gains = zip(*mean_curve(group, gauge), strict=True)
+        axes.plot(seconds, gains, "o-", color=colour, label=f"{name}, seeds: {len(group)}")
     return _svg(figure)
 
 
-def mean_curve(curves: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """Averages curves point by point; those of one schedule are evaluated at the same steps."""
-    means = []
-    for points in zip(*curves, strict=True):
-        seconds, gains = zip(*points, strict=True)
-        means.append((fmean(seconds), fmean(gains)))
-    return means
+def crossing_plot(points: Sequence[Point], name: str) -> str:
+    """Draws forks over the score before, with the line and its band and the monotone fit."""
+    figure, axes = _subplot(f"Where the better source changes ({name})", "score before", "on less off")
+    scores = np.linspace(min(point.score for point in points), max(point.score for point in points), 25).tolist()
+    values, lows, highs = zip(*band(points, scores), strict=True)
+    axes.axvline(0.5, **GUIDE)
+    axes.axhline(0, **GUIDE)
+    axes.fill_between(scores, lows, highs, color=RIGHT, label="its 95 % band")
+    axes.plot(scores, values, color=COLOURS[0], label="line")
+    axes.step(*zip(*isotonic(points), strict=True), where="mid", color=COLOURS[1], label="monotone fit")
+    for decided, fill in ((True, "#555555"), (False, "white")):
+        of_kind = [point for point in points if point.decided is decided]
+        label = f"fork, score {'decided' if decided else 'undecided'}"
+        axes.plot(
+            [point.score for point in of_kind], [point.difference for point in of_kind], "o", color="#555555",
+            markerfacecolor=fill, markersize=4, label=label,
+        )  # fmt: skip
+    return _svg(figure)
 
 
 def _subplot(title: str, x: str, y: str, height: float = 4.5) -> tuple[Figure, Axes]:

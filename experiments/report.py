@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 
-from experiments.arm import LENGTHS, Arm
+from experiments.arm import Arm
+from experiments.crossing import points_of
 from experiments.forks import Gauge, Record, read_forks
-from experiments.plots import forks_plot, predictors_plot, runs_plot
+from experiments.plots import crossing_plot, forks_plot, predictors_plot, runs_plot
 from experiments.runner import Records, code_version
-from experiments.runs import runs_of
+from experiments.runs import Run, read_runs
+from experiments.table import grouped
 from experiments.tables import all_tables
 
 
@@ -45,10 +46,19 @@ def plots_of(records: Mapping[Arm, Record]) -> dict[str, str]:
     plots = {f"forks-{gauge}": forks_plot(forks, gauge) for gauge, forks in by_gauge.items() if forks}
     if plots:
         plots["predictors"] = predictors_plot(by_gauge)
-    for length, gauge in product(("", *LENGTHS), gauges):
-        for task in dict.fromkeys(arm.task for arm in runs_of(records, length)):
+        plots |= {f"crossing-{gauge}": crossing_plot(points_of(forks), gauge) for gauge, forks in by_gauge.items()}
+    plots |= run_plots(read_runs(records))
+    return plots
+
+
+def run_plots(runs: Sequence[Run]) -> dict[str, str]:
+    """Draws the curves of whole runs: SVG by name, for each task, length and gauge."""
+    plots = {}
+    gauges: tuple[Gauge, ...] = ("win", "score")
+    for (task, length), group in grouped(runs, lambda run: (run.task, run.length)).items():
+        for gauge in gauges:
             name = "-".join(filter(None, ["runs", task, length, gauge]))
-            plots[name] = runs_plot(records, task, gauge, length)
+            plots[name] = runs_plot(group, gauge, f"Whole runs: {' '.join(filter(None, [task, length]))}")
     return plots
 
 

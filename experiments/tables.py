@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, pairwise, product
+from itertools import pairwise, product
 from statistics import fmean
 
-from experiments.arm import LENGTHS, VARIANTS, Arm
+from experiments.arm import VARIANTS, Arm
+from experiments.crossing import all_points, crossing_table, decided_table
 from experiments.forks import (
     Fork,
     Gain,
@@ -20,7 +21,8 @@ from experiments.forks import (
     read_start,
 )
 from experiments.predictors import Label, accuracy, all_predictors, pair_yield, published, ranking
-from experiments.run_tables import effort_table, paired_table, runs_table
+from experiments.run_tables import run_tables
+from experiments.runs import read_runs
 from experiments.stats import mean_of, wilson
 from experiments.table import Table, grouped, signed
 from lit_align.boundary import SequentialTest
@@ -147,15 +149,6 @@ def _beside_plain(arm: Arm, records: Mapping[Arm, Record], gauge: Gauge) -> tupl
     return read_gain(records[plain], start, gauge), read_gain(records[arm], start, gauge)
 
 
-def run_tables(records: Mapping[Arm, Record], length: str = "") -> list[Table]:
-    """Table 3, or with the `length` of long runs Table 5."""
-    return [
-        runs_table(records, "win", length), runs_table(records, "score", length),
-        paired_table(records, "win", length), paired_table(records, "score", length),
-        effort_table(records, length),
-    ]  # fmt: skip
-
-
 def variants_table(records: Mapping[Arm, Record], gauge: Gauge) -> Table:
     """Table 4: on-policy forks with one setting changed."""
     rows = []
@@ -224,12 +217,22 @@ def all_tables(records: Mapping[Arm, Record]) -> list[Table]:
     return [
         forks_table(wins, "win"), forks_table(scores, "score"),
         how_often_right(wins, "win"), how_often_right(scores, "score"),
+        *crossing_tables(wins, scores),
         predictors_table(wins, "win"), predictors_table(scores, "score"),
         selectors_table(records, "win"), selectors_table(records, "score"),
-        *run_tables(records), *chain.from_iterable(run_tables(records, length) for length in LENGTHS),
+        *run_tables(read_runs(records)),
         variants_table(records, "win"), variants_table(records, "score"),
         measuring_table(records), each_fork_table(wins),
     ]  # fmt: skip
+
+
+def crossing_tables(wins: Sequence[Fork], scores: Sequence[Fork]) -> list[Table]:
+    """Where the better source changes, and how often decided measurements are right."""
+    if not wins:
+        return []
+    points = all_points({"win": wins, "mean score": scores})
+    by_votes = {name: group for name, group in points.items() if name.startswith("votes")}
+    return [crossing_table(points), decided_table(by_votes)]
 
 
 def _right(fork: Fork) -> bool:

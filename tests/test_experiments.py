@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from experiments import lists, plan, plots, predictors, run_tables, runs, stats, tables
+from experiments import crossing, kept, lists, plan, plots, predictors, run_tables, runs, stats, tables
 from experiments.arm import Arm, Setup
 from experiments.forks import Fork, read_forks, read_start
 from experiments.report import write_report
@@ -270,34 +270,29 @@ def two_runs() -> dict[Arm, dict[str, Any]]:
 
 def test_table_of_runs_at_equal_pairs_and_equal_seconds() -> None:
     records = two_runs()
-    assert runs.shortest(records, "lists") == 10.0
-    first, second = run_tables.runs_table(records, "win").rows
+    first, second = run_tables.runs_table(runs.read_runs(records), "win", "").rows
     assert first[1:5] == ["off", "1", "+0.250", "+0.250"]
     # On-policy: 0.25 after 8 s, 0.5 after 16 s, so 0.3125 after 10 s.
     assert second[1:] == ["follow", "1", "+0.500", "+0.312", "0:0 2:1"]
     del records[SCOUT]
-    assert run_tables.runs_table(records, "win").rows == []
+    assert runs.read_runs(records) == []
 
 
 def test_table_of_differences_is_paired_by_seed() -> None:
-    records = two_runs()
-    for arm, arm_record in two_runs().items():
-        changed = {**arm_record, "arm": {**arm_record["arm"], "seed": 1}}
-        records[replace(arm, seed=1)] = changed
-    alone = Arm("lists", 2, (), "off", 4, evaluate_every=2)
-    records[alone] = records[replace(alone, seed=1)]  # no partner: left out
-    (row,) = run_tables.paired_table(records, "win").rows
+    finished = runs.read_runs(two_runs())
+    more = [replace(run, seed=1) for run in finished]
+    alone = replace(finished[0], seed=2)  # no partner: left out
+    (row,) = run_tables.paired_table([*finished, *more, alone], "win", "").rows
     # Off ended first, after 10 s: 0.25 against 0.3125 by then.
     assert row == ["lists", "off", "2", "-0.250 [-0.250, -0.250]", "-0.062 [-0.062, -0.062]", "-0.250 -0.250"]
 
 
 def test_table_of_costs() -> None:
-    first, second = run_tables.effort_table(two_runs()).rows
-    assert first[1:] == ["off", "1", "0", "0", "0", "0", "10", "10", "0", "0.0", "0", "0.000"]
+    first, second = run_tables.effort_table(runs.read_runs(two_runs()), "").rows
+    assert first[1:] == ["off", "1", "0", "0", "0", "0", "10", "10", "0", "0", "0.0", "0.000"]
     # Judged: 4 answers of the round, and 2 sampled and 3 static ones to each of 2 prompts, twice.
     tokens = str(12 * SETUP.max_new_tokens)
-    assert second[1:8] == ["follow", "1", "4", "8", tokens, "24", "16"]
-    assert second[8:] == ["16", "2", "2.0", "4", "0.333"]
+    assert second[1:] == ["follow", "1", "4", "8", tokens, "24", "16", "16", "2", "4", "2.0", "0.333"]
 
 
 def test_longer_runs_have_tables_of_their_own_and_other_losses_rows_of_their_own() -> None:
@@ -305,11 +300,60 @@ def test_longer_runs_have_tables_of_their_own_and_other_losses_rows_of_their_own
     long = Arm("lists", 0, (), "off", 160, evaluate_every=20, variant="160")
     records[long] = record(long, (160, 50.0, [1.0, 1.0, 1.0, 1.0]))
     weighted = Arm("lists", 0, (), "off", 4, loss="wpo", evaluate_every=2)
-    records[weighted] = record(weighted, (4, 12.0, [1.0, 1.0, 1.0, 1.0]))
-    assert [row[1] for row in run_tables.runs_table(records, "win").rows] == ["off", "off, wpo", "follow"]
-    assert [row[1:4] for row in run_tables.runs_table(records, "win", "160").rows] == [["off", "1", "+0.500"]]
-    assert runs.shortest(records, "lists", "160") == 50.0
+    records[weighted] = record(weighted, (2, 6.0, [1.0, 1.0, 1.0, 1.0]), (4, 12.0, [1.0, 1.0, 1.0, 1.0]))
+    written = {
+        table.title: [row[1:4] for row in table.rows] for table in run_tables.run_tables(runs.read_runs(records))
+    }
+    short, longer = written["Table 3. Whole runs (win)"], written["Table 5. Runs of 160 steps (win)"]
+    assert [row[0] for row in short] == ["off", "off, wpo", "follow"] and longer == [["off", "1", "+0.500"]]
     assert tables.variants_table(records, "win").rows == []
+
+
+def test_figures_are_kept_and_added_to(tmp_path: Path) -> None:
+    (tmp_path / "runs.json").write_text("[]")
+    (tmp_path / "forks.json").write_text("[]")
+    kept.keep(two_runs(), tmp_path)
+    first = kept.kept_runs(tmp_path)
+    assert first == runs.read_runs(two_runs())
+    ((name, (point,)), *_) = kept.kept_points(tmp_path).items()
+    assert (name, point.score, point.difference) == ("votes, win", 0.5625, 0.375)
+    assert kept.kept_points(tmp_path)["graded margins, win"][0].score == pytest.approx(0.625, abs=1e-4)
+    later = {replace(arm, seed=1): {**row, "code": "new"} for arm, row in two_runs().items()}
+    kept.keep(later, tmp_path)
+    assert [run.code for run in kept.kept_runs(tmp_path)] == ["c0de", "new"] * 2
+    kept.write_kept(tmp_path / "kept.md", tmp_path)
+    text = (tmp_path / "kept.md").read_text(encoding="utf-8")
+    assert "| votes, win | 2 |" in text and "| lists | follow | 2 |" in text
+    assert {path.name for path in tmp_path.glob("*.svg")} >= {"crossing-win.svg", "runs-lists-score.svg"}
+
+
+def test_where_a_line_and_a_monotone_fit_cross_zero() -> None:
+    def point(score: float, difference: float, seed: int = 0) -> crossing.Point:
+        return crossing.Point(("lists", seed), score, difference, True)
+
+    rising = [point(0.2, -0.2), point(0.4, 0.0, 1), point(0.6, 0.2, 2), point(0.3, -0.1, 3)]
+    assert crossing.line_crossing(rising) == pytest.approx(0.4)
+    assert math.isnan(crossing.line_crossing([point(0.2, 0.1), point(0.6, -0.1)]))
+    # 0.3 and -0.1 are pooled with 0.1 between them: (0.3 + 0.1 - 0.1) / 3.
+    bumpy = [point(0.2, -0.4), point(0.3, 0.3), point(0.4, 0.1), point(0.5, -0.1), point(0.6, 0.5)]
+    assert [value for _, value in crossing.isotonic(bumpy)] == pytest.approx([-0.4, 0.1, 0.1, 0.1, 0.5])
+    assert crossing.isotonic_crossing(bumpy) == pytest.approx(0.25)
+    assert crossing.isotonic([point(0.2, 1.0), point(0.2, 0.0)]) == [(0.2, 0.5), (0.2, 0.5)]
+    (row,) = crossing.crossing_table({"votes": rising}).rows
+    assert row[:2] == ["votes", "4"] and row[2].startswith("0.400 [") and row[4].startswith("-0.200 [")
+    lines = crossing.band(rising, [0.2, 0.6])
+    assert [estimate.value for estimate in lines] == pytest.approx([-0.2, 0.2])
+
+
+def test_decided_measurements_count_by_themselves() -> None:
+    def point(score: float, difference: float, decided: bool) -> crossing.Point:
+        return crossing.Point(("lists", 0), score, difference, decided)
+
+    points = [point(0.2, -0.1, True), point(0.7, 0.1, True), point(0.3, 0.1, True), point(0.49, 0.1, False)]
+    rows = crossing.decided_table({"votes": points}).rows
+    assert [(row[2], row[3], row[5], row[6]) for row in rows] == [
+        ("4", "2", "3", "1"), ("3", "2", "2", "1"), ("1", "0", "1", "0")
+    ]  # fmt: skip
 
 
 def test_table_of_variants() -> None:
@@ -347,13 +391,15 @@ def test_plots_are_pictures_with_their_points(tmp_path: Path) -> None:
 
 
 def test_a_plot_of_runs_is_their_mean() -> None:
-    assert plots.mean_curve([[(0.0, 0.0), (4.0, 1.0)], [(0.0, 0.0), (6.0, 0.0)]]) == [(0.0, 0.0), (5.0, 0.5)]
-    records = two_arms()
-    for name in ("off", "on"):
-        arm = Arm("lists", 0, (), name, 4, evaluate_every=2)
-        records[arm] = record(arm, (2, 5.0, [0.0, 0.5, 0.5, 0.5]), (4, 10.0, [1.0, 1.0, 0.5, 0.5]))
-    picture = ElementTree.fromstring(plots.runs_plot(records, "lists", "win"))
-    assert {"off, seeds: 1", "on, seeds: 1", "gain"} <= {e.text for e in picture.iter(f"{SVG}text")}
+    one, other = (replace(run, seconds=[4.0 + run.seed], win=[1.0 - run.seed]) for run in numbered_runs())
+    assert runs.mean_curve([one, other], "win") == [(0.0, 0.0), (4.5, 0.5)]
+    picture = ElementTree.fromstring(plots.runs_plot([one, other], "win", "Whole runs"))
+    assert {"off, seeds: 2", "gain"} <= {e.text for e in picture.iter(f"{SVG}text")}
+
+
+def numbered_runs() -> list[runs.Run]:
+    off = runs.read_runs(two_runs())[0]
+    return [replace(off, seed=seed) for seed in (0, 1)]
 
 
 def test_a_report_from_json_alone(tmp_path: Path) -> None:
