@@ -1,4 +1,4 @@
-"""A run on two processes measures the same scores, makes the same rounds and keeps the same samples as on one."""
+"""A run takes the same pairs, steps and decisions on any number of processes, also where that changes on a resume."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Callback
 
+from lit_align import AlignmentTrainer
 from lit_align.boundary import BoundaryCallback
 from lit_align.boundary.switch import Choice
 from lit_align.data import AlignmentDataModule
@@ -19,8 +22,8 @@ from lit_align.report import WinRateCallback
 from lit_align.sampling import TransformersSampler
 from lit_align.training.module import AlignmentModule
 from tests.helpers.boundary_fakes import quiet_trainer
-from tests.helpers.data_fakes import texts, write
-from tests.helpers.processes import DDP, on_two_ranks
+from tests.helpers.data_fakes import Recorder, texts, write
+from tests.helpers.processes import DDP, on_ranks, on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROCESS_OWN = ("seconds", "share_of_training", "sample_seconds", "judge_seconds", "reference_seconds")
@@ -89,3 +92,109 @@ def test_two_processes_run_as_one(tmp_path: Path, tiny_model: Path) -> None:
     assert zero["round"] == one["round"] == alone["round"] and zero["answers"] == alone["answers"]
     steps = zip(zero["seen"], one["seen"], alone["seen"], strict=True)
     assert all(sorted([*first, *second]) == sorted(pairs) for first, second, pairs in steps), "the same pairs a step"
+
+
+class HalfOnPolicy(BoundaryCallback):
+    """Measures, and takes a share of on-policy pairs that depends on the score."""
+
+    def decide(self, step: int, result: Any, *_: Any) -> Choice:
+        return Choice(0.25 + result.score / 2, "so much")
+
+
+class Losses(Callback):
+    """Keeps the loss of each optimizer step, as it is logged."""
+
+    def __init__(self) -> None:
+        self.by_step: dict[int, float] = {}
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        self.by_step[trainer.global_step] = float(trainer.callback_metrics["loss"])
+
+
+def train(folder: Path, files: tuple[str, str], model: Path, world: int, steps: int) -> dict[str, Any]:
+    """A pass over 24 rows in six steps of four pairs, or a part of it; goes on from what is in the folder."""
+    torch.manual_seed(0)
+    seen.clear()
+    data = AlignmentDataModule(
+        *files, batch_size=4 // world, judge=RuleJudge(vowels), round_prompts=6, seed=1, reference_cache=None,
+        sampler=TransformersSampler(num_candidates=4, max_new_tokens=5),
+    )  # fmt: skip
+    module = Seen(PolicySpec(str(model), dtype="float32", lora=LoraSpec(r=2)), DPO(), optimizer=momentum)
+    boundary = HalfOnPolicy(every_n_steps=2, batch_prompts=3, sequential=False, num_candidates=2)
+    losses = Losses()
+    trainer = AlignmentTrainer(
+        default_root_dir=folder, max_epochs=1, max_steps=steps, accelerator="cpu", logger=False,
+        enable_progress_bar=False, callbacks=[boundary, losses], **(DDP | {"devices": world} if world > 1 else {}),
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data, ckpt_path="last")
+    return {
+        "seen": list(seen),
+        "losses": losses.by_step,
+        "decisions": timeless([decision.record() for decision in boundary.history]),
+        "weights": {name: value.detach() for name, value in module.named_parameters() if value.requires_grad},
+    }
+
+
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.5)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("rows")
+    pairs = [{"prompt": f"Give fact {n * n} on tea.", "chosen": f"tea {n}", "rejected": "tea"} for n in range(24)]
+    held_out = [{"prompt": f"Why is {n} tea?", "candidates": [f"tea {n}", f"oolong {n}"]} for n in range(14)]
+    return write(folder / "train.jsonl", pairs), write(folder / "val.jsonl", held_out)
+
+
+@pytest.fixture(scope="module")
+def alone(files: tuple[str, str], tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("alone")
+    found: dict[str, Any] = on_ranks(1, folder, train, folder / "run", files, tiny_model, 1, 6)[0]
+    moved = max(float(weight.abs().max()) for name, weight in found["weights"].items() if "lora_B" in name)
+    assert moved > 1e-3 and sorted(found["losses"]) == [1, 2, 3, 4, 5, 6]
+    assert len({pair[3] for pairs in found["seen"] for pair in pairs}) == 2, "of both sources"
+    return found
+
+
+@pytest.mark.parametrize("parts", [((2, 6),), ((4, 6),), ((1, 1), (2, 3), (4, 4), (1, 6))])
+def test_losses_weights_and_decisions_on_other_processes(
+    parts: tuple[tuple[int, int], ...], alone: dict[str, Any], files: tuple[str, str], tmp_path: Path, tiny_model: Path
+) -> None:
+    """Each part is (processes, step that it ends at) and goes on from the one before: a pass, no pair lost or twice."""
+    steps: list[list[Any]] = []
+    for world, last_step in parts:
+        since = len(steps)
+        ranks = on_ranks(world, tmp_path, train, tmp_path / "run", files, tiny_model, world, last_step)
+        for of_ranks in zip(*(rank["seen"] for rank in ranks), strict=True):
+            steps.append([pair for together in zip(*of_ranks, strict=True) for pair in together])
+    assert steps == alone["seen"]
+    for rank in ranks:
+        assert rank["decisions"] == alone["decisions"] and len(rank["decisions"]) > 2
+        assert rank["losses"] == pytest.approx({n: alone["losses"][n] for n in range(since + 1, 7)}, abs=1e-6)
+        torch.testing.assert_close(rank["weights"], alone["weights"], rtol=0, atol=1e-6)
+
+
+def record(folder: Path, rows: str, batch_size: int, accumulation: int, last_step: int) -> list[Any]:
+    """The pairs of a fit of one pass, by micro-batch, that goes on from what is in the folder."""
+    module = Recorder()
+    trainer = AlignmentTrainer(
+        default_root_dir=folder, max_epochs=1, max_steps=last_step, accumulate_grad_batches=accumulation, logger=False,
+        accelerator="cpu", enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=AlignmentDataModule(rows, batch_size=batch_size, seed=1), ckpt_path="last")
+    return [texts(batch) for _, batch in module.seen]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "steps"), [(2, 2, 3), (2, 1, 6), (1, 4, 3), (6, 1, 2), (8, 1, 2), (4, 3, 1)]
+)
+def test_a_pass_ends_with_its_last_pair_though_batches_have_changed(
+    batch_size: int, accumulation: int, steps: int, files: tuple[str, str], tmp_path: Path
+) -> None:
+    """Of 24 pairs in batches of four, after three steps; where the rest fills no step, the next pass begins in it."""
+    before = record(tmp_path, files[0], 4, 1, last_step=3)
+    after = record(tmp_path, files[0], batch_size, accumulation, last_step=-1)
+    assert [len(batch) for batch in after] == [batch_size] * accumulation * steps
+    pairs = [pair for batch in before + after for pair in batch]
+    assert len(set(pairs[:24])) == 24

@@ -61,14 +61,28 @@ def test_two_ranks_share_the_order_of_one_process(train: str, share: float) -> N
     ranks = [data_module(train, rank, 2, batch_size=4, on_policy_share=share) for rank in (0, 1)]
     single = stream(alone, 6)
     both = [stream(data, 3) for data in ranks]
-    assert [pair[3] for pair in both[0]] == [pair[3] for pair in both[1]]
-    for on_policy in (False, True):
-        merged = [pair for two in zip(*both, strict=True) for pair in two if pair[3] is on_policy]
-        expected = [pair for pair in single if pair[3] is on_policy]
-        shared = min(len(merged), len(expected))  # the slots' sources are drawn per micro-batch: counts may differ
-        assert merged[:shared] == expected[:shared]
-    if share == 0.0:
-        assert len(merged) == 0 and not {p[0] for p in both[0][:5]} & {p[0] for p in both[1][:5]}
+    assert [pair for two in zip(*both, strict=True) for pair in two] == single
+    assert len({pair[3] for pair in single}) == (2 if share == 0.4 else 1)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_another_number_of_processes_goes_on_with_the_same_pairs(
+    train: str, share: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In steps of eight pairs: on two ranks, then on four, then on one, as on one all through."""
+    whole = stream(data_module(train, batch_size=8, on_policy_share=share), 6)
+    found: list[Any] = []
+    state: dict[str, Any] | None = None
+    for world in (2, 4, 1):
+        ranks = [data_module(train, rank, world, batch_size=8 // world, on_policy_share=share) for rank in range(world)]
+        for data in ranks if state is not None else ():
+            data.load_state_dict(through_a_file(state or {}))
+        steps = zip(*(stream(data, 2) for data in ranks), strict=True)
+        found += [pair for pairs in steps for pair in pairs]
+        state = ranks[0].state_dict()
+    assert found == whole
+    said = "by 4 processes x 2 pairs, and the run goes on with 1 process x 8 pairs: its steps hold the same pairs"
+    assert said in capsys.readouterr().out
 
 
 def test_the_mixture_follows_the_share(train: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_align.console import note
 from lit_align.training.sharded_files import read_values
 
 
@@ -51,7 +52,7 @@ def saved_start(checkpoint: str | Path | None, name: str) -> datetime | None:
 
 
 def goes_on_alike(state: Mapping[str, Any], fingerprint: str, settings: Mapping[str, Any]) -> bool:
-    """Whether what follows is what would have followed; a warning says what differs.
+    """Whether a step that had begun can be taken up in its middle; what differs is said.
 
     Args:
         state: from a checkpoint, with its own `fingerprint` and `settings`.
@@ -66,8 +67,36 @@ def goes_on_alike(state: Mapping[str, Any], fingerprint: str, settings: Mapping[
             f"the checkpoint was made with other data: expected {state['fingerprint']}, got {fingerprint}. "
             "Give the same rows, tokenizer, limits, selector and judge, or start a fresh run"
         )
-    changed = {key: (state["settings"].get(key), now) for key, now in settings.items()}
-    changed = {key: (before, now) for key, (before, now) in changed.items() if before != now}
-    for key, (before, now) in changed.items():
-        rank_zero_warn(f"the checkpoint was made with {key} {before}, now {now}: the run goes on, but not as before")
-    return not changed
+    before = state["settings"]
+    if before["seed"] != settings["seed"]:
+        rank_zero_warn(
+            f"the checkpoint was made with seed {before['seed']}, now {settings['seed']}: the run goes on, but not as "
+            "before"
+        )
+    same_batches = all(before[key] == settings[key] for key in ("batch_size", "world_size"))
+    if not same_batches:
+        _say_what_becomes_of_steps(before, settings)
+    return same_batches and before["seed"] == settings["seed"]
+
+
+def _say_what_becomes_of_steps(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    change = f"The checkpoint was made by {_step(before)}, and the run goes on with {_step(now)}"
+    if _pairs_a_step(before) == _pairs_a_step(now):
+        note(f"{change}: its steps hold the same pairs, and all but rounding and dropout is as before.")
+        return
+    rank_zero_warn(
+        f"{change}: no pair of a pass is left out or taken twice, but the steps are others, and so may be the "
+        f"decisions. With {_pairs_a_step(before)} pairs a step (devices x batch_size x accumulate_grad_batches) the "
+        "run would go on as before"
+    )
+
+
+def _step(settings: Mapping[str, Any]) -> str:
+    processes, pairs, micro_batches = (settings[key] for key in ("world_size", "batch_size", "accumulation"))
+    processes_of = "1 process" if processes == 1 else f"{processes} processes"
+    accumulated = "" if micro_batches == 1 else f" x {micro_batches} micro-batches"
+    return f"{processes_of} x {pairs} pairs{accumulated}"
+
+
+def _pairs_a_step(settings: Mapping[str, Any]) -> int:
+    return int(settings["world_size"] * settings["batch_size"] * settings["accumulation"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ MakeSampled = Callable[[Sequence[int], int], Round]
 MakeMeasured = Callable[[int], "Round | None"]
 _NO_REASONS = ("prompts", "candidates", "pairs")
 _EMPTY_ROUNDS = 3
+_DRAWS = 256
+"""Pairs whose sources are drawn with one seed."""
 
 
 class _Order:
@@ -56,10 +58,10 @@ class OffPolicySource:
         self.cursor = 0
         self._order = _Order(len(pairs), seed, "off-policy", shuffled)
 
-    def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:
-        """This rank's next `count` pairs; the cursor moves on by those of all ranks."""
-        positions = [self.cursor + slot * world + rank for slot in range(count)]
-        self.cursor += count * world
+    def take(self, count: int) -> list[TokenizedPair]:
+        """The next `count` pairs of all ranks together."""
+        positions = range(self.cursor, self.cursor + count)
+        self.cursor += count
         return [self.pairs[self._order[position]] for position in positions]
 
     def upcoming(self, count: int) -> Sequence[TokenizedPair]:
@@ -134,11 +136,11 @@ class OnPolicySource:
         self.prompt_cursor = cursor
         return sampled
 
-    def take(self, count: int, rank: int, world: int) -> list[TokenizedPair]:
-        """This rank's next `count` pairs, which :meth:`ensure` has made sure of."""
-        of_all_ranks = self.pending[: count * world]
-        self.pending = self.pending[count * world :]
-        return of_all_ranks[rank::world]
+    def take(self, count: int) -> list[TokenizedPair]:
+        """The next `count` pairs of all ranks together, which :meth:`ensure` has made sure of."""
+        taken = self.pending[:count]
+        self.pending = self.pending[count:]
+        return taken
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -157,13 +159,14 @@ class OnPolicySource:
 
 @dataclass(frozen=True)
 class _Step:
-    """Micro-batches that are drawn together, and where the sources stood before.
+    """Micro-batches that are drawn together, and where the run and its sources stood before.
 
     Other ranks take other pairs of the same sources, so that a checkpoint needs this and not the micro-batches of one
     rank.
     """
 
     first: int
+    first_pair: int
     micro_batches: int
     share: float
     cursor: int
@@ -174,10 +177,11 @@ class _Step:
 class BatchScheduler:
     """Draws micro-batches of pairs, the same for the same seed and state.
 
-    The source of each slot is drawn alike on every rank. The micro-batches of one optimizer step are drawn together,
-    and its pairs are then sorted by length, the longest first: a micro-batch is padded to its longest row, so that
-    rows of about one length waste little, and a lack of memory shows at once. Which pairs a step
-    holds does not depend on it.
+    All ranks draw the pairs of all, whose sources go by their number in the run: a step of so many pairs holds the same
+    ones on any number of ranks, with any batch size. The micro-batches of one optimizer step are drawn together, and
+    a rank's pairs are then sorted by length, the longest first: a micro-batch is padded to its longest row, so that
+    rows of about one length waste little, and a lack of memory shows at once. Which pairs a step holds does not depend
+    on it.
 
     Args:
         off: the static pairs.
@@ -189,6 +193,7 @@ class BatchScheduler:
 
     Attributes:
         delivered: micro-batches given so far.
+        drawn: pairs of all ranks drawn so far.
     """
 
     off: OffPolicySource
@@ -198,6 +203,7 @@ class BatchScheduler:
     run: TrainerView
     before_static: Callable[[int], None]
     delivered: int = field(init=False, default=0)
+    drawn: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._step: _Step | None = None
@@ -219,11 +225,11 @@ class BatchScheduler:
         return pairs
 
     def _begin(self, share: float) -> _Step:
-        micro_batches = self.run.count_sorted_together()
-        on_count = int(self._from_policy(self.delivered, micro_batches, share).sum())
+        step = _Step(self.delivered, self.drawn, self.run.count_sorted_together(), share, self.off.cursor, [])
+        on_count = int(self._from_policy(step).sum())
         if on_count:
-            self.on.ensure(on_count * self.run.world)
-        return _Step(self.delivered, micro_batches, share, self.off.cursor, self.on.pending)
+            self.on.ensure(on_count)
+        return replace(step, pending=self.on.pending)
 
     def _split(self, step: _Step) -> list[list[TokenizedPair]]:
         """The micro-batches of a step that were not given yet: none of them at its begin, some after a checkpoint."""
@@ -235,32 +241,37 @@ class BatchScheduler:
         return [pairs[start : start + self.batch_size] for start in range(given_pairs, len(pairs), self.batch_size)]
 
     def _take(self, step: _Step) -> list[TokenizedPair]:
-        from_policy = self._from_policy(step.first, step.micro_batches, step.share)
+        from_policy = self._from_policy(step)
         on_count = int(from_policy.sum())
         off_count = len(from_policy) - on_count
-        rank = self.run.rank
-        world = self.run.world
         if off_count:
-            self.before_static(off_count * world)
-        on = iter(self.on.take(on_count, rank, world))
-        off = iter(self.off.take(off_count, rank, world))
-        return [next(on) if is_on else next(off) for is_on in from_policy]
+            self.before_static(off_count)
+        on = iter(self.on.take(on_count))
+        off = iter(self.off.take(off_count))
+        of_all_ranks = [next(on) if is_on else next(off) for is_on in from_policy]
+        self.drawn = step.first_pair + len(of_all_ranks)
+        return of_all_ranks[self.run.rank :: self.run.world]
 
-    def _from_policy(self, first: int, micro_batches: int, share: float) -> np.ndarray:
-        """[micro_batches * batch_size] bool: which slots take an on-policy pair."""
-        seeds = [derive_seed(self.seed, "mixture", first + index) for index in range(micro_batches)]
-        return np.concatenate([np.random.default_rng(seed).random(self.batch_size) < share for seed in seeds])
+    def _from_policy(self, step: _Step) -> np.ndarray:
+        """[pairs of all ranks in the step] bool: which of them are on-policy."""
+        count = step.micro_batches * self.batch_size * self.run.world
+        blocks = range(step.first_pair // _DRAWS, (step.first_pair + count - 1) // _DRAWS + 1)
+        seeds = [derive_seed(self.seed, "mixture", block) for block in blocks]
+        draws = np.concatenate([np.random.default_rng(seed).random(_DRAWS) for seed in seeds])
+        return draws[step.first_pair % _DRAWS :][:count] < step.share
 
     def state_dict(self) -> dict[str, Any]:
         """Where the run stands, the same on every rank. Amid a step: how the step began."""
         step = self._step
         state: dict[str, Any] = {
             "delivered": self.delivered,
+            "drawn": self.drawn,
             "off_policy_cursor": self.off.cursor,
             "on_policy": self.on.state_dict(),
             "step": None,
         }
         if step is not None:
+            state["drawn"] = step.first_pair
             state["off_policy_cursor"] = step.cursor
             state["on_policy"]["pending"] = pack(step.pending)
             state["step"] = {"first": step.first, "micro_batches": step.micro_batches, "share": step.share}
@@ -274,12 +285,13 @@ class BatchScheduler:
             amid_step: take up a step in the middle; False, for another number of ranks or batch size, begins it anew.
         """
         self.delivered = state["delivered"]
+        self.drawn = state["drawn"]
         self.off.cursor = state["off_policy_cursor"]
         self.on.load_state_dict(state["on_policy"])
         self._micro_batches = []
         self._step = None
         if amid_step and state["step"] is not None:
-            self._step = _Step(**state["step"], cursor=self.off.cursor, pending=self.on.pending)
+            self._step = _Step(**state["step"], first_pair=self.drawn, cursor=self.off.cursor, pending=self.on.pending)
 
 
 def row_length(pair: TokenizedPair, with_target: bool) -> int:

@@ -76,12 +76,20 @@ class PairStream:
         self._held_out = static.prompts
         self._pad_id = encoder.pad_id
         self._fingerprint = fingerprint(pairs, static.sets)
-        self._settings = {"seed": seed, "batch_size": batch_size, "world_size": run.world}
+        self._seed = seed
+        self._run = run
 
     @property
     def delivered(self) -> int:
         """Micro-batches given so far."""
         return self._scheduler.delivered
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """What the pairs of a step depend on, beside the data."""
+        run = self._run
+        of_batches = {"batch_size": self._scheduler.batch_size, "accumulation": run.accumulation}
+        return {"seed": self._seed, "world_size": run.world, **of_batches}
 
     def next_batch(self, on_policy_share: float) -> PairBatch:
         """The next micro-batch of this rank. Makes an on-policy round if one is due.
@@ -104,7 +112,7 @@ class PairStream:
         """Everything that decides which pairs come next, in plain types and tensors."""
         return {
             "fingerprint": self._fingerprint,
-            "settings": self._settings,
+            "settings": self.settings,
             "dealt": self._scheduler.state_dict(),
             "held_out": self._held_out.state_dict(),
             **self.rounds.state_dict(),
@@ -116,7 +124,7 @@ class PairStream:
         Raises:
             ValueError: if it was taken with other training pairs.
         """
-        alike = goes_on_alike(state, self._fingerprint, self._settings)
+        alike = goes_on_alike(state, self._fingerprint, self.settings)
         self._scheduler.load_state_dict(state["dealt"], amid_step=alike)
         self._held_out.load_state_dict(state["held_out"])
         self.rounds.load_state_dict(state)

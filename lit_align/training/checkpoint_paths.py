@@ -14,6 +14,8 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lit_align.run_parts import datamodule_of
+from lit_align.training.resumed_progress import count_anew
 from lit_align.training.sharded import NAME, ShardedStrategy
 from lit_align.training.sharded_files import is_sharded, read_values
 
@@ -46,6 +48,15 @@ class CheckpointPaths(_CheckpointConnector):
                 f"The checkpoint {checkpoint_path} was not written by a run, or holds more than plain data, which is "
                 f"not loaded ({str(error)[:80]!r}): take a file of a run's checkpoints folder."
             ) from error
+
+    def restore_loops(self) -> None:
+        """As Lightning's, with the place in the epoch counted anew where batches are of other sizes than before."""
+        data = cast(Any, datamodule_of(self.trainer))
+        before = self._loaded_checkpoint.get(type(data).__qualname__, {}).get("settings")
+        if before is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            progress = self._loaded_checkpoint["loops"]["fit_loop"]
+            count_anew(progress, before, data.stream.settings, data.micro_batches_per_epoch)
+        super().restore_loops()
 
 
 def checkpoint_folders(trainer: Trainer) -> set[Path]:

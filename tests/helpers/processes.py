@@ -55,27 +55,39 @@ def _run_script(script: Path, arguments: tuple[str, ...], folder: Path, environm
 
 
 def on_two_ranks(folder: Path, run: Callable[..., Any], *args: Any) -> list[Any]:
-    """Runs `run(*args)` in two processes that talk by gloo and find each other as a launcher would have them do.
+    """Runs `run(*args)` on two ranks, see :func:`on_ranks`; :data:`DDP` has their Trainer's arguments."""
+    return on_ranks(2, folder, run, *args)
+
+
+def on_ranks(world: int, folder: Path, run: Callable[..., Any], *args: Any) -> list[Any]:
+    """Runs `run(*args)` in processes that talk by gloo and find each other as a launcher would have them do.
 
     Args:
+        world: the number of processes; one runs without a process group.
         folder: for the results.
         run: makes a Trainer with :data:`DDP`, or joins a process group, whose address and rank are in the environment.
         args: of `run`.
 
     Returns:
-        what `run` returns in each of the two.
+        what `run` returns in each of them.
     """
+    port = free_port()
+    ranks = [_start(_rank, rank, world, port, folder, run, args) for rank in range(world)]
+    assert _ended(ranks, 120) == [0] * world
+    return [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(world)]
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody uses at the moment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [_start(_rank, rank, port, folder, run, args) for rank in (0, 1)]
-    assert _ended(ranks, 120) == [0, 0]
-    return [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in (0, 1)]
+        return int(free.getsockname()[1])
 
 
-def _rank(rank: int, port: int, folder: Path, run: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _rank(rank: int, world: int, port: int, folder: Path, run: Callable[..., Any], args: tuple[Any, ...]) -> None:
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE="2", **address)
+    if world > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(world), **address)
     (folder / f"rank{rank}.pickle").write_bytes(pickle.dumps(run(*args)))
 
 
