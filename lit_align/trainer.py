@@ -25,6 +25,7 @@ from lit_align.steady import steady_output
 from lit_align.trainer_defaults import all_callbacks, all_loggers, epochs_by_default, shows_progress
 from lit_align.training.checkpoint_paths import CheckpointPaths, checkpoint_folders, last_checkpoint
 from lit_align.training.interruption import Interruptions
+from lit_align.training.rank_watch import ended_with_others
 from lit_align.training.strategies import check_strategy
 
 DEFAULT_ROOT = "runs/default"
@@ -159,7 +160,8 @@ class AlignmentTrainer(Trainer):
             RunFolderInUse: another fit is under way in the run folder.
         """
         CLOCK.restart()
-        with steady_output(), nullcontext() if process_rank() else run_folder.locked(self.run_folder):
+        locked = nullcontext() if process_rank() else run_folder.locked(self.run_folder)
+        with steady_output(), locked, ended_with_others(self):
             if ckpt_path == "last":
                 ckpt_path = self.last_checkpoint(to_resume=True)
                 if ckpt_path is None and process_rank() == 0:

@@ -17,6 +17,7 @@ from lit_align.progress import AlignmentProgressBar, PlainProgress
 from lit_align.report.summary import RunSummary
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.lr_schedulers import MANY_EPOCHS
+from lit_align.training.rank_watch import RankWatch
 from lit_align.watch import RunWatch
 
 
@@ -49,6 +50,7 @@ def all_callbacks(callbacks: Sequence[Callback], checkpointing: bool, bar: bool,
         (ProgressBar, AlignmentProgressBar if style == "bar" else PlainProgress, bar and style != "off"),
         (SaveModel, SaveModel, checkpointing),
         (RunWatch, RunWatch, True),
+        (RankWatch, RankWatch, True),
         (RunSummary, RunSummary, True),
         (ReportCallback, ReportCallback, True),
         (ModelCheckpoint, AlignmentCheckpoint, checkpointing),

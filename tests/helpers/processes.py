@@ -77,6 +77,12 @@ def on_ranks(world: int, folder: Path, run: Callable[..., Any], *args: Any) -> l
     return [pickle.loads((folder / f"rank{rank}.pickle").read_bytes()) for rank in range(world)]
 
 
+def exit_codes_of_ranks(world: int, folder: Path, run: Callable[..., Any], *args: Any) -> list[int | None]:
+    """As :func:`on_ranks`, for ranks that may fail: how each of them ended; what they print is in `folder`/out.txt."""
+    port = free_port()
+    return _ended([_start(_heard_rank, rank, world, port, folder, run, args) for rank in range(world)], 90)
+
+
 def free_port() -> int:
     """A port of the loopback that nobody uses at the moment."""
     with socket.socket() as free:
@@ -89,6 +95,14 @@ def _rank(rank: int, world: int, port: int, folder: Path, run: Callable[..., Any
     if world > 1:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), NODE_RANK="0", WORLD_SIZE=str(world), **address)
     (folder / f"rank{rank}.pickle").write_bytes(pickle.dumps(run(*args)))
+
+
+def _heard_rank(rank: int, world: int, port: int, folder: Path, run: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    output = os.open(folder / "out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for descriptor in (1, 2):
+        os.dup2(output, descriptor)
+    sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1) for descriptor in (1, 2))
+    _rank(rank, world, port, folder, run, args)
 
 
 def _start(run: Callable[..., Any], *args: Any) -> BaseProcess:

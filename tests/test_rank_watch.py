@@ -1,0 +1,85 @@
+"""A process that dies, hangs or fails ends the others, with one sentence, exit code 1 and the last checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.strategies import DDPStrategy
+
+from lit_align import AlignmentTrainer
+from lit_align.training.checkpoint import AlignmentCheckpoint
+from lit_align.training.main_thread import MainThread
+from tests.helpers.processes import exit_codes_of_ranks
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+LIMIT = 6.0
+"""The strategy's timeout, in seconds."""
+
+
+class Harm(Callback):
+    """Does something to one rank in the third step."""
+
+    def __init__(self, rank: int, how: str) -> None:
+        self.rank = rank
+        self.how = how
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 3 and trainer.global_rank == self.rank:
+            getattr(self, self.how)()
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def hang(self) -> None:
+        time.sleep(600)
+
+    def fail(self) -> None:
+        raise RuntimeError("a bug of the user's")
+
+    def go_on(self) -> None:
+        """Harms nobody."""
+
+
+def fit(folder: Path, rank: int, how: str) -> None:
+    trainer = AlignmentTrainer(
+        default_root_dir=folder, max_steps=5, accelerator="cpu", devices=2, logger=False, enable_progress_bar=False,
+        strategy=DDPStrategy(timeout=timedelta(seconds=LIMIT)), limit_val_batches=0,
+        callbacks=[Harm(rank, how), AlignmentCheckpoint(every_n_train_steps=2)],
+    )  # fmt: skip
+    trainer.fit(BoringModel(), ckpt_path="last")
+
+
+@pytest.mark.parametrize(
+    ("rank", "how", "codes", "says"),
+    [
+        (0, "die", [-signal.SIGKILL, 1], "error: rank 0 has ended without an error"),
+        (1, "die", [1, -signal.SIGKILL], "error: rank 1 (process "),
+        (1, "hang", [1, 1], "stands in hang (test_rank_watch.py:"),
+        (1, "fail", [1, 1], "has ended by RuntimeError: a bug of the user's"),
+    ],
+)
+def test_one_rank_ends_all(rank: int, how: str, codes: list[int], says: str, tmp_path: Path) -> None:
+    began = time.monotonic()
+    assert exit_codes_of_ranks(2, tmp_path, fit, tmp_path / "run", rank, how) == codes
+    assert time.monotonic() - began < LIMIT + 60
+    said = (tmp_path / "out.txt").read_text()
+    assert said.count("and the run ends: the last checkpoint is of step 2, and --ckpt_path last goes on from it.") == 1
+    assert says in said
+    if (rank, how) == (1, "die"):
+        assert exit_codes_of_ranks(2, tmp_path, fit, tmp_path / "run", rank, "go_on") == [0, 0]
+        assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+def test_where_the_main_thread_is() -> None:
+    main = MainThread()
+    pulse = main.look()
+    assert not pulse.waits and "main_thread.py" in pulse.where
