@@ -159,6 +159,9 @@ def test_loggers_strategies_and_profilers_take_arguments(tmp_path: Path, capsys:
     assert named(trainer["profiler"])[1]["dump_stats"] is True
     (tmp_path / "time.yaml").write_text("trainer: {max_time: {hours: 2}}")
     start += ["--config", str(tmp_path / "time.yaml")]
+    (tmp_path / "class.yaml").write_text("trainer: {strategy: {class_path: lit_align.ShardedStrategy}}")
+    trainer = printed_trainer(capsys, *start, "--config", str(tmp_path / "class.yaml"))
+    assert named(trainer["strategy"])[0] == "ShardedStrategy", "in a file, on top of the default, which is a text"
     trainer = printed_trainer(capsys, *start, "--trainer.strategy=ddp", "--trainer.profiler=simple")
     assert trainer["max_time"] == {"hours": 2}
     assert (trainer["strategy"], trainer["profiler"]) == ("ddp", "simple")

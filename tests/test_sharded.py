@@ -15,6 +15,7 @@ from lit_align.boundary.switch import Choice
 from lit_align.data.selection import BestRandom
 from lit_align.judges import RuleJudge
 from lit_align.policy.sharding import is_sharded
+from lit_align.records import Candidate, CandidateSet, Message
 from lit_align.trained import open_run
 from lit_align.training.checkpoint_paths import demand_whole
 from lit_align.training.sharded_files import read_checkpoint
@@ -46,7 +47,7 @@ class Losses(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self.values.append(float(trainer.callback_metrics["loss"]))
-        if is_sharded(pl_module.policy):
+        if is_sharded(getattr(pl_module, "policy", pl_module)):
             matrices = [p for p in pl_module.policy.parameters() if p.ndim == 2]
             assert all(isinstance(matrix, DTensor) for matrix in matrices)
             self.largest_share = max(matrix.to_local().numel() / matrix.numel() for matrix in matrices)
@@ -113,7 +114,9 @@ def logits(folder: Path) -> torch.Tensor:
 def test_two_processes_run_as_one(kind: str, tmp_path: Path, files: tuple[str, str], tiny_model: Path) -> None:
     spec = specs(tiny_model)[kind]
     alone = fit(tmp_path / "one", files, spec)
-    zero, one = on_two_ranks(tmp_path, run_with_options, tmp_path / "two", files, spec, {})
+    options = {"reference_cache": str(tmp_path / "cache")} if kind == "full" else {}  # else it runs at each step
+    zero, one = on_two_ranks(tmp_path, run_with_options, tmp_path / "two", files, spec, options)
+    assert (tmp_path / "cache").exists() == (kind == "full")
     assert zero["losses"] == one["losses"] == pytest.approx(alone["losses"], abs=1e-5) and len(zero["losses"]) == 4
     assert zero["decisions"] == one["decisions"]
     assert [d["on_policy_share"] for d in zero["decisions"]] == [d["on_policy_share"] for d in alone["decisions"]]
@@ -172,3 +175,34 @@ def test_a_folder_is_refused_without_the_strategy(tmp_path: Path, files: tuple[s
     (tmp_path / "run" / "checkpoints" / "last.ckpt" / "meta.pt").unlink()
     with pytest.raises(IsADirectoryError, match=r"last.ckpt is a folder"):
         demand_whole(tmp_path / "run" / "checkpoints" / "last.ckpt")
+
+
+def reward_fit(folder: Path, files: tuple[str, str], spec: la.PolicySpec, **options: Any) -> list[float]:
+    torch.manual_seed(0)
+    data = la.RewardDataModule(*files, batch_size=4 // options.get("devices", 1), seed=1)
+    losses = Losses()
+    trainer = la.AlignmentTrainer(
+        default_root_dir=folder, max_steps=3, accelerator="cpu", logger=False, enable_progress_bar=False,
+        callbacks=[losses], **{"devices": 1, **options},
+    )  # fmt: skip
+    trainer.fit(la.RewardModule(spec, optimizer=adam), datamodule=data)
+    trainer.strategy.barrier()
+    return losses.values
+
+
+def sharded_reward_fit(folder: Path, files: tuple[str, str], spec: la.PolicySpec) -> list[float]:
+    return reward_fit(folder, files, spec, devices=2, strategy="fsdp2")
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_a_reward_model_is_spread_too(kind: str, tmp_path: Path, tiny_model: Path) -> None:
+    rows = [{"prompt": f"Give fact {n} on tea.", "chosen": f"tea {n}" * (n % 4 + 1), "rejected": f"sea {n}"}
+            for n in range(22)]  # fmt: skip
+    files = write(tmp_path / "train.jsonl", rows[:16]), write(tmp_path / "val.jsonl", rows[16:])
+    spec = specs(tiny_model)[kind]
+    alone = reward_fit(tmp_path / "one", files, spec)
+    zero, one = on_two_ranks(tmp_path, sharded_reward_fit, tmp_path / "two", files, spec)
+    assert zero == one == pytest.approx(alone, abs=1e-5)
+    answers = [CandidateSet((Message("user", "Give a fact."),), (Candidate("tea"), Candidate("the sea is deep")))]
+    scores = [la.RewardModelJudge(str(tmp_path / run / "reward_model")).score(answers) for run in ("one", "two")]
+    assert scores[1][0] == pytest.approx(scores[0][0], abs=1e-4)

@@ -145,7 +145,8 @@ def _visit(value: Any, kind: Any, settings: Any, path: tuple[str, ...], where: s
     if bases and (isinstance(value, Mapping) or (isinstance(value, str) and not _is_plain(value, kind))):
         if isinstance(settings, list) and isinstance(value, Mapping) and "class_path" not in value:
             return [*settings[:-1], _visit_class(value, bases, settings[-1] if settings else None, path, where)]
-        return _visit_class(value, bases, settings, path, where)
+        replaces = isinstance(settings, str) and _is_plain(settings, kind) and "class_path" in value
+        return _visit_class(value, bases, None if replaces else settings, path, where)  # "auto" is no class
     record = next((alternative for alternative in _alternatives(kind) if is_record(alternative)), None)
     if record is not None and isinstance(value, Mapping):
         return _visit_keys(value, parameters_of(record), settings, path, where)

@@ -90,7 +90,7 @@ def gathered(model: nn.Module) -> Iterator[None]:
         for part in parts:
             if part is not base:
                 part.set_reshard_after_forward(True, recurse=False)
-        cast(FSDPModule, base).reset_iter_state()  # also where a pass was broken off
+            part.reshard()
 
 
 def outer_gathered(model: nn.Module) -> AbstractContextManager[None]:
