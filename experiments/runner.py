@@ -21,15 +21,18 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.arm import Arm, Setup, run_arm
+from experiments.arm import Arm, run_arm
 from experiments.plan import expected_seconds, saves_adapter, with_parents
+from experiments.setup import Setup
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "peft", "lightning")
 RECORD_DEPENDENCIES = (
     "lit_align/*.py", "lit_align/boundary/*.py", "lit_align/data/*.py", "lit_align/judges/base.py",
     "lit_align/judges/rule.py", "lit_align/losses/*.py", "lit_align/metrics/*.py", "lit_align/policy/*.py",
-    "lit_align/sampling/*.py", "callbacks/*.py", "experiments/arm.py", "experiments/tasks.py", "experiments/lists.py",
+    "lit_align/sampling/*.py", "callbacks/*.py", "experiments/arm.py", "experiments/evaluation.py",
+    "experiments/schedules.py", "experiments/setup.py", "experiments/tasks.py", "experiments/lists.py",
+    "experiments/arithmetic.py", "experiments/sampled.py",
     "configs/quickstart/rule.py", "configs/quickstart/*.jsonl", "configs/quickstart/words.txt",
 )  # fmt: skip
 """The files that a record depends on."""

@@ -8,8 +8,9 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from experiments.arm import INJECTION, SCHEDULES, Arm
+from experiments.arm import Arm
 from experiments.forks import Gauge, Record, gains, measurements, scout_of
+from experiments.schedules import INJECTION, SCHEDULES
 
 Points = Sequence[tuple[float, float]]
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import pairwise, product
 from statistics import fmean
 
-from experiments.arm import VARIANTS, Arm
+from experiments.arm import Arm
 from experiments.crossing import all_points, crossing_table, decided_table
 from experiments.forks import (
     Fork,
@@ -23,6 +23,7 @@ from experiments.forks import (
 from experiments.predictors import Label, accuracy, all_predictors, pair_yield, published, ranking
 from experiments.run_tables import run_tables
 from experiments.runs import read_runs
+from experiments.setup import VARIANTS
 from experiments.stats import mean_of, wilson
 from experiments.table import Table, grouped, signed
 from lit_align.boundary import SequentialTest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.quickstart import rule as quickstart
-from experiments import lists
+from experiments import arithmetic, lists
+from experiments.sampled import with_candidates
+from experiments.setup import Setup
 from lit_align.data import BestWorst, MostDifferent, PairSelector
 from lit_align.records import Candidate
 
@@ -44,17 +47,17 @@ class Task:
     """A task to learn, with its judge.
 
     Args:
-        rows: makes (training rows, held-out rows), the same ones at every call.
+        rows: makes (training rows, held-out rows), the same ones for the same setup.
         rule: import path of the rule that judges.
         selector: one of `SELECTORS`, which makes the pairs.
     """
 
-    rows: Callable[[], tuple[Rows, Rows]]
+    rows: Callable[[Setup], tuple[Rows, Rows]]
     rule: str
     selector: str = "quality"
 
 
-def constraint_rows() -> tuple[Rows, Rows]:
+def constraint_rows(_setup: Setup) -> tuple[Rows, Rows]:
     """Reads the quickstart's rows and splits them by topic so that enough are held out."""
     texts = [(QUICKSTART / name).read_text(encoding="utf-8") for name in ("train.jsonl", "held_out.jsonl")]
     rows = [json.loads(line) for line in "".join(texts).splitlines()]
@@ -65,7 +68,7 @@ def constraint_rows() -> tuple[Rows, Rows]:
     return [r for r in rows if r["topic"] not in held_out], [r for r in rows if r["topic"] in held_out]
 
 
-def list_rows() -> tuple[Rows, Rows]:
+def list_rows(_setup: Setup) -> tuple[Rows, Rows]:
     """Makes requests about lists, all different."""
     rng = random.Random(0)
     rows: dict[str, dict[str, Any]] = {}
@@ -74,6 +77,14 @@ def list_rows() -> tuple[Rows, Rows]:
         rows[row["prompt"]] = row
     distinct = list(rows.values())
     return distinct[: LIST_ROWS[0]], distinct[LIST_ROWS[0] :]
+
+
+def arithmetic_rows(setup: Setup) -> tuple[Rows, Rows]:
+    """Samples the static candidates of the arithmetic task from models."""
+    train, held_out = with_candidates(
+        arithmetic.teaching_rows(), arithmetic.open_rows(), "experiments.arithmetic.graded", setup
+    )
+    return train, held_out
 
 
 def yes_no_constraint(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
@@ -90,15 +101,18 @@ TASKS = {
     "constraints-yes-no": Task(constraint_rows, "experiments.tasks.yes_no_constraint"),
     "constraints-coin": Task(constraint_rows, "experiments.tasks.yes_no_constraint", "coin"),
     "lists": Task(list_rows, "experiments.lists.graded"),
+    "arithmetic": Task(arithmetic_rows, "experiments.arithmetic.graded"),
 }
 
 
-def files_of(task: str, folder: Path) -> tuple[str, str]:
+def files_of(task: str, folder: Path, setup: Setup) -> tuple[str, str]:
     """Returns the files of a task's training and held-out rows, and writes them into `folder` if they are missing."""
-    paths = tuple(folder / f"{TASKS[task].rows.__name__}.{part}.jsonl" for part in ("train", "held_out"))
+    model = hashlib.blake2b(f"{setup.model} {setup.dtype}".encode(), digest_size=4).hexdigest()
+    name = TASKS[task].rows.__name__ + (f".{model}" if TASKS[task].rows is arithmetic_rows else "")
+    paths = tuple(folder / f"{name}.{part}.jsonl" for part in ("train", "held_out"))
     if not all(path.exists() for path in paths):
         folder.mkdir(parents=True, exist_ok=True)
-        for path, rows in zip(paths, TASKS[task].rows(), strict=True):
+        for path, rows in zip(paths, TASKS[task].rows(setup), strict=True):
             part = path.with_name(f"{path.name}.{os.getpid()}")
             part.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
             os.replace(part, path)

@@ -15,11 +15,25 @@ from xml.etree import ElementTree
 
 import pytest
 
-from experiments import crossing, kept, lists, plan, plots, predictors, run_tables, runs, stats, tables
-from experiments.arm import Arm, Setup
+from experiments import (
+    arithmetic,
+    crossing,
+    kept,
+    lists,
+    plan,
+    plots,
+    predictors,
+    run_tables,
+    runs,
+    sampled,
+    stats,
+    tables,
+)
+from experiments.arm import Arm
 from experiments.forks import Fork, read_forks, read_start
 from experiments.report import write_report
 from experiments.runner import Records, _without_prose, run
+from experiments.setup import Setup
 from experiments.tasks import CoinAtTies, constraint_rows, list_rows
 from lit_align.boundary.result import Decision
 from lit_align.judges.vote_arrays import graded_votes
@@ -87,10 +101,51 @@ def test_a_list_is_graded_by_its_words() -> None:
     assert lists.graded("", texts, row) == [1.0, 0.5, 0.8, 0.75, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("rows", [list_rows, constraint_rows])
-def test_rows_are_the_same_each_time_and_held_out(rows: Any) -> None:
-    train, held_out = rows()
-    assert rows() == (train, held_out)
+def test_an_arithmetic_answer_is_graded_by_its_last_number() -> None:
+    row = {"answer": "68"}
+    texts = ["68.", "23 + 45 = 68", "66", "The answer is 68, or 78.", "sixty-eight", "9999999999999999999"]
+    assert arithmetic.graded("", texts, row)[:5] == [1.0, 1.0, 0.25, 0.05, 0.0]
+    assert 0 < arithmetic.graded("", texts, row)[5] < 1e-5
+
+
+def test_arithmetic_problems_are_all_different_and_right() -> None:
+    teaching, (train, held_out) = arithmetic.teaching_rows(), arithmetic.open_rows()
+    rows = [*train, *held_out]
+    assert (len(teaching), len(train), len(held_out)) == (
+        120,
+        420,
+        240,
+    ) and arithmetic.problems() == arithmetic.problems()
+    assert len({row["prompt"] for row in [*teaching, *rows]}) == 780
+    for row in rows:
+        a, sign, b = re.findall(r"\d+|[+-]", row["prompt"])
+        assert row["answer"] == str(int(a) + int(b) if sign == "+" else int(a) - int(b))
+
+
+def test_static_candidates_come_from_the_base_and_from_one_that_was_taught(tmp_path: Path, tiny_model: Path) -> None:
+    setup = replace(
+        SETUP, model=str(tiny_model), dtype="float32", lora_rank=4, max_new_tokens=3, learning_rates={"rpo": 0.05}
+    )
+    rows = [{"prompt": f"Compute {n} + 0.", "answer": "7777"} for n in range(20, 26)]
+
+    def texts(right: str) -> list[list[str]]:
+        teaching = [{"prompt": f"What is {n} + 0?", "chosen": right, "rejected": "0."} for n in range(12)]
+        train, held_out = sampled.with_candidates(
+            teaching, [rows[:4], rows[4:]], "experiments.arithmetic.graded", setup
+        )
+        assert [row["prompt"] for row in train] == [row["prompt"] for row in rows[:4]] and len(held_out) == 2
+        return [[candidate["text"] for candidate in row["candidates"]] for row in train]
+
+    first, second = texts("7777."), texts("tea tea.")
+    assert all(len(set(row)) == 4 for row in first)
+    assert [row[:2] for row in first] == [row[:2] for row in second], "the base model's"
+    assert [row[2:] for row in first] != [row[2:] for row in second], "those of one that was taught"
+
+
+@pytest.mark.parametrize("make", [list_rows, constraint_rows])
+def test_rows_are_the_same_each_time_and_held_out(make: Any) -> None:
+    train, held_out = make(SETUP)
+    assert make(SETUP) == (train, held_out)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held_out}
     assert len(train) > 350 and len(held_out) > 200
     assert all(len({candidate["text"] for candidate in row["candidates"]}) == 4 for row in train)
@@ -113,7 +168,7 @@ def test_each_arm_comes_once_and_after_its_start() -> None:
     ordered = plan.with_parents(arms)
     runs_of_a_seed = len(plan.SHORT_RUNS) + 1 + len(plan.LONG_RUNS)  # one more with WPO
     # Forks, diverse arms, variants, runs; the rest are forks, too.
-    assert len(ordered) == len(set(arms)) == 144 + 6 * 2 + 21 + 3 * runs_of_a_seed
+    assert len(ordered) == len(set(arms)) == 144 + 6 * 2 + 21 + 3 * (runs_of_a_seed + 6 + len(plan.SAMPLED_RUNS))
     assert plan.arms_of(plan.TABLES, SETUP, [0, 1, 2]) == ordered
     more = set(plan.arms_of(["table3"], SETUP)) - set(ordered)
     assert {arm.seed for arm in more} == {3, 4, 5}
