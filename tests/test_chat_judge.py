@@ -63,6 +63,17 @@ def test_the_verdicts_come_back_in_order_and_both_orders_are_asked(server: Fake)
     assert len(asked) == 6 and "q <A>a</A> <B>bbb</B>" in asked and "q <A>bbb</A> <B>a</B>" in asked
 
 
+def test_several_servers_share_the_comparisons(server: Fake) -> None:
+    server.behave()
+    with running() as other:
+        other.behave()
+        one = judge(server, base_url=[server.base_url, other.base_url], concurrency=1)
+        assert one.compare(pairs((3, 5), (5, 3), (4, 4))) == [0.0, 1.0, 0.5]
+        assert len(server.seen()["log"]) + len(other.seen()["log"]) == 3 and other.seen()["log"]
+    with pytest.warns(UserWarning, match="is lost .*: 1 of 2 servers"):
+        assert one.compare(pairs((3, 5), (5, 3))) == [0.0, 1.0]
+
+
 def test_a_line_a_minute_and_what_came_before_a_stop(
     server: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

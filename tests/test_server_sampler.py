@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -248,6 +249,76 @@ def test_arguments_out_of_their_range(server: Fake) -> None:
                   {"min_new_tokens": 9}, {"base_url": "nowhere"}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
             sampler(server, **wrong)
+
+
+# -- several servers
+
+
+@pytest.fixture
+def pool() -> Iterator[tuple[Fake, Fake]]:
+    with running() as one, running() as other:
+        one.behave()
+        yield one, other
+
+
+def test_servers_share_the_prompts(pool: tuple[Fake, Fake], policy: Any, tokenizer: Any) -> None:
+    alone = draw(sampler(pool[0]), policy, tokenizer)
+    one = sampler(pool[0], base_url=[fake.base_url for fake in pool], concurrency=2)
+    pool[0].behave()
+    assert draw(one, policy, tokenizer) == alone
+    change(policy)
+    draw(one, policy, tokenizer)
+    for fake in pool:
+        assert asked(fake, "completions") and len(asked(fake, "load_lora_adapter")) == 2, "each has the weights"
+        assert len(fake.seen()["adapters"]) == 1, "and of the older ones none"
+    assert sum(len(asked(fake, "completions")) for fake in pool) == 2 * len(PROMPTS)
+
+
+def test_a_lost_server_leaves_its_prompts_to_the_others(pool: tuple[Fake, Fake], policy: Any, tokenizer: Any) -> None:
+    one = sampler(pool[0], base_url=[fake.base_url for fake in pool], concurrency=1)
+    expected = draw(one, policy, tokenizer)
+    pool[1].process.kill()
+    pool[1].process.wait()
+    with pytest.warns(UserWarning, match=f"{pool[1].base_url} is lost .*: 1 of 2 servers take its requests") as said:
+        assert draw(one, policy, tokenizer) == expected
+    assert sum("is lost" in str(warning.message) for warning in said) == 1 and one._server.pool.moved == 1
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*is lost")
+        assert draw(one, policy, tokenizer) == expected, "said once"
+        change(policy)
+        draw(one, policy, tokenizer)
+    assert len(asked(pool[0], "load_lora_adapter")) == 2
+
+
+def test_a_server_without_the_adapter_is_lost_too(pool: tuple[Fake, Fake], policy: Any, tokenizer: Any) -> None:
+    one = sampler(pool[0], base_url=[fake.base_url for fake in pool], concurrency=1)
+    expected = draw(one, policy, tokenizer)
+    pool[1].behave()  # as after a new start
+    with pytest.warns(UserWarning, match="is lost .*does not exist"):
+        assert draw(one, policy, tokenizer) == expected
+
+
+def test_no_server_is_left(pool: tuple[Fake, Fake], policy: Any, tokenizer: Any) -> None:
+    one = sampler(pool[0], base_url=["http://127.0.0.1:9/v1", "http://127.0.0.1:19/v1"], retries=0)
+    with (
+        pytest.warns(UserWarning, match="is lost"),
+        pytest.raises(ServerError, match="127.0.0.1:19.* cannot be reached"),
+    ):
+        draw(one, policy, tokenizer)
+    one = sampler(pool[0], base_url=[fake.base_url for fake in pool], retries=0)
+    draw(one, policy, tokenizer)
+    for fake in pool:
+        fake.process.kill()
+        fake.process.wait()
+    urls = ", ".join(fake.base_url for fake in pool)
+    with pytest.warns(UserWarning, match="is lost"), pytest.raises(ServerError, match=f"none of {urls} can be reached"):
+        draw(one, policy, tokenizer)
+
+
+def test_addresses_that_make_no_pool(server: Fake) -> None:
+    for urls in ([], [server.base_url, server.base_url + "/"]):
+        with pytest.raises(ValueError, match="one address or several different ones"):
+            sampler(server, base_url=urls)
 
 
 # -- vLLM in the process

@@ -69,7 +69,8 @@ class ChatJudge(PairwiseJudge):
 
     Args:
         model: the name that the server knows the model by.
-        base_url: with the version, without the route: `http://localhost:8000/v1`.
+        base_url: with the version, without the route: `http://localhost:8000/v1`; or several that serve the same model
+            and share the comparisons.
         api_key_env: name of the environment variable that holds the key; where it is not set, none is sent. The key
             itself is kept nowhere.
         template: what to ask: a text with `{prompt}`, `{first}`, `{second}` and, for delimiters that an answer cannot
@@ -79,7 +80,7 @@ class ChatJudge(PairwiseJudge):
         temperature: of the chat model; null leaves it to the server, for models that refuse the setting.
         max_tokens: longest answer in tokens; null leaves it to the server.
         extra_body: more fields of the request, such as `{max_completion_tokens: 2000}`.
-        concurrency: requests under way at once, in each process.
+        concurrency: requests under way at once for each server, in each process.
         retries: how often a request is repeated that met a busy or broken server.
         connect_timeout: seconds for a connection.
         timeout: seconds for a whole answer.
@@ -98,7 +99,7 @@ class ChatJudge(PairwiseJudge):
     def __init__(
         self,
         model: str,
-        base_url: str = "https://api.openai.com/v1",
+        base_url: str | list[str] = "https://api.openai.com/v1",
         api_key_env: str | None = "OPENAI_API_KEY",
         template: str | None = None,
         verdict: str = VERDICT,
@@ -129,7 +130,7 @@ class ChatJudge(PairwiseJudge):
         self._shown = time.monotonic()
         question = json.dumps([self._settings, self._question.template, verdict], sort_keys=True).encode()
         digest = hashlib.blake2b(question, digest_size=6).hexdigest()
-        self.identity = f"chat:{model}@{self._server.base_url}#{digest}"
+        self.identity = f"chat:{model}@{','.join(self._server.pool.urls)}#{digest}"
 
     @property
     def cost(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Sends many requests to one server, a limited number at a time."""
+"""Sends many requests to one server, or to several that do the same, a limited number at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from urllib.request import getproxies, proxy_bypass
 from lit_align.remote.errors import RequestFailed, RequestRefused, ServerError, ServerUnreachable
 from lit_align.remote.exchange import Failure, Reply, exchange
 from lit_align.remote.key import read_key, require_variable_name
+from lit_align.remote.pool import Pool
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -32,12 +34,15 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Server:
-    """Address and limits of a server. It holds only settings: no connection and no key.
+    """Address and limits of a server, or of several. It holds settings: no connection and no key.
+
+    Several servers share the requests. One that cannot be reached, or that refuses all requests, is left out for a
+    minute, and the others take its requests; only where none is left, requests fail.
 
     Args:
-        base_url: the address with the version but without the route, such as `http://localhost:8000/v1`.
+        base_url: the address with the version but without the route, such as `http://localhost:8000/v1`; or several.
         api_key_env: name of the environment variable with the key; if the variable is not set, no key is sent.
-        concurrency: the most requests at once.
+        concurrency: the most requests at once, of each server.
         retries: how often a request is repeated if the server is busy or broken. Waits double from half a second to
             30 s, with jitter; all requests together respect a `Retry-After` of up to 5 minutes.
         connect_timeout: seconds to wait for a connection.
@@ -49,7 +54,7 @@ class Server:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | Sequence[str],
         api_key_env: str | None = None,
         concurrency: int = 8,
         retries: int = 6,
@@ -63,7 +68,7 @@ class Server:
         for name, seconds in (("connect_timeout", connect_timeout), ("timeout", timeout)):
             if not seconds > 0:
                 raise ValueError(f"{name} must be above 0 seconds, got {seconds}")
-        self.base_url = _validate_url(base_url)
+        self.pool = Pool(base_url)
         self.api_key_env = api_key_env
         self.concurrency = concurrency
         self.retries = retries
@@ -88,6 +93,24 @@ class Server:
             raise outcome
         return outcome
 
+    def post_to_all(self, route: str, body: Body, retries: int) -> None:
+        """Sends one request to each server, whose answers may be any text; those that cannot be reached are left out.
+
+        Raises:
+            ServerError: one does not take it, or none can be reached.
+        """
+        refusals: list[ServerError] = []
+        for url in self.pool.urls:
+            alone = copy(self)
+            alone.pool = Pool(url)
+            try:
+                alone.post(route, body, retries, ignore_body=True)
+            except ServerError as error:
+                if not isinstance(error, ServerUnreachable) or not self.pool.lose(url, "it cannot be reached"):
+                    refusals.append(error)
+        if refusals:
+            raise refusals[0]
+
     @contextmanager
     def answers(
         self, route: str, bodies: Sequence[Body], retries: int | None = None, ignore_body: bool = False
@@ -97,9 +120,10 @@ class Server:
         Leaving the block, also by an exception or Ctrl-C, cancels open requests and closes the connections.
         """
         key = read_key(self.api_key_env)
-        if key and self.base_url.startswith("http:") and not _is_local(self.base_url):
-            text = f"${self.api_key_env} goes to {self.base_url} unencrypted: use https, or api_key_env: null"
-            warnings.warn(text, stacklevel=2)
+        for url in self.pool.urls:
+            if key and url.startswith("http:") and not _is_local(url):
+                text = f"${self.api_key_env} goes to {url} unencrypted: use https, or api_key_env: null"
+                warnings.warn(text, stacklevel=2)
         requests = _Requests(self, route, bodies, self.retries if retries is None else retries, key, ignore_body)
         requests.start()
         try:
@@ -119,10 +143,10 @@ class _Requests:
         self._retries = retries
         self._key = key
         self._ignore_body = ignore_body
-        self._url = server.base_url + route
+        self._route = route
         self._outcomes: SimpleQueue[tuple[int, Outcome] | BaseException] = SimpleQueue()
         self._indices = iter(range(len(bodies)))
-        self._not_before = 0.0  # monotonic time before which the server accepts no request
+        self._not_before: dict[str, float] = {}  # by server, monotonic time before which it accepts no request
         self._jitter = random.Random()  # separate, so that the run's random state stays the same
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -166,53 +190,62 @@ class _Requests:
         limits = aiohttp.ClientTimeout(
             total=server.timeout, connect=server.connect_timeout, sock_connect=server.connect_timeout
         )
-        connections = aiohttp.TCPConnector(limit=server.concurrency)
-        proxy = _proxy(server.base_url)
-        async with aiohttp.ClientSession(connector=connections, timeout=limits, proxy=proxy) as session:
-            workers = min(server.concurrency, len(self._bodies))
-            await asyncio.gather(*(self._send_in_turn(session) for _ in range(workers)))
+        most = server.concurrency * len(server.pool.urls)
+        connections = aiohttp.TCPConnector(limit=most)
+        async with aiohttp.ClientSession(connector=connections, timeout=limits) as session:
+            workers = min(most, len(self._bodies))
+            await asyncio.gather(*(self._send_in_turn(session, worker) for worker in range(workers)))
 
-    async def _send_in_turn(self, session: ClientSession) -> None:
+    async def _send_in_turn(self, session: ClientSession, worker: int) -> None:
         for index in self._indices:
-            self._outcomes.put((index, await self._send(session, self._bodies[index])))
+            self._outcomes.put((index, await self._send(session, self._bodies[index], worker)))
 
-    async def _send(self, session: ClientSession, body: Body) -> Outcome:
-        for retries in range(self._retries + 1):
-            await self._wait_for_server()
-            result = await exchange(session, self._url, body, self._key, self._ignore_body)
+    async def _send(self, session: ClientSession, body: Body, worker: int) -> Outcome:
+        pool = self._server.pool
+        retries = 0
+        while True:
+            url = pool.choose(worker)
+            await self._wait_for_server(url)
+            address = url + self._route
+            result = await exchange(session, address, _proxy(url), body, self._key, self._ignore_body)
             if isinstance(result, Reply):
-                return Reply(result.payload, retries)
+                return Reply(result.payload, retries, url)
+            if (result.unreachable or result.for_all) and pool.lose(url, result.reason):
+                pool.moved += 1
+                continue
             wait = result.retry_after or 0.0
             if not result.retryable or retries == self._retries or wait > _LONGEST_RETRY_AFTER:
-                return self._error(result, retries)
-            self._warn(result, retries)
+                return self._error(address, result, retries)
+            self._warn(address, result, retries)
             if result.retry_after is not None:
-                self._not_before = max(self._not_before, time.monotonic() + wait)
+                self._not_before[url] = max(self._not_before.get(url, 0.0), time.monotonic() + wait)
             await asyncio.sleep(wait + self._back_off(retries))
-        raise AssertionError("the last try returns")
+            retries += 1
 
-    async def _wait_for_server(self) -> None:
-        while (wait := self._not_before - time.monotonic()) > 0:
+    async def _wait_for_server(self, url: str) -> None:
+        while (wait := self._not_before.get(url, 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(wait + self._jitter.uniform(0, _FIRST_WAIT))
 
     def _back_off(self, retries: int) -> float:
         return min(_FIRST_WAIT * 2**retries, _LONGEST_WAIT) * self._jitter.uniform(0.5, 1.0)
 
-    def _warn(self, failure: Failure, retries: int) -> None:
+    def _warn(self, address: str, failure: Failure, retries: int) -> None:
         if failure.unreachable and retries + 1 >= _WARN_FROM and not self._warned:
             self._warned = True
-            warnings.warn(f"{self._url} cannot be reached ({failure.reason}); trying again", stacklevel=2)
+            warnings.warn(f"{address} cannot be reached ({failure.reason}); trying again", stacklevel=2)
 
-    def _error(self, failure: Failure, retries: int) -> ServerError:
+    def _error(self, address: str, failure: Failure, retries: int) -> ServerError:
         times = f", tried {retries + 1} times" if retries else ""
         if failure.unreachable:
+            urls = self._server.pool.urls
+            place = address if len(urls) == 1 else f"none of {', '.join(urls)}"
             return ServerUnreachable(
-                f"{self._url} cannot be reached{times}: {failure.reason}. Is the server running, and is base_url "
-                "right?",
+                f"{place} {'can' if len(urls) > 1 else 'cannot'} be reached{times}: {failure.reason}. Is the server "
+                "running, and is base_url right?",
                 retries,
             )
         answer = f"answered {failure.status}" if failure.status is not None else "gave no answer"
-        text = f"{self._url} {answer}{times}: {failure.reason.rstrip('.')}"
+        text = f"{address} {answer}{times}: {failure.reason.rstrip('.')}"
         if failure.status is None or (failure.retryable and not failure.for_all):
             wait = failure.retry_after or 0.0
             request = f". It asks to wait {wait:.0f} s" if wait > _LONGEST_RETRY_AFTER else ""
@@ -247,12 +280,3 @@ def _proxy(url: str) -> str | None:
     if _is_local(url) or proxy_bypass(parts.hostname or ""):
         return None
     return getproxies().get(parts.scheme)
-
-
-def _validate_url(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.username or parts.password or parts.query:
-        raise ValueError("base_url must hold no name, password or query: put the key into an environment variable")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url must look like http://localhost:8000/v1, got {base_url!r}")
-    return base_url.rstrip("/")

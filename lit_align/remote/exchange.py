@@ -30,10 +30,12 @@ class Reply:
     Args:
         payload: the JSON object.
         retries: how often the request was repeated.
+        url: the server's address, without the route.
     """
 
     payload: dict[str, Any]
     retries: int = 0
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,14 @@ class Failure:
 
 
 async def exchange(
-    session: ClientSession, url: str, body: Mapping[str, Any], key: str | None, ignore_body: bool
+    session: ClientSession, url: str, proxy: str | None, body: Mapping[str, Any], key: str | None, ignore_body: bool
 ) -> Reply | Failure:
     """Posts `body` once. All errors of the network or the server are returned as a `Failure`.
 
     Args:
         session: of aiohttp, with its limits.
         url: where to post.
+        proxy: the address of the proxy to go through; None for none.
         body: the content, sent as JSON.
         key: sent as a bearer token; None sends none.
         ignore_body: any text counts as an answer; the reply's payload is empty.
@@ -73,7 +76,7 @@ async def exchange(
 
     headers = {"Authorization": f"Bearer {key}"} if key else None
     try:
-        async with session.post(url, json=body, headers=headers, allow_redirects=False) as response:
+        async with session.post(url, proxy=proxy, json=body, headers=headers, allow_redirects=False) as response:
             return _evaluate(response, await _read_text(response), key, ignore_body)
     except (aiohttp.ConnectionTimeoutError, aiohttp.ClientConnectorError) as error:
         in_time = not isinstance(error, asyncio.TimeoutError)

@@ -19,7 +19,7 @@ _RETRIES = 1  # a server that cannot take an adapter says 500 as well
 
 
 class Publisher(ABC):
-    """Brings the policy's current weights to a server. Each subclass does so in its own way."""
+    """Brings the policy's current weights to a server, or to all of several. Each subclass does so in its own way."""
 
     @abstractmethod
     def publish(self, policy: nn.Module, server: Server) -> str:
@@ -67,7 +67,7 @@ class LoraPublisher(Publisher):
         save_adapter(policy, path)
         seen = str(path) if self.server_folder is None else str(PurePosixPath(self.server_folder) / name)
         try:
-            server.post("/load_lora_adapter", {"lora_name": name, "lora_path": seen}, _RETRIES, ignore_body=True)
+            server.post_to_all("/load_lora_adapter", {"lora_name": name, "lora_path": seen}, _RETRIES)
         except (RequestRefused, RequestFailed) as error:
             raise ServerError(
                 f"the server does not take the policy's adapter: {error}\nFor vLLM: set "
@@ -85,7 +85,7 @@ class LoraPublisher(Publisher):
         name = self._name
         self._name = None
         try:
-            server.post("/unload_lora_adapter", {"lora_name": name}, 0, ignore_body=True)
+            server.post_to_all("/unload_lora_adapter", {"lora_name": name}, 0)
         except (RequestRefused, RequestFailed) as error:
             rank_zero_warn(f"the server keeps the outdated adapter {name}, which no one asks for any more: {error}")
         shutil.rmtree(self._root() / name, ignore_errors=True)

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
 from lit_align.records import Candidate, FinishReason
-from lit_align.remote import Server, ServerError
+from lit_align.remote import Reply, Server, ServerError
 from lit_align.sampling.base import SamplingRequest, candidate_of_ids
 from lit_align.sampling.engine import EngineSampler
 from lit_align.sampling.publish import LoraPublisher, Publisher
@@ -28,10 +28,11 @@ class ServerSampler(EngineSampler):
     candidates only if the server honours seeds.
 
     Args:
-        base_url: the server's address with the version, without the route: `http://localhost:8000/v1`.
+        base_url: the server's address with the version, without the route: `http://localhost:8000/v1`; or several,
+            which share the prompts. One that is lost leaves its prompts to the others.
         api_key_env: name of the environment variable that holds the key; null sends none.
         publisher: brings the policy's current weights there; by default its LoRA adapter, through a folder.
-        concurrency: requests under way at once, in each process; the server batches them.
+        concurrency: requests under way at once for each server, in each process; the server batches them.
         retries: how often a request is repeated if the server is busy or broken.
         connect_timeout: seconds for a connection.
         timeout: seconds for all candidates of one prompt, waiting in the server's queue included.
@@ -43,7 +44,7 @@ class ServerSampler(EngineSampler):
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | list[str],
         api_key_env: str | None = None,
         publisher: Publisher | None = None,
         *,
@@ -81,47 +82,50 @@ class ServerSampler(EngineSampler):
             for place, outcome in answers:
                 if isinstance(outcome, ServerError):
                     raise outcome
-                choices = self._choices(outcome.payload, name, num_draws)
-                candidates[place] = tuple(self._candidate(choice, stop_ids, tokenizer) for choice in choices) * copies
+                choices = _choices(outcome, name, num_draws)
+                drawn = (_candidate(choice, outcome.url, stop_ids, tokenizer) for choice in choices)
+                candidates[place] = tuple(drawn) * copies
                 request.report(num_draws * copies)
         return candidates
 
-    def _choices(self, payload: Mapping[str, Any], name: str, num_draws: int) -> list[Mapping[str, Any]]:
-        """The drawn texts in the order of their index.
 
-        Raises:
-            ServerError: another model answered, or there are more or fewer than `num_draws` texts.
-        """
-        url = self._server.base_url
-        if payload.get("model", name) != name:
-            raise ServerError(
-                f"{url} answered from {payload['model']!r}, asked for {name!r}: its weights are not the policy's"
-            )
-        choices = payload.get("choices")
-        if not isinstance(choices, list) or len(choices) != num_draws or not all(map(_is_well_formed, choices)):
-            got = f"'choices': {choices}"[:300]
-            raise ServerError(f"{url} was asked for {num_draws} texts of a prompt (`n`) and answered {got}")
-        return sorted(choices, key=lambda choice: choice["index"])
+def _choices(reply: Reply, name: str, num_draws: int) -> list[Mapping[str, Any]]:
+    """The drawn texts in the order of their index.
 
-    def _candidate(
-        self, choice: Mapping[str, Any], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
-    ) -> Candidate:
-        reason = _REASONS.get(choice.get("finish_reason", ""))
-        if reason is None:
-            raise ServerError(
-                f"{self._server.base_url} ended an answer for the reason {choice.get('finish_reason')!r}, expected one "
-                "of stop and length: see the server's log"
-            )
-        ids = choice.get("token_ids")
-        if ids is not None:
-            candidate = candidate_of_ids(ids, stop_ids, tokenizer)
-            if candidate.finish_reason is reason:
-                return candidate
-        rank_zero_warn(
-            f"{self._server.base_url} gives no ids of what it sampled that end as it says, so its text is tokenised "
-            "again, which may split it differently (vLLM 0.10.2 and later give them: return_token_ids)"
+    Raises:
+        ServerError: another model answered, or there are more or fewer than `num_draws` texts.
+    """
+    url = reply.url
+    if reply.payload.get("model", name) != name:
+        raise ServerError(
+            f"{url} answered from {reply.payload['model']!r}, asked for {name!r}: its weights are not the policy's"
         )
-        return Candidate(choice["text"], finish_reason=reason)
+    choices = reply.payload.get("choices")
+    if not isinstance(choices, list) or len(choices) != num_draws or not all(map(_is_well_formed, choices)):
+        got = f"'choices': {choices}"[:300]
+        raise ServerError(f"{url} was asked for {num_draws} texts of a prompt (`n`) and answered {got}")
+    return sorted(choices, key=lambda choice: choice["index"])
+
+
+def _candidate(
+    choice: Mapping[str, Any], url: str, stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> Candidate:
+    reason = _REASONS.get(choice.get("finish_reason", ""))
+    if reason is None:
+        raise ServerError(
+            f"{url} ended an answer for the reason {choice.get('finish_reason')!r}, expected one of stop and length: "
+            "see the server's log"
+        )
+    ids = choice.get("token_ids")
+    if ids is not None:
+        candidate = candidate_of_ids(ids, stop_ids, tokenizer)
+        if candidate.finish_reason is reason:
+            return candidate
+    rank_zero_warn(
+        f"{url} gives no ids of what it sampled that end as it says, so its text is tokenised again, which may split "
+        "it differently (vLLM 0.10.2 and later give them: return_token_ids)"
+    )
+    return Candidate(choice["text"], finish_reason=reason)
 
 
 def _is_well_formed(choice: Any) -> bool:
