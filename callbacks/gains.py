@@ -74,25 +74,25 @@ class GainSchedule(BoundaryCallback):
         seconds = self.budget.training if self.per == "second" else None
         belief = believe(stretches(history, step, result, seconds), prior, self.memory)
         if belief is None:
-            p = prior
-            on = p >= 0.5
-            reason = f"no gains known yet: {_source(on)} pairs, as the score says"
+            on_better = prior
+            takes_on = on_better >= 0.5
+            reason = f"no gains known yet: {_source(takes_on)} pairs, as the score says"
         else:
-            p = belief.on_better
-            on = random.Random(derive_seed(self.seed, "gains", step)).random() < p
-            reason = _because(belief, on, self.per)
-        doubt = min(p, 1 - p) / 2
-        stage = Stage.FINE_TUNING if on else Stage.INJECTION
-        return Choice(1 - doubt if on else doubt, reason, stage)
+            on_better = belief.on_better
+            takes_on = random.Random(derive_seed(self.seed, "gains", step)).random() < on_better
+            reason = _because(belief, takes_on, self.per)
+        doubt = min(on_better, 1 - on_better) / 2
+        stage = Stage.FINE_TUNING if takes_on else Stage.INJECTION
+        return Choice(1 - doubt if takes_on else doubt, reason, stage)
 
 
-def _because(belief: Belief, on: bool, per: str) -> str:
-    better = belief.on_better >= 0.5
+def _because(belief: Belief, takes_on: bool, per: str) -> str:
+    on_is_better = belief.on_better >= 0.5
     chance = 100 * max(belief.on_better, 1 - belief.on_better)
     return (
         f"gain a {per}: {belief.on:+.3g} (error {belief.on_error:.2g}) by on-policy, {belief.off:+.3g} (error "
-        f"{belief.off_error:.2g}) by off-policy pairs; {_source(better)} better with {chance:.0f} %"
-        + ("" if on == better else f", tries {_source(on)}")
+        f"{belief.off_error:.2g}) by off-policy pairs; {_source(on_is_better)} better with {chance:.0f} %"
+        + ("" if takes_on == on_is_better else f", tries {_source(takes_on)}")
     )
 
 

@@ -95,7 +95,7 @@ def write_kept(target: Path, folder: Path = FOLDER) -> None:
     by_votes = {name: group for name, group in points.items() if name.startswith("votes")}
     tables = [crossing_table(points), decided_table(by_votes), *run_tables(runs)]
     target.write_text("\n\n".join(map(str, tables)) + "\n", encoding="utf-8")
-    plots = run_plots(runs)
+    plots = {f"kept-{name}": svg for name, svg in run_plots(runs).items()}
     for gauge, name in GAUGES.items():
         plots[f"crossing-{name.replace('mean_', '')}"] = crossing_plot(points[f"votes, {gauge}"], gauge)
     for name, svg in plots.items():

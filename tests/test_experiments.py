@@ -379,7 +379,7 @@ def test_figures_are_kept_and_added_to(tmp_path: Path) -> None:
     kept.write_kept(tmp_path / "kept.md", tmp_path)
     text = (tmp_path / "kept.md").read_text(encoding="utf-8")
     assert "| votes, win | 2 |" in text and "| lists | follow | 2 |" in text
-    assert {path.name for path in tmp_path.glob("*.svg")} >= {"crossing-win.svg", "runs-lists-score.svg"}
+    assert {path.name for path in tmp_path.glob("*.svg")} >= {"crossing-win.svg", "kept-runs-lists-score.svg"}
 
 
 def test_where_a_line_and_a_monotone_fit_cross_zero() -> None:
