@@ -76,7 +76,7 @@ class AlignmentTrainer(Trainer):
         max_steps: int = -1,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
-        max_time: dict[str, int] | timedelta | str | None = None,
+        max_time: dict[str, int] | str | timedelta | None = None,  # in this order: "00:02:00:00" is no timedelta
         accumulate_grad_batches: int = 1,
         strategy: str | Strategy = "auto",
         barebones: bool = False,

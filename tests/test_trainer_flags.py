@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelSummary, Timer, TQDMProgressBar
@@ -251,6 +252,13 @@ def test_max_time_alone_ends_a_run(fit: Fit, limit: Any) -> None:
     (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
     assert watch.count("train") > 0
     assert timer.time_remaining() <= 0
+
+
+def test_the_command_line_gives_max_time_as_it_is_written() -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(AlignmentTrainer, "trainer")
+    settings = parser.parse_args(["--trainer.max_time=00:02:00:05"])
+    assert settings.trainer.max_time == "00:02:00:05", "as a timedelta it would be two minutes"
 
 
 def test_a_timer_of_ones_own_lifts_the_limit_of_one_epoch_and_max_epochs_still_counts(fit: Fit) -> None:
