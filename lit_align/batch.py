@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_T = TypeVar("_T", bound="_OnDevice")
+from lit_align.on_device import OnDevice
+from lit_align.shared_rows import SharedRows, lay_out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,55 +54,46 @@ class TokenizedPair:
     reference: PairReference | None = None
 
 
-class _OnDevice:
-    """Gives a record of tensors the methods `to` and `pin_memory` that Lightning and torch call."""
-
-    def to(self: _T, device: torch.device | str, non_blocking: bool = False) -> _T:
-        return self._map("to", device, non_blocking=non_blocking)
-
-    def pin_memory(self: _T) -> _T:
-        return self._map("pin_memory")
-
-    def _map(self: _T, method: str, *args: Any, **kwargs: Any) -> _T:
-        moved = {
-            name: getattr(value, method)(*args, **kwargs) if isinstance(value, Tensor | _OnDevice) else value
-            for name, value in vars(self).items()
-        }
-        return type(self)(**moved)
-
-
 @dataclass(frozen=True)
-class Padded(_OnDevice):
+class Padded(OnDevice):
     """Token sequences padded on the right.
 
     Args:
         ids: [B, T] int64.
         mask: [B, T] bool, True where a token is real. Lengths are read from it, never from `ids`.
+        known_sizes: the numbers of real tokens in each row, if the host knows them.
     """
 
     ids: Tensor
     mask: Tensor
+    known_sizes: tuple[int, ...] | None = None
 
     @classmethod
     def from_sequences(cls, sequences: Sequence[Sequence[int] | np.ndarray], pad_id: int) -> Padded:
         """Pads to the longest of `sequences`."""
-        lengths = torch.tensor([len(sequence) for sequence in sequences])
-        mask = torch.arange(int(lengths.max()))[None, :] < lengths[:, None]
+        sizes = tuple(len(sequence) for sequence in sequences)
+        mask = torch.arange(max(sizes))[None, :] < torch.tensor(sizes)[:, None]
         ids = torch.full(mask.shape, pad_id, dtype=torch.long)
         ids[mask] = torch.cat([torch.as_tensor(sequence, dtype=torch.long) for sequence in sequences])
-        return cls(ids, mask)
+        return cls(ids, mask, sizes)
 
     @property
     def lengths(self) -> Tensor:
         """[B] int64, the number of real tokens in each row."""
         return self.mask.sum(-1)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The lengths as numbers of the host, which waits for the device if it does not know them."""
+        return tuple(self.lengths.tolist()) if self.known_sizes is None else self.known_sizes
+
     def part(self, start: int, stop: int) -> Padded:
         """Some of the sequences, as wide as before."""
-        return Padded(self.ids[start:stop], self.mask[start:stop])
+        sizes = None if self.known_sizes is None else self.known_sizes[start:stop]
+        return Padded(self.ids[start:stop], self.mask[start:stop], sizes)
 
 
-class PairBatch(_OnDevice):
+class PairBatch(OnDevice):
     """B preference pairs.
 
     It is no dataclass, since Lightning casts the tensors in dataclasses to the run's precision, and `bf16-true` would
@@ -123,6 +114,7 @@ class PairBatch(_OnDevice):
         reference_chosen_token_logps: [B, C] float32 reference log-probs of the chosen tokens, 0 at padding, or None.
         reference_rejected_token_logps: [B, R] float32 reference log-probs of the rejected tokens, 0 at padding, or
             None.
+        rows: the layout of all pairs in one row, with the targets if there are any; None lays them out when needed.
     """
 
     def __init__(
@@ -138,6 +130,7 @@ class PairBatch(_OnDevice):
         reference_chosen_token_logps: Tensor | None = None,
         reference_rejected_token_logps: Tensor | None = None,
         counted: Tensor | None = None,
+        rows: SharedRows | None = None,
     ) -> None:
         self.prompt = prompt
         self.chosen = chosen
@@ -150,6 +143,7 @@ class PairBatch(_OnDevice):
         self.reference_chosen_token_logps = reference_chosen_token_logps
         self.reference_rejected_token_logps = reference_rejected_token_logps
         self.counted = counted
+        self.rows = rows
 
     def only_counted(self, values: Tensor) -> Tensor:
         """Leaves out of [B, ...] values those of pairs that do not count."""
@@ -161,8 +155,12 @@ class PairBatch(_OnDevice):
     @property
     def longest_row(self) -> int:
         """Tokens of the longest row, which holds a prompt and its completions."""
-        completions = [self.chosen, self.rejected, *([] if self.target is None else [self.target])]
-        return int(torch.stack([self.prompt.lengths, *(padded.lengths for padded in completions)]).sum(0).max())
+        return max(map(sum, zip(*(part.sizes for part in (self.prompt, *self.completions)), strict=True)))
+
+    @property
+    def completions(self) -> list[Padded]:
+        """The chosen and the rejected completions and, if there are any, the targets."""
+        return [self.chosen, self.rejected, *([] if self.target is None else [self.target])]
 
     def part(self, start: int, stop: int) -> PairBatch:
         """Some of the pairs, as wide as before; without the reference's log-probs, which no forward pass needs."""
@@ -173,6 +171,7 @@ class PairBatch(_OnDevice):
             on_policy=self.on_policy[start:stop],
             margin=self.margin[start:stop],
             target=None if self.target is None else self.target.part(start, stop),
+            rows=self.rows if (start, stop) == (0, len(self)) else None,
         )
 
 
@@ -192,7 +191,7 @@ def collate(
     chosen = Padded.from_sequences([pair.chosen for pair in pairs], pad_id)
     rejected = Padded.from_sequences([pair.rejected for pair in pairs], pad_id)
     logps = [values for values in reference if values is not None]
-    return PairBatch(
+    batch = PairBatch(
         prompt=Padded.from_sequences([pair.prompt for pair in pairs], pad_id),
         chosen=chosen,
         rejected=rejected,
@@ -201,6 +200,20 @@ def collate(
         target=Padded.from_sequences(targets, pad_id) if len(targets) == len(pairs) else None,
         **(_reference_logps(chosen, rejected, logps) if len(logps) == len(pairs) else {}),
     )
+    if all(batch.prompt.sizes):
+        batch.rows = lay_out_padded(batch.prompt, batch.completions)
+    return batch
+
+
+def lay_out_padded(prompt: Padded, completions: Sequence[Padded]) -> SharedRows:
+    """The layout of the completions of each prompt behind it, on the CPU.
+
+    Args:
+        prompt: [B, P], each with at least one token.
+        completions: any number of [B, C_j].
+    """
+    widths = [padded.ids.shape[1] for padded in (prompt, *completions)]
+    return lay_out(prompt.sizes, [completion.sizes for completion in completions], widths)
 
 
 def _reference_logps(

@@ -14,12 +14,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 
-from lit_align.batch import PairBatch, TokenizedPair, collate
+from lit_align.batch import PairBatch, TokenizedPair, collate, lay_out_padded
 from lit_align.data import AlignmentDataModule
 from lit_align.data.scheduler import row_length
 from lit_align.losses import DPO, IPO, SLiCHF
 from lit_align.policy import LoraSpec, PolicySpec
-from lit_align.policy.shared_prompt import shared_rows
 from lit_align.training.module import AlignmentModule
 from tests.helpers.data_fakes import (
     FakeSampler,
@@ -121,8 +120,8 @@ def test_a_row_is_the_prompt_once_and_all_completions() -> None:
     assert row_length(pair, with_target=False) == 10 and row_length(pair, with_target=True) == 14
     batch = collate([pair], pad_id=0)
     assert batch.target is not None
-    assert shared_rows(batch.prompt, [batch.chosen, batch.rejected]).ids.shape == (1, 10)
-    assert shared_rows(batch.prompt, [batch.chosen, batch.rejected, batch.target]).ids.shape == (1, 14)
+    assert lay_out_padded(batch.prompt, [batch.chosen, batch.rejected]).positions.shape == (1, 10)
+    assert batch.rows is not None and batch.rows.positions.shape == (1, 14)
 
 
 def test_targets_count_where_the_loss_has_them(tmp_path: Path) -> None:
@@ -294,8 +293,8 @@ def test_loss_and_gradients_of_a_step_stay(train: str, tiny_model: Path, loss: A
 
 
 def padded(batches: list[PairBatch]) -> float:
-    """The share of padding in the rows that the policy computes."""
-    cells = [shared_rows(batch.prompt, [batch.chosen, batch.rejected]).ids.numel() for batch in batches]
+    """The share of padding, if each pair were a row."""
+    cells = [len(batch) * batch.longest_row for batch in batches]
     return 1 - sum(sum(lengths(batch)) for batch in batches) / sum(cells)
 
 

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "lit_align"
 GROUND = {
-    "batch", "by_length", "checks", "clock", "console", "escape", "files", "loggers", "losses", "markdown", "progress",
-    "ranks", "records", "remote", "run_folder", "run_parts", "seeding", "steady",
+    "batch", "by_length", "checks", "clock", "console", "escape", "files", "loggers", "losses", "markdown", "on_device",
+    "progress", "ranks", "records", "remote", "run_folder", "run_parts", "seeding", "shared_rows", "steady",
 }  # fmt: skip
 FLOORS: list[set[str]] = [
     GROUND,

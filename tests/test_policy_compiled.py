@@ -15,7 +15,6 @@ from torch._dynamo.utils import counters
 from lit_align.losses import DPO
 from lit_align.policy import LoraSpec, PolicySpec, plain_logps, shared_logps
 from lit_align.policy.compiled import _compiled, compile_layers
-from lit_align.policy.cpu import attention as attention_module
 from lit_align.policy.load import load_model
 from lit_align.reward.load import load_reward_model
 from lit_align.sampling import TransformersSampler
@@ -118,12 +117,7 @@ def test_equal_under_lora(one_layer: Path, quantization: Any, checkpointing: Any
     assert graphs() > 0
 
 
-@pytest.mark.parametrize("by_segments", [False, True])
-def test_lengths_do_not_compile_anew(
-    one_layer: Path, by_segments: bool, traced: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if by_segments:
-        monkeypatch.setattr(attention_module, "LONG_ROW", 1)
+def test_lengths_do_not_compile_anew(one_layer: Path, traced: None) -> None:
     model = load_model(PolicySpec(str(one_layer), dtype="bfloat16", lora=LORA, compile=True))
     backward(model, 4, 5, 6)
     first = graphs()

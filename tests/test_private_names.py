@@ -64,7 +64,7 @@ PRIVATE: list[tuple[Callable[[], Any], list[str]]] = [
     (TQDMProgressBar, ["_should_update", "_train_progress_bar"]),
     (lambda: LightningCLI, ["_get", "_instantiate_trainer", "_parse_ckpt_path", "_run_subcommand"]),
     (lambda: make_llama().config, ["_attn_implementation", "_experts_implementation"]),
-    (make_llama, ["_no_split_modules"]),
+    (make_llama, ["_can_set_attn_implementation", "_no_split_modules"]),
     (lambda: make_llama().model.layers[0], ["_gradient_checkpointing_func"]),
     (LoraConfig, ["_register_custom_module"]),
     (GenerationConfig, ["_from_model_config"]),

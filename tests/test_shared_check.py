@@ -8,112 +8,117 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
-    MoshiConfig,
+    MistralConfig,
     PretrainedConfig,
+    StableLmConfig,
 )
 from transformers.models.gpt_neo import GPTNeoConfig
 
-from lit_align.batch import Padded
-from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps
+from lit_align.batch import lay_out_padded
+from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, attention, plain_logps, shared_logps
 from lit_align.policy import shared_check as check_module
 from lit_align.policy.exact_pass import computed_in
 from lit_align.policy.load import load_model
-from lit_align.policy.shared_check import NARROWEST, SharedRowsCheck, class_before, class_of, lengthened
+from lit_align.policy.shared_check import SharedRowsCheck
+from lit_align.policy.shared_logps import hidden_states
 from tests.helpers.row_models import DECODER, MIXTURES, NARROW, make_model, rows, values
 from tests.helpers.tiny import save_tiny_model
-
-
-def gpt_neo(window: int, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Every second layer sees the last `window` columns, whatever its mask says."""
-    config = GPTNeoConfig(
-        vocab_size=320, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=512, window_size=window,
-        attention_types=[[["global", "local"], 1]],
-    )  # fmt: skip
-    model: nn.Module = make_model(config)
-    return model.to(dtype)
-
 
 WIDE = rows(100, 4, seed=1), [rows(100, 3, seed=2), rows(100, 9, seed=3)]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_window_that_no_mask_shows_is_found_when_rows_get_wider(dtype: torch.dtype) -> None:
-    model, forward = gpt_neo(256, dtype), CompletionForward()
-    with torch.no_grad(), warnings.catch_warnings():
+def refused(model: nn.Module, why: str) -> None:
+    """Each completion gets a row of its own, and the reason is said once."""
+    forward = CompletionForward()
+    with pytest.warns(UserWarning, match=why):
+        found = values(forward(model, *WIDE))
+    with warnings.catch_warnings():
         warnings.simplefilter("error")
-        shared = values(forward(model, *NARROW))
-    with (
-        torch.no_grad(),
-        pytest.warns(UserWarning, match="GPTNeo.* in rows of more than 216 tokens: its log-probs diff"),
-    ):
-        assert torch.equal(values(forward(model, *WIDE)), values(plain_logps(model, *WIDE)))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("error")  # it is said once
-        assert torch.equal(values(forward(model, *WIDE)), values(plain_logps(model, *WIDE)))
-        assert torch.equal(values(forward(model, *NARROW)), shared), "what came before does not matter"
+        assert torch.equal(values(forward(model, *WIDE)), found)
+    assert torch.equal(found, values(plain_logps(model, *WIDE)))
 
 
-def test_the_verdict_on_a_row_does_not_depend_on_the_rows_before() -> None:
-    model = gpt_neo(256)
-    ways = []
-    for order in ((NARROW, WIDE), (WIDE, NARROW)):
-        check = SharedRowsCheck()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ways.append({id(batch): check.takes(model, *batch) for batch in order})
-    assert ways[0] == ways[1] == {id(NARROW): True, id(WIDE): False}
+def test_layers_that_attend_by_themselves_are_found() -> None:
+    config = GPTNeoConfig(
+        vocab_size=320, hidden_size=32, num_layers=2, num_heads=4, max_position_embeddings=512, window_size=256,
+        attention_types=[[["global", "local"], 1]],
+    )  # fmt: skip
+    refused(make_model(config), "GPTNeo.*its layers attend by themselves")
 
 
-def test_no_row_is_wider_than_one_that_was_checked_and_checks_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    checked: list[int] = []
-    monkeypatch.setattr(check_module, "_difference", lambda _, parts: checked.append(sum(map(len, parts))) or 0.0)
-    model, check = make_model(LlamaConfig(**DECODER, max_position_embeddings=100_000)), SharedRowsCheck()
-    for width in range(3, 5000):
-        assert check.takes(model, rows(1), [rows(width - 2), rows(1)])
-        assert width <= max(checked)
-    assert len(checked) == 12
+def test_layers_that_are_not_given_the_layout_are_found() -> None:
+    refused(make_model(StableLmConfig(**DECODER), None), "StableLm.*0 of 2 are given the layout")
 
 
-def test_classes_of_widths() -> None:
-    assert [class_of(width) for width in (1, NARROWEST, NARROWEST + 1, 96, 97)] == [64, 64, 96, 96, 144]
-    assert [class_before(width) for width in (96, 144)] == [64, 96]
+def test_a_window_that_only_the_mask_shows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(MistralConfig(**DECODER, sliding_window=200), None)
+    attend = attention._attend
+
+    def without_window(module: nn.Module, *arguments: Any) -> Tensor:
+        *tensors, options = arguments
+        return attend(module, *tensors, {**options, "sliding_window": None})
+
+    monkeypatch.setattr(attention, "_attend", without_window)
+    refused(model, "window of 200 tokens that only its mask shows")  # though the checked row is shorter
 
 
-def test_a_row_is_lengthened_in_proportion_and_within_the_models_positions() -> None:
-    parts = [torch.arange(3), torch.arange(10, 12), torch.arange(20, 21), torch.arange(0)]
-    assert [part.tolist() for part in lengthened(parts, 12, None)] == [
-        [0, 1, 2, 0, 1, 2],
-        [10, 11, 10, 11],
-        [20, 20],
-        [],
-    ]
-    assert [len(part) for part in lengthened(parts, 600, 27)] == [15, 10, 5, 0]
-    assert [len(part) for part in lengthened(parts, 600, 3)] == [3, 2, 1, 0]
+def test_another_attention_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(LlamaConfig(**DECODER), "flex_attention")
+    with pytest.warns(UserWarning, match=r"its attention is 'flex_attention' \(attn_implementation"):
+        assert not SharedRowsCheck().takes(model, *NARROW)
 
 
-def test_an_error_in_a_single_token_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    def one_wrong(model: nn.Module, prompt: Padded, completions: list[Padded]) -> list:
-        found = shared_logps(model, prompt, completions)
-        found[0].logps[0, -1] += 0.01
-        return found
+class Louder(nn.Module):
+    """Wraps a model whose logits are changed behind its head, as no config says."""
 
-    monkeypatch.setattr(check_module, "shared_logps", one_wrong)
-    with pytest.warns(UserWarning, match="differ by up to 0.01 nats a token"):
-        assert not SharedRowsCheck().takes(make_model(LlamaConfig(**DECODER)), *WIDE)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+        self.get_output_embeddings = model.get_output_embeddings
+        self.get_input_embeddings = model.get_input_embeddings
+        self.get_base_model = lambda: model
+
+    def forward(self, **kwargs: Any) -> Any:
+        output = self.model(**kwargs)
+        output.logits = output.logits * 1.5
+        return output
 
 
-def test_moshis_window_counts_columns() -> None:
-    small = {key: value for key, value in DECODER.items() if key != "pad_token_id"}
-    config = MoshiConfig(**small, head_dim=8, ffn_dim=64, sliding_window=80, max_position_embeddings=512)
-    model = make_model(config, "sdpa")
-    check = SharedRowsCheck()
-    assert check.takes(model, *NARROW)
-    with pytest.warns(UserWarning, match="Moshi.* in rows of more than"):
-        assert not check.takes(model, *WIDE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_head_whose_output_is_changed_is_found(dtype: torch.dtype) -> None:
+    refused(Louder(make_model(LlamaConfig(**DECODER), None).to(dtype)), "its head's output is changed")
+
+
+def test_a_difference_in_a_single_token_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_wrong(*arguments: Any) -> Any:
+        hidden, record = hidden_states(*arguments)
+        hidden[-2] *= 1.01
+        return hidden, record
+
+    monkeypatch.setattr(check_module, "hidden_states", one_wrong)
+    with pytest.warns(UserWarning, match="its layers give other states, worth 0"):
+        assert not SharedRowsCheck().takes(make_model(LlamaConfig(**DECODER)), *NARROW)
+
+
+def test_the_check_is_short_whatever_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(LlamaConfig(**DECODER, max_position_embeddings=100_000), None)
+    seen: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda _, ids, __: seen.append(ids[0].numel()))
+    assert SharedRowsCheck().takes(model, rows(3000, 5), [rows(2000, 1), rows(2, 900)])
+    assert seen == [64 + 32 + 2, 2 * (64 + 32)]
+
+
+def test_the_head_is_never_copied(tmp_path: Path) -> None:
+    model = policy(save_tiny_model(tmp_path / "model"), None, torch.float32)
+    head = model.get_output_embeddings()
+    seen: set[torch.dtype] = set()
+    head.register_forward_hook(lambda layer, *_: seen.add(layer.weight.dtype))
+    assert SharedRowsCheck().takes(model, *NARROW)
+    assert seen == {torch.bfloat16}
 
 
 # -- experts
@@ -137,17 +142,17 @@ def test_where_experts_are_chosen_float64_decides(
 ) -> None:
     """Two experts may be as good as equal, and rounding alone chooses: then a token differs in float32."""
     model = make_model(config)
-    parts = [torch.arange(3, 80), torch.arange(3, 40), torch.arange(50, 90)]
-    difference_in = check_module._difference_in
+    largest = check_module._Both.largest_difference
     exact: list[float] = []
 
-    def rounded(dtype: torch.dtype, *arguments: Any) -> float:
-        exact.append(difference_in(dtype, *arguments))
-        return exact[-1] if dtype == torch.float64 else 1.0
+    def rounded(both: Any) -> float:
+        exact.append(largest(both))
+        return exact[-1] if both.shared.dtype == torch.float64 else 1.0
 
-    monkeypatch.setattr(check_module, "_difference_in", rounded)
-    with torch.no_grad():
-        assert check_module._difference(model, parts) == min([1.0, *exact[1:]])
+    monkeypatch.setattr(check_module._Both, "largest_difference", rounded)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert SharedRowsCheck().takes(model, *NARROW) == (ways == 2)
     assert len(exact) == ways and exact[0] < 1e-3 and max(exact[1:], default=0.0) < 1e-5
 
 
@@ -163,23 +168,30 @@ def policy(folder: Path, quantization: str | None, adapters: torch.dtype) -> nn.
     return model
 
 
+def states(model: nn.Module) -> Tensor:
+    layout = lay_out_padded(NARROW[0], NARROW[1])
+    ids = torch.cat([padded.ids.flatten() for padded in (NARROW[0], *NARROW[1])])[layout.source]
+    return hidden_states(model, ids, layout)[0]
+
+
 @pytest.mark.parametrize("adapters", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("quantization", [None, "nf4"])
 def test_a_pass_in_float32_of_half_precision(tmp_path: Path, quantization: str | None, adapters: torch.dtype) -> None:
     model = policy(save_tiny_model(tmp_path / "model"), quantization, adapters)
     before = {name: (id(p), p.dtype) for name, p in model.named_parameters()}
     computed: set[torch.dtype] = set()
+    head = model.get_output_embeddings()
     handles = [
         module.register_forward_hook(lambda _, __, out: computed.add(out.dtype), always_call=True)
         for module in model.modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and module is not head
     ]
     with (
         torch.no_grad(),
-        computed_in(torch.float32, model, model.get_output_embeddings()),
+        computed_in(torch.float32, model, head),
         torch.autocast("cpu", enabled=False),
     ):
-        found = values(shared_logps(model, *NARROW))
+        found = states(model)
         # 4-bit layers give back their input's dtype
     assert computed == {torch.float32}
     for handle in handles:
@@ -188,7 +200,7 @@ def test_a_pass_in_float32_of_half_precision(tmp_path: Path, quantization: str |
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
     if quantization is None:
         with torch.no_grad():
-            torch.testing.assert_close(found, values(plain_logps(model.float(), *NARROW)), atol=1e-5, rtol=0)
+            torch.testing.assert_close(found, states(model.float()), atol=1e-5, rtol=0)
 
 
 def test_an_error_within_leaves_the_weights_as_they_were(tmp_path: Path) -> None:

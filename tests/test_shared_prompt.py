@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import flex_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
@@ -22,19 +21,18 @@ from transformers import (
     MambaConfig,
     PretrainedConfig,
 )
-from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from lit_align.batch import Padded
-from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps
+from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logps, shared_logps, span_attention
 from lit_align.policy import head as head_module
-from lit_align.policy.cpu import attention as attention_module
-from lit_align.policy.cpu import segments
 from lit_align.policy.head import token_logps
 from lit_align.policy.load import keep_activations, load_model
-from lit_align.policy.shared_prompt import PADDING, shared_rows
+from lit_align.shared_rows import Span, lay_out
 from tests.helpers.row_models import (
+    ATTENTIVE,
     COMPLETIONS,
     CONFIGS,
+    MIXTURES,
     PROMPT,
     assert_same,
     gradients,
@@ -44,22 +42,63 @@ from tests.helpers.row_models import (
 )
 from tests.helpers.tiny import save_tiny_model
 
+ATTEND = {**CONFIGS, **ATTENTIVE, **MIXTURES}
 
-@pytest.mark.parametrize("attention", ["segments", "sdpa", "eager"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_equal_to_plain_rows(name: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if attention == "segments":
-        monkeypatch.setattr(attention_module, "LONG_ROW", 1)
-        attention = "sdpa"
-    if name == "gemma2_caps" and attention == "sdpa":
-        pytest.skip("transformers has no SDPA for Gemma 2")
-    model = make_model(CONFIGS[name], attention)
+
+@pytest.mark.parametrize(
+    ("name", "attention"), [*((name, None) for name in ATTEND), ("llama", "eager"), ("gemma3_window", "eager")]
+)
+def test_equal_to_plain_rows(name: str, attention: str | None) -> None:
+    model = make_model(ATTEND[name], attention)
+    plain = plain_logps(model, PROMPT, COMPLETIONS)
     assert_same(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the check on the first batch accepts it
         forward = CompletionForward()
         forward(model, PROMPT, COMPLETIONS)
     assert forward._checks[model].accepted
+    for before, after in zip(plain, plain_logps(model, PROMPT, COMPLETIONS), strict=True):
+        assert torch.equal(before.logps, after.logps)  # a row of its own is computed as ever
+
+
+@pytest.mark.parametrize("block", [1, 3, 5])
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma2_caps", "gpt_oss", "llama4_chunks"])
+def test_blocks_of_queries_change_nothing(name: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_attention, "BLOCK", block)
+    assert_same(make_model(ATTEND[name], None))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3_window", "qwen3_moe"])
+def test_checkpointed_layers_attend_again_by_the_layout(name: str) -> None:
+    model = make_model(ATTEND[name], None)
+    wanted = shared_gradients(model)
+    model.train()
+    keep_activations(PolicySpec("", gradient_checkpointing=True), model)
+    got = shared_gradients(model)
+    assert wanted and all(torch.equal(got[key], gradient) for key, gradient in wanted.items())
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3_window", "gpt_neox"])
+def test_generation_and_padded_prompts_are_as_before(name: str) -> None:
+    model = make_model(ATTEND[name], None)
+    ids = torch.arange(3, 15).view(2, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+
+    def answers() -> Tensor:
+        return model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=6,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+
+    before = answers()
+    shared_logps(model, PROMPT, COMPLETIONS)
+    after = answers()
+    assert torch.equal(before.sequences, after.sequences)
+    torch.testing.assert_close(torch.stack(after.logits), torch.stack(before.logits), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -81,16 +120,20 @@ def test_equal_under_lora(tmp_path: Path, quantization: Literal["nf4"] | None, c
 
 
 def test_layout_by_hand() -> None:
-    prompt = Padded.from_sequences([[5, 6], [7]], 0)
-    layout = shared_rows(
-        prompt, [Padded.from_sequences([[10], [11, 12]], 0), Padded.from_sequences([[20, 21], [22]], 0)]
-    )
-    assert layout.ids.tolist() == [[5, 6, 10, 20, 21], [7, 11, 12, 22, 0]]
-    assert layout.positions[0].tolist() == [0, 1, 2, 2, 3]
-    assert layout.positions[1, :4].tolist() == [0, 1, 2, 1]
-    assert layout.segments.tolist() == [[0, 0, 1, 2, 2], [0, 1, 1, 2, PADDING]]
-    assert layout.predicting[0].tolist() == [[1, 2], [0, 1]]
-    assert layout.predicting[1].tolist() == [[1, 3], [0, 3]]
+    rows = lay_out([2, 1], [[1, 2], [2, 0]], [2, 2, 2])
+    ids = torch.tensor([5, 6, 7, 0, 10, 0, 11, 12, 20, 21, 0, 0])  # prompts, then the two completions, each [2, 2]
+    assert ids[rows.source].tolist() == [5, 6, 10, 20, 21, 7, 11, 12]
+    assert rows.positions.tolist() == [[0, 1, 2, 2, 3, 0, 1, 2]]
+    assert rows.columns.tolist() == [2, 6, 7, 3, 4] and rows.predicting.tolist() == [1, 5, 6, 1, 3]
+    assert rows.slots.tolist() == [0, 2, 3, 0, 1] and rows.counts == (3, 2)
+    layout = rows.layout
+    assert layout.spans == (Span(2, None, 0), Span(1, 0, 2), Span(2, 0, 2), Span(1, None, 0), Span(2, 3, 1))
+    assert layout.keys.tolist() == [0, 1, 0, 1, 2, 0, 1, 3, 4, 5, 5, 6, 7]
+    assert layout.uses.tolist() == [
+        [0, 2, 5], [1, 3, 6], [4, 13, 13], [7, 13, 13], [8, 13, 13], [9, 10, 13], [11, 13, 13], [12, 13, 13]
+    ]  # fmt: skip
+    assert layout.query_ends.tolist() == [0, 2, 3, 5, 6, 8] and layout.key_ends.tolist() == [0, 2, 5, 9, 10, 13]
+    assert (layout.most_queries, layout.most_keys) == (2, 4)
 
 
 def test_padding_and_batch_split_change_nothing() -> None:
@@ -104,24 +147,6 @@ def test_padding_and_batch_split_change_nothing() -> None:
         )
         for one, other in zip(together, alone, strict=True):
             torch.testing.assert_close(one.logps[row], other.logps[0], atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3_window"])
-def test_packed_rows_of_flex_attention_equal_plain_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # compiling takes a minute
-    monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda self: flex_attention.flex_attention)
-    packed = make_model(CONFIGS[name], "flex_attention")
-    plain = make_model(CONFIGS[name])
-    seen: list[torch.Size] = []
-    packed.model.embed_tokens.register_forward_hook(lambda _, ids, __: seen.append(ids[0].shape))
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-        got = shared_logps(packed, PROMPT, COMPLETIONS)
-        wanted = plain_logps(plain, PROMPT, COMPLETIONS)
-    for one, other in zip(got, wanted, strict=True):
-        torch.testing.assert_close(one.logps[one.mask], other.logps[other.mask], atol=1e-5, rtol=1e-5)
-    tokens = sum(int(part.mask.sum()) for part in [PROMPT, *COMPLETIONS])
-    assert seen == [torch.Size([1, tokens])]  # no padding at all
 
 
 class WatchAttention(TorchFunctionMode):
@@ -145,25 +170,41 @@ def shared_gradients(model: nn.Module) -> dict[str, Tensor]:
     return gradients(model)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_long_rows_are_attended_to_by_segments(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_module, "LONG_ROW", 1)
+def test_each_span_attends_to_its_prompt_and_itself_alone() -> None:
     model = make_model(CONFIGS["llama"], "sdpa")
-    if checkpointing:
-        model.train()
-        keep_activations(PolicySpec("", gradient_checkpointing=True), model)
-    attention = segments._LongRow.attend
-    long_rows: list[object] = []
-    monkeypatch.setattr(segments._LongRow, "attend", lambda row, *of: long_rows.append(row) or attention(row, *of))
     with WatchAttention() as watch:
         shared_gradients(model)
     layer = []
-    for row, prompt in enumerate(PROMPT.lengths.tolist()):
-        layer += [(prompt, prompt), *((int(c.lengths[row]), prompt + int(c.lengths[row])) for c in COMPLETIONS)]
-    layers = model.config.num_hidden_layers
-    assert [(query.shape[-2], key.shape[-2]) for query, key, _ in watch.calls] == layer * layers
-    runs = 2 if checkpointing else 1  # checkpointed layers run again in the backward, and in the same way
-    assert len(long_rows) == runs * layers * len(PROMPT.ids)
+    for row, prompt in enumerate(PROMPT.sizes):
+        layer += [(prompt, prompt), *((c.sizes[row], prompt + c.sizes[row]) for c in COMPLETIONS)]
+    assert [(query.shape[-2], key.shape[-2]) for query, key, _ in watch.calls] == layer * model.config.num_hidden_layers
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma2_caps"])
+def test_memory_of_attention_grows_with_the_row_not_with_its_square(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_attention, "BLOCK", 8)
+    model = make_model(CONFIGS[name], None)
+    largest = []
+    for size in (200, 400):
+        with WatchSizes() as watch:
+            loss_of(shared_logps(model, rows(size), [rows(size, seed=1), rows(size, seed=2)])).backward()
+        largest.append(watch.largest)
+    assert largest[1] <= 2.1 * largest[0]
+
+
+class WatchSizes(TorchDispatchMode):
+    """Keeps the most elements that a new tensor has inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.untyped_storage().nbytes() // tensor.itemsize)
+        return out
 
 
 def test_half_precision_is_attended_to_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,19 +222,15 @@ def test_half_precision_is_attended_to_in_float32(monkeypatch: pytest.MonkeyPatc
         assert watch.dtypes() == {torch.float32}
     for name, gradient in got.items():
         assert torch.equal(again[name], gradient), name
-    monkeypatch.setattr(attention_module, "HALF_PRECISIONS", ())
+    monkeypatch.setattr(span_attention, "HALF_PRECISIONS", ())
     usual = shared_gradients(make_model(CONFIGS["llama"], "sdpa").bfloat16())
     for name, wanted in exact.items():  # as near to float32 as torch's own way, but for rounding
         error, allowed = ((one[name].float() - wanted).norm() for one in (got, usual))
         assert error <= 1.5 * allowed + 0.02 * wanted.norm(), name
 
 
-@pytest.mark.parametrize("long_row", [1, 16, 512])
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3_window"])
-def test_half_precision_gives_the_same_digits_in_any_batch_with_and_without_gradients(
-    name: str, long_row: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_module, "LONG_ROW", long_row)
+def test_half_precision_gives_the_same_digits_in_any_batch_with_and_without_gradients(name: str) -> None:
     model = make_model(CONFIGS[name], "sdpa").bfloat16()
     wanted = shared_logps(model, PROMPT, COMPLETIONS)
     with torch.no_grad():
@@ -223,8 +260,8 @@ def test_under_autocast_a_prompt_is_shared_and_attended_to_in_float32() -> None:
     assert (
         forward._checks[model].accepted and abs(plain - loss_of(plain_logps(model, PROMPT, COMPLETIONS)).item()) > 1e-2
     )
-    shared = [call for call in watch.calls if call[0].shape[-2] == 21 and call[0].requires_grad]
-    assert len(shared) == model.config.num_hidden_layers  # of the one row of 21 tokens
+    shared = [call for call in watch.calls if call[1].shape[-2] == 15 > call[0].shape[-2] and call[0].requires_grad]
+    assert len(shared) == model.config.num_hidden_layers  # of the one completion that makes 15 tokens with its prompt
     assert {tensor.dtype for call in shared for tensor in call} == {torch.float32}
 
 

@@ -18,12 +18,12 @@ COMPUTE_DTYPE = "compute_dtype"
 def computed_in(dtype: torch.dtype, model: nn.Module, head: nn.Module) -> Iterator[None]:
     """Computes passes of `model` without gradients in `dtype`, within the block.
 
-    Each layer's weights have that dtype only while it runs, those of the head until the end of the block.
+    Each layer's weights have that dtype only while it runs. The head, whose copy would be the largest, keeps its own.
 
     Args:
         dtype: float32 or float64.
         model: a model with weights in any dtype.
-        head: the model's output embeddings, whose weights are also read outside of its own forward pass.
+        head: the model's output embeddings.
     """
     precision = torch.get_float32_matmul_precision()
     with ExitStack() as stack:
@@ -32,10 +32,10 @@ def computed_in(dtype: torch.dtype, model: nn.Module, head: nn.Module) -> Iterat
         device = next(model.parameters()).device.type
         if torch.amp.is_autocast_available(device):
             stack.enter_context(torch.autocast(device, enabled=False))
+        of_head = set(head.modules())
         for module in model.modules():
-            for handle in _hooks(module, dtype):
+            for handle in _hooks(module, dtype) if module not in of_head else ():
                 stack.callback(handle.remove)
-        stack.callback(_swap_weights(head, dtype))
         yield
 
 

@@ -20,6 +20,11 @@ def attention_name(config: Any) -> str:
     return str(config._attn_implementation)
 
 
+def may_set_attention(model: Any) -> bool:
+    """Whether a model's layers look up their attention function by its name."""
+    return bool(model._can_set_attn_implementation())
+
+
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
     """A model's repeated layers, whose classes transformers names only for splitting a model over devices."""
     names = set(getattr(model, "_no_split_modules", None) or ())

@@ -24,7 +24,6 @@ from transformers import (
 from lit_align.policy.adapter import demand_own_base, load_adapter, saved_config
 from lit_align.policy.broken_files import demand_whole_files, naming_files
 from lit_align.policy.compiled import compile_layers
-from lit_align.policy.cpu.attention import checkpoint_contexts
 from lit_align.policy.internals import wrap_checkpoint_functions
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
 from lit_align.policy.quiet import quiet_libraries
@@ -236,8 +235,6 @@ def keep_activations(spec: PolicySpec, model: PreTrainedModel) -> None:
     if not spec.gradient_checkpointing:
         return
     settings: dict[str, Any] = {"use_reentrant": False}
-    if not spec.compile:  # torch.compile takes no such context
-        settings["context_fn"] = checkpoint_contexts
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(settings)
     else:  # an older transformers

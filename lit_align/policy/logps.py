@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lit_align.batch import Padded
 from lit_align.policy.head import collisions
 from lit_align.policy.outputs import logits_only, output_head
+from lit_align.shared_rows import demand_prompts
 
 NEGLIGIBLE = 1e-30
 """Smaller gradients of a log-prob count as 0. float32 has eight more decimal places before numbers get denormal."""
@@ -38,11 +39,18 @@ class TokenLogps:
     collisions: Tensor | None = None
 
     @classmethod
-    def from_flat(cls, mask: Tensor, values: Tensor, collisions: Tensor | None) -> TokenLogps:
-        """Spreads the values of the real tokens, [N] in the order of `mask`, over [B, C]."""
+    def from_flat(cls, mask: Tensor, slots: Tensor, values: Tensor, collisions: Tensor | None) -> TokenLogps:
+        """Spreads the values of the real tokens over [B, C].
+
+        Args:
+            mask: [B, C] bool, True where a token is real.
+            slots: [N] the places of the real tokens in the flattened mask.
+            values: [N] their log-probs.
+            collisions: [N] their collisions, or None.
+        """
 
         def spread(flat: Tensor) -> Tensor:
-            return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
+            return flat.new_zeros(mask.numel()).scatter(0, slots, flat).view_as(mask)
 
         if values.requires_grad:
             values.register_hook(_without_traces)
@@ -86,16 +94,12 @@ def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded, with_co
     Raises:
         ValueError: a prompt is empty, so that nothing would predict the first token of its completion.
     """
-    prompt_lengths = prompt.lengths
-    if not bool((prompt_lengths > 0).all()):
-        raise ValueError("Every prompt needs at least one token, but one of the batch is empty.")
-    ids, mask = _join(prompt, completion)
-    # token j of a completion is predicted at the position before it: prompt_length - 1 + j
-    predicting = prompt_lengths[:, None] - 1 + torch.arange(completion.ids.shape[1], device=ids.device)
-    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(predicting)
-    logits = _logits_at(model, ids, mask, rows[completion.mask], predicting[completion.mask])
-    values = -F.cross_entropy(logits.float(), completion.ids[completion.mask], reduction="none")
-    return TokenLogps.from_flat(completion.mask, values, collisions(logits) if with_collisions else None)
+    demand_prompts(prompt.sizes)
+    rows = _rows(prompt, completion)
+    logits = _logits_at(model, rows)
+    values = -F.cross_entropy(logits.float(), rows.targets, reduction="none")
+    slots = completion.mask.flatten().nonzero()[:, 0]
+    return TokenLogps.from_flat(completion.mask, slots, values, collisions(logits) if with_collisions else None)
 
 
 def plain_logps(
@@ -110,10 +114,45 @@ def plain_logps(
         with_collisions: also fill `TokenLogps.collisions`.
     """
     size = len(prompt.ids)
-    count = len(completions)
-    prompts = Padded(prompt.ids.repeat(count, 1), prompt.mask.repeat(count, 1))
-    together = sequence_logps(model, prompts, _stack(completions), with_collisions)
-    return [together.rows(i * size, (i + 1) * size) for i in range(count)]
+    together = sequence_logps(model, _repeat(prompt, len(completions)), _stack(completions), with_collisions)
+    return [together.rows(i * size, (i + 1) * size) for i in range(len(completions))]
+
+
+@dataclass(frozen=True)
+class PlainRows:
+    """B rows of a prompt with one completion, padded on the right.
+
+    Args:
+        ids: [B, T].
+        mask: [B, T] bool, True where a token is real.
+        rows: [N] the row of each completion token.
+        columns: [N] the column of the token before it, which predicts it.
+        targets: [N] the completion tokens.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+
+
+def plain_rows(prompt: Padded, completions: Sequence[Padded]) -> PlainRows:
+    """The rows of :func:`plain_logps`."""
+    return _rows(_repeat(prompt, len(completions)), _stack(completions))
+
+
+def _repeat(prompt: Padded, count: int) -> Padded:
+    return Padded(prompt.ids.repeat(count, 1), prompt.mask.repeat(count, 1), prompt.sizes * count)
+
+
+def _rows(prompt: Padded, completion: Padded) -> PlainRows:
+    ids, mask = _join(prompt, completion)
+    # token j of a completion is predicted at the position before it: prompt_length - 1 + j
+    predicting = prompt.lengths[:, None] - 1 + torch.arange(completion.ids.shape[1], device=ids.device)
+    rows = torch.arange(len(ids), device=ids.device)[:, None].expand_as(predicting)
+    real = completion.mask
+    return PlainRows(ids, mask, rows[real], predicting[real], completion.ids[real])
 
 
 def _stack(parts: Sequence[Padded]) -> Padded:
@@ -136,13 +175,13 @@ def _join(prompt: Padded, completion: Padded) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _logits_at(model: nn.Module, ids: Tensor, mask: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The model's logits at N chosen positions, [N, vocabulary]."""
+def _logits_at(model: nn.Module, rows: PlainRows) -> Tensor:
+    """The model's logits at the N positions that predict, [N, vocabulary]."""
     head = output_head(model)
-    with _gather_before(head, rows, columns) as gathered:
+    with _gather_before(head, rows.rows, rows.columns) as gathered:
         options = logits_only(model.config)
-        logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False, **options).logits
-    return logits[0] if gathered else logits[rows, columns]
+        logits: Tensor = model(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False, **options).logits
+    return logits[0] if gathered else logits[rows.rows, rows.columns]
 
 
 @contextmanager

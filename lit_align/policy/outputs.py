@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def logits_only(config: Any) -> dict[str, bool]:
@@ -19,3 +19,9 @@ def logits_only(config: Any) -> dict[str, bool]:
 def output_head(model: nn.Module) -> nn.Module:
     """The layer that makes logits of hidden states; an adapter's model hands the question on to its base."""
     return cast(nn.Module, cast(Any, model).get_output_embeddings())
+
+
+def as_input(head: nn.Module, states: Tensor) -> Tensor:
+    """Hidden states in the dtype of the head's weights, unless those are quantised."""
+    dtypes = (parameter.dtype for parameter in head.parameters() if parameter.is_floating_point())
+    return states.to(next(dtypes, states.dtype))

@@ -1,4 +1,4 @@
-"""Log-probs of completions from rows that hold a prompt once for all of them."""
+"""Log-probs of completions from a row that holds each prompt once for all of its completions."""
 
 from __future__ import annotations
 
@@ -9,49 +9,67 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lit_align.batch import Padded
-from lit_align.policy.cpu.attention import cheaper_attention
+from lit_align.batch import Padded, lay_out_padded
+from lit_align.policy.attention import Pass, shared_pass, use_shared_attention
 from lit_align.policy.head import token_logps
-from lit_align.policy.internals import attention_name
 from lit_align.policy.logps import TokenLogps
-from lit_align.policy.outputs import logits_only, output_head
-from lit_align.policy.precision import embedding_weight
-from lit_align.policy.shared_prompt import FLEX, attention_mask, shared_rows
+from lit_align.policy.outputs import as_input, logits_only, output_head
+from lit_align.shared_rows import SharedRows
 
 
 def shared_logps(
-    model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False
+    model: nn.Module,
+    prompt: Padded,
+    completions: Sequence[Padded],
+    with_collisions: bool = False,
+    rows: SharedRows | None = None,
 ) -> list[TokenLogps]:
-    """Log-probs of several completions of B prompts, one row for each prompt; see `shared_prompt.py`."""
+    """Log-probs of several completions of B prompts, all in one row; see `lit_align/shared_rows.py`.
+
+    Args:
+        model: as in :func:`~lit_align.policy.logps.sequence_logps`.
+        prompt: [B, P], each with at least one token.
+        completions: any number of [B, C_j].
+        with_collisions: also fills `TokenLogps.collisions`.
+        rows: their layout, on the model's device; None lays them out.
+    """
+    if rows is None:
+        rows = lay_out_padded(prompt, completions).to(prompt.ids.device)
+    ids = torch.cat([padded.ids.flatten() for padded in (prompt, *completions)])[rows.source]
+    hidden, _ = hidden_states(model, ids, rows)
+    values, collisions = token_logps(
+        hidden[rows.predicting], ids[rows.columns], output_head(model), model.config, with_collisions
+    )
+    counts = list(rows.counts)
+    collided = [None] * len(counts) if collisions is None else collisions.split(counts)
+    return [
+        TokenLogps.from_flat(completion.mask, slots, part, collision)
+        for completion, slots, part, collision in zip(
+            completions, rows.slots.split(counts), values.split(counts), collided, strict=True
+        )
+    ]
+
+
+def hidden_states(model: nn.Module, ids: Tensor, rows: SharedRows) -> tuple[Tensor, Pass]:
+    """The states that the head gets, [T, H], and what attention was asked for.
+
+    Args:
+        model: as in :func:`shared_logps`.
+        ids: [T] the tokens of the row.
+        rows: their layout.
+    """
+    use_shared_attention(model)
     config: Any = model.config
-    rows = shared_rows(prompt, completions)
-    if attention_name(config) == FLEX:
-        rows = rows.packed()
-    mask = attention_mask(rows, config, embedding_weight(model).dtype)
-    index = torch.arange(len(rows.ids), device=rows.ids.device)[:, None]
-    head = output_head(model)
-    with stopped_before(head) as hidden, cheaper_attention(model, rows, mask):
+    with shared_pass() as record, stopped_before(output_head(model)) as kept:
         model(
-            input_ids=rows.ids,
-            attention_mask=mask,
+            input_ids=ids[None],
+            attention_mask=torch.ones_like(ids[None]),  # given none, the library would look for packed rows itself
             position_ids=rows.positions,
+            layout=rows.layout,
             use_cache=False,
             **logits_only(config),
         )
-    gathered = torch.cat(
-        [
-            hidden[0][index.expand_as(columns)[completion.mask], columns[completion.mask]]
-            for completion, columns in zip(completions, rows.predicting, strict=True)
-        ]
-    )
-    targets = torch.cat([completion.ids[completion.mask] for completion in completions])
-    values, collisions = token_logps(gathered, targets, head, config, with_collisions)
-    sizes = [int(completion.mask.sum()) for completion in completions]
-    collided = [None] * len(sizes) if collisions is None else collisions.split(sizes)
-    return [
-        TokenLogps.from_flat(completion.mask, part, collision)
-        for completion, part, collision in zip(completions, values.split(sizes), collided, strict=True)
-    ]
+    return kept[0][0], record
 
 
 @contextmanager
@@ -61,7 +79,7 @@ def stopped_before(head: nn.Module) -> Iterator[list[Tensor]]:
 
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
         kept.append(inputs[0])
-        return (inputs[0][:, :0], *inputs[1:])
+        return (as_input(head, inputs[0][:, :0]), *inputs[1:])
 
     handle = head.register_forward_pre_hook(keep)
     try:

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from lit_align.policy.shared_prompt import FULL, SLIDING, layer_kinds
-
+_KINDS = {"full_attention", "sliding_attention"}
 _ROOM = 64
 """Columns that the cache grows by, at least."""
 
@@ -150,4 +149,5 @@ def fits_slots(config: PretrainedConfig) -> bool:
     """Whether each of a model's layers keeps the keys and values of all tokens or of a sliding window of them."""
     text = config.get_text_config(decoder=True)
     plain = {DynamicLayer, DynamicSlidingWindowLayer}
-    return layer_kinds(text) <= {FULL, SLIDING} and {type(layer) for layer in DynamicCache(config=text).layers} <= plain
+    kinds = set(getattr(text, "layer_types", None) or ())
+    return kinds <= _KINDS and {type(layer) for layer in DynamicCache(config=text).layers} <= plain

@@ -16,11 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from lit_align.batch import PairBatch
 from lit_align.losses import LossOutput, PairLogps, PreferenceLoss
-from lit_align.policy.forward import CompletionForward, batch_logps, rounding
+from lit_align.policy.forward import CompletionForward, batch_logps
 from lit_align.policy.load import load_model, load_stop_ids, load_tokenizer
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.sharding import gathered
+from lit_align.policy.shared_check import rounding
 from lit_align.policy.spec import PolicySpec
 from lit_align.run_parts import datamodule_of, trainer_of
 from lit_align.training.out_of_memory import Run, SplitOnOOM, explain_out_of_memory

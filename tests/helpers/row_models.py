@@ -9,17 +9,26 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
     CohereConfig,
+    Ernie4_5Config,
+    Exaone4Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
     GraniteConfig,
     GraniteMoeConfig,
+    HeliumConfig,
+    HunYuanDenseV1Config,
+    Llama4TextConfig,
     MistralConfig,
     MixtralConfig,
+    Olmo2Config,
+    Olmo3Config,
     OlmoeConfig,
     OPTConfig,
     Phi3Config,
@@ -31,6 +40,8 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
+    Starcoder2Config,
 )
 
 from lit_align.batch import Padded
@@ -64,7 +75,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
 }
 
 
-def make_model(config: PretrainedConfig, attention: str = "eager") -> PreTrainedModel:
+def make_model(config: PretrainedConfig, attention: str | None = "eager") -> PreTrainedModel:
     torch.manual_seed(1)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(deepcopy(config), attn_implementation=attention).eval()
     for parameter in model.parameters():  # away from the tiny initial values, so that attention and logits differ
@@ -124,7 +135,31 @@ MIXTURES: dict[str, PretrainedConfig] = {
     "granitemoe": GraniteMoeConfig(**EXPERTS, num_local_experts=4),
     "phimoe": PhimoeConfig(**EXPERTS, num_local_experts=4),
     "gpt_oss": GptOssConfig(
-        **EXPERTS, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=16,
+        **EXPERTS, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=4,
         layer_types=["sliding_attention", "full_attention"],
     ),
 }  # fmt: skip
+ATTENTIVE: dict[str, PretrainedConfig] = {
+    "llama4_chunks": Llama4TextConfig(
+        **DECODER,
+        head_dim=8,
+        intermediate_size_mlp=64,
+        attention_chunk_size=4,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        moe_layers=[1],
+        layer_types=["chunked_attention", "full_attention"],
+        attn_temperature_tuning=False,
+    ),
+    "olmo2": Olmo2Config(**DECODER),
+    "olmo3": Olmo3Config(**DECODER, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "smollm3": SmolLM3Config(**DECODER, no_rope_layers=[1, 0]),
+    "glm4": Glm4Config(**DECODER, head_dim=8),
+    "cohere2": Cohere2Config(**DECODER, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "starcoder2": Starcoder2Config(**DECODER, sliding_window=4),
+    "exaone4": Exaone4Config(**DECODER, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "ernie4_5": Ernie4_5Config(**DECODER, head_dim=8),
+    "hunyuan": HunYuanDenseV1Config(**DECODER, head_dim=8),
+    "helium": HeliumConfig(**DECODER, head_dim=8),
+}
+"""More architectures, with windows that rows of a few tokens are longer than."""
