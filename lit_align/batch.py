@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -191,6 +192,7 @@ def collate(
     chosen = Padded.from_sequences([pair.chosen for pair in pairs], pad_id)
     rejected = Padded.from_sequences([pair.rejected for pair in pairs], pad_id)
     logps = [values for values in reference if values is not None]
+    known = _reference_logps(chosen, rejected, logps) if len(logps) == len(pairs) else {}
     batch = PairBatch(
         prompt=Padded.from_sequences([pair.prompt for pair in pairs], pad_id),
         chosen=chosen,
@@ -198,7 +200,7 @@ def collate(
         on_policy=torch.tensor([pair.on_policy for pair in pairs]),
         margin=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
         target=Padded.from_sequences(targets, pad_id) if len(targets) == len(pairs) else None,
-        **(_reference_logps(chosen, rejected, logps) if len(logps) == len(pairs) else {}),
+        **known,
     )
     if all(batch.prompt.sizes):
         batch.rows = lay_out_padded(batch.prompt, batch.completions)
@@ -218,7 +220,7 @@ def lay_out_padded(prompt: Padded, completions: Sequence[Padded]) -> SharedRows:
 
 def _reference_logps(
     chosen: Padded, rejected: Padded, logps: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     chosen_tokens = torch.zeros(chosen.mask.shape)
     rejected_tokens = torch.zeros(rejected.mask.shape)
     chosen_tokens[chosen.mask] = torch.from_numpy(np.concatenate([of_pair[0] for of_pair in logps]))

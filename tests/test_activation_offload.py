@@ -64,7 +64,7 @@ def test_gradients_are_the_same_and_inputs_of_layers_alone_are_moved(
     assert all(torch.equal(found[name], expected[name]) for name in expected)
     config = tiny_llama_config()
     width = PROMPT + 2 * COMPLETION
-    assert moved == [(PAIRS, width, config.hidden_size)] * config.num_hidden_layers
+    assert moved == [(1, PAIRS * width, config.hidden_size)] * config.num_hidden_layers
 
 
 def test_with_torch_s_own_move_to_the_host(tiny_model: Path) -> None:

@@ -37,19 +37,20 @@ class Card(Callback):
         self.taken: list[int] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        def check(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def check(_: nn.Module, args: Any, kwargs: Any) -> None:
             if torch.is_grad_enabled() and not self.in_backward and trainer.global_step >= self.from_step:
-                self.count(len(args[0]))
+                self.count(pairs_in(kwargs))
 
-        def check_in_backward(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        def check_in_backward(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             if self.in_backward and output.requires_grad and trainer.global_step >= self.from_step:
-                return _Heavy.apply(output, self)
+                return _Heavy.apply(output, self, pairs_in(kwargs))
             return output
 
         modules = dict(pl_module.policy.named_modules())
         first, second = (next(modules[name] for name in modules if name.endswith(f"layers.{n}")) for n in range(2))
-        second.register_forward_pre_hook(check)  # by then, the first layer has drawn its dropout
-        first.register_forward_hook(check_in_backward)  # by then, the gradients of the second layer are there
+        second.register_forward_pre_hook(check, with_kwargs=True)  # by then, the first layer has drawn its dropout
+        # by its forward hook, the gradients of the second layer are there
+        first.register_forward_hook(check_in_backward, with_kwargs=True)
 
     def count(self, pairs: int) -> None:
         (self.taken if pairs <= self.pairs else self.refused).append(pairs)
@@ -65,16 +66,21 @@ class Once(Card):
             super().count(pairs)
 
 
+def pairs_in(kwargs: dict[str, Any]) -> int:
+    """The pairs that a pass computes at once: the prompts in its shared row."""
+    return sum(span.prompt is None for span in kwargs["layout"].spans) if "layout" in kwargs else 0
+
+
 class _Heavy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, card: Card) -> Tensor:
-        ctx.card = card
+    def forward(ctx: Any, hidden: Tensor, card: Card, pairs: int) -> Tensor:
+        ctx.card, ctx.pairs = card, pairs
         return hidden.clone()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        ctx.card.count(len(upstream[0]))
-        return upstream[0], None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        ctx.card.count(ctx.pairs)
+        return upstream[0], None, None
 
 
 class Recorder(Callback):
@@ -252,9 +258,7 @@ def test_parts_are_kept_and_short_micro_batches_stay_whole(tiny_model: Path, tmp
     assert len(card.refused) <= 3 and made._split.tokens is not None  # 5 and 3 at first, not at every micro-batch
     short = batch(0, longest=3)
     seen: list[int] = []
-    made.policy.register_forward_pre_hook(
-        lambda _, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    made.policy.register_forward_pre_hook(lambda _, args, kwargs: seen.append(pairs_in(kwargs)), with_kwargs=True)
     made._split.logps(made._policy_logps, short)
     assert seen == [PAIRS]
 
@@ -264,7 +268,7 @@ def test_evaluation_and_the_reference_are_computed_in_parts_too(tiny_model: Path
     expected = [one.sum() for one in made.run_reference(batch(0))]
 
     def check(_: nn.Module, args: Any, kwargs: Any) -> None:
-        if len(kwargs["input_ids"]) > 2:
+        if pairs_in(kwargs) > 2:
             raise torch.OutOfMemoryError("simulated")
 
     data = loader_of([batch(0)])

@@ -295,7 +295,7 @@ class BatchScheduler:
 
 
 def row_length(pair: TokenizedPair, with_target: bool) -> int:
-    """Tokens of the pair's row: the prompt once, and all its completions behind it (`policy/shared_prompt.py`)."""
+    """Tokens of the pair's row: the prompt once, and all its completions behind it (`shared_rows.py`)."""
     target = len(pair.target) if with_target and pair.target is not None else 0
     return len(pair.prompt) + len(pair.chosen) + len(pair.rejected) + target
 

@@ -30,7 +30,7 @@ from lit_align.shared_rows import Layout
 Output = tuple[Tensor, Tensor | None]
 NAMES = {"sdpa": "shared_prompt", "eager": "shared_prompt_eager"}
 """The name of the function for each attention that a model may run where it is given no layout."""
-MASKS = {"sdpa": sdpa_mask, "eager": eager_mask}
+MASKS: dict[str, Callable[..., Tensor | None]] = {"sdpa": sdpa_mask, "eager": eager_mask}
 CHUNKED = "chunked_attention"
 
 
@@ -94,7 +94,7 @@ def _attention(
     layout: Layout | None = options.pop("layout", None)
     if layout is not None:
         return _attend(module, query, key, value, mask, layout, options), None
-    function = sdpa_attention_forward if plain == "sdpa" else _eager_of(module)
+    function: Callable[..., Output] = sdpa_attention_forward if plain == "sdpa" else _eager_of(module)
     return function(module, query, key, value, mask, **options)
 
 
@@ -147,8 +147,7 @@ def _eager_of(module: nn.Module) -> Callable[..., Output]:
 def _mask(plain: str, *args: Any, **kwargs: Any) -> Tensor | None:
     record = _PASS.get()
     if record is None:
-        mask: Tensor | None = MASKS[plain](*args, **kwargs)
-        return mask
+        return MASKS[plain](*args, **kwargs)
     if kwargs.get("local_size"):
         record.masked_windows.add(kwargs["local_size"])
     return None

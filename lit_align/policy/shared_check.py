@@ -143,7 +143,7 @@ class _Both:
         logits: the model's own logits of the first tokens.
     """
 
-    model: nn.Module
+    model: Any
     shared: Tensor
     plain: Tensor
     targets: Tensor
@@ -188,7 +188,7 @@ class _Both:
         return float((logps - own).abs().mean())
 
 
-def _demand_layout(model: nn.Module, record: Pass) -> None:
+def _demand_layout(model: Any, record: Pass) -> None:
     """Raises :class:`NotShared` unless each layer attended by the layout and by nothing else."""
     layers = model.config.get_text_config().num_hidden_layers
     if record.calls != layers:

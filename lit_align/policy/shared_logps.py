@@ -36,9 +36,10 @@ def shared_logps(
     if rows is None:
         rows = lay_out_padded(prompt, completions).to(prompt.ids.device)
     ids = torch.cat([padded.ids.flatten() for padded in (prompt, *completions)])[rows.source]
+    config: Any = model.config
     hidden, _ = hidden_states(model, ids, rows)
     values, collisions = token_logps(
-        hidden[rows.predicting], ids[rows.columns], output_head(model), model.config, with_collisions
+        hidden[rows.predicting], ids[rows.columns], output_head(model), config, with_collisions
     )
     counts = list(rows.counts)
     collided = [None] * len(counts) if collisions is None else collisions.split(counts)

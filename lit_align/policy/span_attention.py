@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -75,8 +75,8 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rul
             seen = torch.cat([keys[span.prompt], keys[i]], 2), torch.cat([values[span.prompt], values[i]], 2)
         for block in _blocks(span.prompt_size, span.prompt_size + span.size, rule):
             own = queries[i][:, :, block.start - span.prompt_size : block.stop - span.prompt_size]
-            visible = [tensor[:, :, block.first : block.stop] for tensor in seen]
-            outputs.append(_attend_block(own, *visible, layout, rule).transpose(1, 2))
+            visible_keys, visible_values = (tensor[:, :, block.first : block.stop] for tensor in seen)
+            outputs.append(_attend_block(own, visible_keys, visible_values, layout, rule).transpose(1, 2))
     return torch.cat(outputs, 1)
 
 
@@ -102,9 +102,8 @@ def _blocks(start: int, stop: int, rule: Rule) -> Iterator[_Block]:
 def _attend_block(query: Tensor, key: Tensor, value: Tensor, layout: Layout, rule: Rule) -> Tensor:
     """Attention of the last positions of `key`; [1, heads, q, E]."""
     if rule.cap is not None or rule.sinks is not None:  # scores are held: once more in the backward, not for it
-        mask = _mask(query, key, layout, rule.window)
-        scores: Tensor = checkpoint(_explicit, query, key, value, mask, rule, use_reentrant=False)
-        return scores
+        band = _mask(query, key, layout, rule.window)
+        return cast(Tensor, checkpoint(_explicit, query, key, value, band, rule, use_reentrant=False))
     is_square = query.shape[2] == key.shape[2] and not _hides(key, rule.window)
     mask = None if is_square else _mask(query, key, layout, rule.window)
     return F.scaled_dot_product_attention(
@@ -129,17 +128,13 @@ def _mask(query: Tensor, key: Tensor, layout: Layout, window: int | None) -> Ten
     It depends on distances alone, so all are the lower right corners of the largest one.
     """
     rows, columns = query.shape[2], key.shape[2]
-    whole = layout.masks.get(_key(query, window))
-    if whole is None:
+    key_of_mask = query.device, query.dtype, window
+    if key_of_mask not in layout.masks:
         height = min(BLOCK, layout.most_queries)
         width = min(layout.most_keys, layout.most_keys if window is None else height + window - 1)
-        whole = _band(query, height, width, window)
-        layout.masks[_key(query, window)] = whole
+        layout.masks[key_of_mask] = _band(query, height, width, window)
+    whole = layout.masks[key_of_mask]
     return whole[whole.shape[0] - rows :, whole.shape[1] - columns :]
-
-
-def _key(query: Tensor, window: int | None) -> Any:
-    return query.device, query.dtype, window
 
 
 def _band(query: Tensor, height: int, width: int, window: int | None) -> Tensor:

@@ -70,7 +70,7 @@ def _varlen() -> Callable[..., Tensor] | None:
     except ImportError:
         return None
     known = inspect.signature(varlen_attn).parameters
-    return varlen_attn if {"window_size", "scale"} <= set(known) else None
+    return cast(Callable[..., Tensor], varlen_attn) if {"window_size", "scale"} <= set(known) else None
 
 
 class _Gather(torch.autograd.Function):

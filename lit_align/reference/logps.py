@@ -31,7 +31,7 @@ Collate = Callable[[Pairs], PairBatch]
 Progress = Callable[[int, str, str], Activity]
 
 AUTO = "auto"
-ARITHMETIC = 2
+ARITHMETIC = 3
 """Counts the ways in which half precision was computed. Values of an earlier one are not the policy's at its start."""
 WRITE_SECONDS = 20.0
 """How often a pass writes down what it has: a kill costs no more."""
