@@ -1,21 +1,21 @@
-"""Shared parts of the benchmarks: a random model, pairs of given lengths, both trainers on them, and the report."""
+"""Shared parts of the benchmarks: the two trainers and the report."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lit_align.doctor.models import Pair
+from lit_align.doctor.peer import BETA, trl_trainer
+
 PACKAGES = ("lit-align", "torch", "lightning", "transformers", "peft", "trl", "accelerate")
-BETA = 0.1
-FIRST_PLAIN_ID = 2  # 0 pads, 1 ends a completion
 
 
 @dataclass(frozen=True)
@@ -30,85 +30,7 @@ class Shape:
         return f"{self.prompt} + 2x{self.completion}"
 
 
-@dataclass(frozen=True)
-class RandomLlama:
-    """The size of a randomly initialised Llama with tied embeddings, in the proportions of SmolLM2.
-
-    The defaults have 31 million parameters, 19 million of them in the embeddings.
-    """
-
-    hidden: int = 384
-    layers: int = 8
-    vocabulary: int = 49152
-
-    @property
-    def heads(self) -> int:
-        return max(3, self.hidden // 64)
-
-    def save(self, folder: Path) -> Path:
-        """Saves the model, always with the same weights, in float32."""
-        import torch
-        from transformers import AutoModelForCausalLM, LlamaConfig
-
-        config = LlamaConfig(
-            vocab_size=self.vocabulary,
-            hidden_size=self.hidden,
-            intermediate_size=self.hidden * 8 // 3,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads // 3,
-            max_position_embeddings=8192,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=1,
-            tie_word_embeddings=True,
-        )
-        torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-        return folder
-
-
-Pair = dict[str, list[int]]
-
-
-def random_pairs(count: int, lengths: Callable[[random.Random], tuple[int, int, int]], vocabulary: int) -> list[Pair]:
-    """Makes pairs of random tokens.
-
-    Args:
-        count: number of pairs.
-        lengths: draws the lengths of a pair's prompt, chosen and rejected completion.
-        vocabulary: size of the model's vocabulary; tokens are drawn from it without the two special ids.
-    """
-    rng = random.Random(0)
-
-    def tokens(length: int) -> list[int]:
-        return [rng.randrange(FIRST_PLAIN_ID, vocabulary) for _ in range(length)]
-
-    pairs = []
-    for _ in range(count):
-        prompt, chosen, rejected = lengths(rng)
-        pairs.append({"prompt_ids": tokens(prompt), "chosen_ids": tokens(chosen), "rejected_ids": tokens(rejected)})
-    return pairs
-
-
 # ---------------------------------------------------------------------- lit-align
-
-
-def pair_batches(pairs: Sequence[Pair], batch_size: int) -> list[Any]:
-    """Makes lit-align's micro-batches of the pairs, in order."""
-    import torch
-
-    from lit_align.batch import Padded, PairBatch
-
-    batches = []
-    for start in range(0, len(pairs), batch_size):
-        batch = pairs[start : start + batch_size]
-        prompt = Padded.from_sequences([pair["prompt_ids"] for pair in batch], 0)
-        chosen = Padded.from_sequences([pair["chosen_ids"] for pair in batch], 0)
-        rejected = Padded.from_sequences([pair["rejected_ids"] for pair in batch], 0)
-        on_policy = torch.zeros(len(batch), dtype=torch.bool)
-        batches.append(PairBatch(prompt, chosen, rejected, on_policy, torch.full((len(batch),), torch.nan)))
-    return batches
 
 
 def lit_module(model: Path | str, rank: int | None, dtype: str, learning_rate: float, compiled: bool = False) -> Any:
@@ -157,98 +79,13 @@ def lit_trainer(steps: int, callback: Any, folder: Path) -> Any:
 # ---------------------------------------------------------------------- TRL
 
 
-def trl_trainer(
-    model: Path,
-    pairs: Sequence[Pair],
-    *,
-    batch_size: int,
-    steps: int,
-    rank: int | None,
-    dtype: str,
-    learning_rate: float,
-    precompute: bool,
-    compiled: bool = False,
-    folder: Path,
-    callbacks: Sequence[Any] = (),
-) -> Any:
-    """Makes TRL's DPOTrainer for the same tokens in the same order, without any work that lit-align does not do.
-
-    No gradient checkpointing, no gradient clipping, no logging, no truncation. Its fused LM head is always on.
-    `step_losses` has the losses of its steps.
-    """
+def trl_side(model: Path, dtype: str, pairs: Sequence[Pair], compiled: bool = False, **settings: Any) -> Any:
+    """Loads a model and makes TRL's DPOTrainer for it; see :func:`lit_align.doctor.peer.trl_trainer`."""
     import torch
-    from datasets import Dataset
-    from tokenizers import Tokenizer, models
-    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-    from trl import DPOConfig
+    from transformers import AutoModelForCausalLM
 
-    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
-    config = DPOConfig(
-        **trl_plain(folder),
-        learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        max_grad_norm=0.0,
-        max_steps=steps,
-        per_device_train_batch_size=batch_size,
-        train_sampling_strategy="sequential",
-        precompute_ref_log_probs=precompute,
-        torch_compile=compiled,
-        max_length=None,
-        dataloader_pin_memory=False,
-    )
-    return _tokenised_dpo_trainer()(
-        model=AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)),
-        args=config,
-        train_dataset=Dataset.from_list(list(pairs)),
-        processing_class=PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>"),
-        callbacks=list(callbacks),
-        peft_config=None if rank is None else trl_lora(rank),
-    )
-
-
-def trl_plain(folder: Path) -> dict[str, Any]:
-    """Settings of all TRL trainers: they switch off what costs time and lit-align does not do."""
-    import torch
-
-    return {
-        "output_dir": str(folder),
-        "beta": BETA,
-        "gradient_checkpointing": False,
-        "bf16": False,  # no autocast: the weights have the precision of `dtype`, as in lit-align
-        "use_cpu": not torch.cuda.is_available(),
-        "logging_strategy": "no",
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-    }
-
-
-def trl_lora(rank: int) -> Any:
-    """Makes the config of the same adapters as :func:`lit_module`."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
-
-
-def _tokenised_dpo_trainer() -> Any:
-    """A subclass of TRL's DPOTrainer that takes token ids and records the loss of each step."""
-    from trl import DPOTrainer
-
-    class TokenisedDPOTrainer(DPOTrainer):
-        def __init__(self, **arguments: Any) -> None:
-            super().__init__(**arguments)
-            self.step_losses: list[float] = []
-
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset  # the pairs are token ids already
-
-        def training_step(self, *args: Any, **kwargs: Any) -> Any:
-            loss = super().training_step(*args, **kwargs)
-            self.step_losses.append(loss.item())
-            return loss
-
-    return TokenisedDPOTrainer
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+    return trl_trainer(loaded, pairs, torch_compile=compiled, **settings)
 
 
 # ---------------------------------------------------------------------- report

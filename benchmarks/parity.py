@@ -18,18 +18,9 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
-from common import (
-    Pair,
-    RandomLlama,
-    lit_fit,
-    lit_module,
-    machine,
-    pair_batches,
-    random_pairs,
-    table,
-    trl_trainer,
-    write_json,
-)
+from common import lit_fit, lit_module, machine, table, trl_side, write_json
+
+from lit_align.doctor.models import Pair, RandomLlama, pair_batches, random_pairs
 
 MODEL = RandomLlama(hidden=96, layers=3, vocabulary=512)
 LONGEST_PROMPT = 48
@@ -89,13 +80,13 @@ def lit_losses(model: Path, pairs: list[Pair], options: argparse.Namespace, fold
 
 
 def trl_losses(model: Path, pairs: list[Pair], options: argparse.Namespace, folder: Path) -> list[float]:
-    trainer = trl_trainer(
+    trainer = trl_side(
         model,
+        "float32",
         pairs,
         batch_size=options.batch_size,
         steps=options.steps,
         rank=None,
-        dtype="float32",
         learning_rate=options.trl_learning_rate or options.learning_rate,
         precompute=False,
         folder=folder,

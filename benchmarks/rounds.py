@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from common import lit_module, lit_trainer, trl_lora, trl_plain
+from common import lit_module, lit_trainer
 from lightning.pytorch import Callback
+
+from lit_align.doctor.peer import trl_lora, trl_plain
 
 CANDIDATES = 2
 """TRL's online DPO always draws two."""

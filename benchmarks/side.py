@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import statistics
 import sys
 import tempfile
 import time
@@ -19,21 +18,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from common import Pair, lit_fit, lit_module, pair_batches, random_pairs, trl_trainer
+from common import lit_fit, lit_module, trl_side
 from lightning.pytorch import Callback
 from peft.tuners.lora.layer import Linear as LoraLinear
 from rounds import run_lit_rounds, run_trl_rounds
-from torch import nn
 from transformers import AutoConfig, TrainerCallback
 
+from lit_align.doctor.floor import product_rate, synchronize, work_of_step
+from lit_align.doctor.models import Pair, pair_batches, random_pairs
 from lit_align.policy import plain_logps
 from lit_align.policy.lora import InPlaceLoraLinear
 from lit_align.policy.source import locate_model
 
 LEARNING_RATE = 1e-5
-PRODUCT = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the matrices whose product gives the rate."""
-PRODUCTS = 25
 
 
 class Steps:
@@ -50,14 +47,14 @@ class Steps:
 
     def begin(self) -> None:
         while (request := self._requests.readline().strip()) == "rate":
-            self.answer(rate=product_rate(self._dtype))
+            self.answer(rate=product_rate(self._dtype, device()))
         if request != "step":
             raise SystemExit(f"expected the request 'step' or 'rate', got {request!r}")
-        synchronize()
+        synchronize(device())
         self._start = time.perf_counter()
 
     def end(self, **facts: Any) -> None:
-        synchronize()
+        synchronize(device())
         self.answer(seconds=time.perf_counter() - self._start, **facts)
 
     def answer(self, **content: Any) -> None:
@@ -99,9 +96,8 @@ def main() -> None:
 
 def run_lit(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
     module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE, settings["compile"])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module.to(device)
-    batches = [batch.to(device) for batch in pair_batches(equal_pairs(settings), settings["pairs"])]
+    module.to(device())
+    batches = [batch.to(device()) for batch in pair_batches(equal_pairs(settings), settings["pairs"])]
     for batch in batches:
         chosen, rejected = module.run_reference(batch)
         batch.reference_chosen_logps = chosen.sum()
@@ -123,13 +119,13 @@ def run_plain(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
 
 
 def run_trl(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
-    trainer = trl_trainer(
+    trainer = trl_side(
         Path(locate_model(settings["model"])),
+        settings["dtype"],
         equal_pairs(settings),
         batch_size=settings["pairs"],
         steps=settings["steps"],
         rank=settings["rank"],
-        dtype=settings["dtype"],
         learning_rate=LEARNING_RATE,
         precompute=True,
         compiled=settings["compile"],
@@ -157,57 +153,11 @@ def equal_pairs(settings: dict[str, Any]) -> list[Pair]:
 
 
 def work(model: Any, settings: dict[str, Any]) -> dict[str, int]:
-    """Counts the multiply-adds that one step cannot avoid, and the model's parameters.
-
-    Every token of a pair passes each layer once, forward and backward; the head sees only completion tokens; attention
-    counts only without the mask. Only trained weights have a gradient.
-
-    Returns:
-        The `multiply_adds` of a step, the number of `parameters`, and of `trained` parameters.
-    """
-    pairs = settings["pairs"]
-    prompt = settings["prompt"]
-    completion = settings["completion"]
-    head = model.get_output_embeddings()
-    tokens = pairs * (prompt + 2 * completion)
-    total = 0
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            passes = 3 if module.weight.requires_grad else 2
-            rows = 2 * pairs * completion if module is head else tokens
-            total += passes * rows * module.in_features * module.out_features
-    config = model.config
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = config.num_attention_heads * head_width
-    attended = prompt * (prompt + 1) // 2 + 2 * (completion * prompt + completion * (completion + 1) // 2)
-    total += config.num_hidden_layers * 6 * width * pairs * attended  # two products forward, four backward
-    parameters = list(model.parameters())
-    return {
-        "multiply_adds": total,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-    }
+    return work_of_step(model, settings["pairs"], settings["prompt"], settings["completion"])
 
 
-def product_rate(dtype: torch.dtype) -> float:
-    """Measures the multiply-adds per second of a product of square matrices, as the median of several."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = PRODUCT[device]
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    a @ b
-    seconds = []
-    for _ in range(PRODUCTS):
-        synchronize()
-        start = time.perf_counter()
-        a @ b
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return size**3 / statistics.median(seconds)
-
-
-def synchronize() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resident() -> int:

@@ -20,7 +20,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import ALLOCATORS, RandomLlama, Shape, machine, measured_environment, table, write_json
+from common import ALLOCATORS, Shape, machine, measured_environment, table, write_json
+
+from lit_align.doctor.models import RandomLlama
 
 SHAPES = {
     shape.name: shape
@@ -202,7 +204,7 @@ def _sizes(options: argparse.Namespace) -> dict[str, int]:
 
 
 def _random_model(options: argparse.Namespace, folder: Path) -> Path:
-    script = "import json, sys; from pathlib import Path; from common import RandomLlama; "
+    script = "import json, sys; from pathlib import Path; from lit_align.doctor.models import RandomLlama; "
     script += "RandomLlama(**json.loads(sys.argv[1])).save(Path(sys.argv[2]))"
     command = [sys.executable, "-c", script, json.dumps(_sizes(options)), str(folder)]
     subprocess.run(command, check=True, env=measured_environment(options.threads), cwd=SIDE.parent)

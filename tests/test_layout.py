@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
     {"talk"},
     {"trainer_defaults"},
     {"trainer"},
+    {"doctor"},
     {"cli"},
 ]
 """Each room may import from the rooms below it, and from itself."""

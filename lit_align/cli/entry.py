@@ -16,7 +16,7 @@ from lit_align.cli.errors import UsageError, with_name_clash
 from lit_align.escape import escape
 from lit_align.steady import steady_output
 
-OF_ONE_FILE = ("init", "export", "chat", "sample", "evaluate", "report", "judge")
+OF_ONE_FILE = ("init", "doctor", "export", "chat", "sample", "evaluate", "report", "judge")
 """Commands that are `run` in a file of their name; `measure` is, on recorded scores."""
 WRONG_USAGE = 2
 FOR_USERS = ("MisconfigurationException", "SafetensorError")  # by name: their packages are not loaded for `--help`

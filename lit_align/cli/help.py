@@ -6,6 +6,7 @@ import difflib
 
 COMMANDS = {
     "init": "copy configs and schedules into a folder, to start from",
+    "doctor": "check on this machine that all is right and fast",
     "plan": "tell what a fit needs of memory, before anything is loaded",
     "preview": "show rows as the model gets them, and which tokens are trained",
     "measure": "tell which of the two stages a model is in, without training it",
