@@ -199,7 +199,7 @@ def _row(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _sizes(options: argparse.Namespace) -> dict[str, int]:
+def _sizes(options: argparse.Namespace) -> dict[str, Any]:
     return {"hidden": options.hidden, "layers": options.layers, "vocabulary": options.vocabulary}
 
 

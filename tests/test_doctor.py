@@ -33,7 +33,10 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(CPU, tmp_path, seconds=0.0)
 
 
-@pytest.mark.parametrize("name", exactness.CASES)
+CASES = [name for name in exactness.CASES if name not in ("int8", "fp8") or exactness.find_spec("torchao") is not None]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_log_probs_and_gradients_are_those_of_plain_rows(bench: Bench, name: str) -> None:
     seen = exactness.compare(exactness.CASES[name], bench)
     assert 0 < seen.figures["largest_difference"] <= seen.figures["allowed"]
@@ -49,7 +52,7 @@ def seeing_the_other(model: nn.Module, prompt: Padded, completions: Sequence[Pad
     return plain_logps(model, prompt, [chosen]) + plain_logps(model, Padded.from_sequences(longer, 0), [rejected])
 
 
-@pytest.mark.parametrize("name", exactness.CASES)
+@pytest.mark.parametrize("name", CASES)
 def test_an_attention_between_completions_is_found(bench: Bench, name: str) -> None:
     with pytest.raises(Failed, match="log-probs differ by"):
         exactness.compare(exactness.CASES[name], bench, seeing_the_other)
@@ -118,34 +121,34 @@ def test_the_plan_is_near_the_measured_peak(bench: Bench, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def parts(bench: Bench) -> Callable[[int, float], tuple[SplitOnOOM, Tensor]]:
-    """The gradients of four pairs on a card of so many, whose backward is off by a factor."""
+def parts(bench: Bench) -> Callable[[int], tuple[SplitOnOOM, Tensor]]:
+    """The gradients of four pairs on a card of so many."""
     size = RandomLlama(hidden=96, layers=2, vocabulary=512)
     spec = PolicySpec(str(size.save(bench.folder / "model")), lora=LoraSpec(r=2))
     model = load_model(spec)
     forward = CompletionForward()
     batch = memory._batch(4, size, bench)
 
-    def on_a_card_of(pairs: int, factor: float) -> tuple[SplitOnOOM, Tensor]:
+    def on_a_card_of(pairs: int) -> tuple[SplitOnOOM, Tensor]:
         def run(some: Any) -> Any:
             if len(some) > pairs:
                 raise torch.OutOfMemoryError
             return memory._forward(model, forward, some)
 
         split = SplitOnOOM(spec)
-        return split, factor * memory._gradients(model, batch, run, split)
+        return split, memory._gradients(model, batch, run, split)
 
     return on_a_card_of
 
 
 def test_a_micro_batch_in_parts_is_compared_with_the_whole(parts: Any) -> None:
-    unsplit, whole = parts(4, 1.0)
-    split, gradients = parts(2, 1.0)
+    unsplit, whole = parts(4)
+    split, gradients = parts(2)
     assert "tokens at once" in memory.compare_split(split, gradients, whole).text
     with pytest.raises(Failed, match="was not split"):
         memory.compare_split(unsplit, whole, whole)
     with pytest.raises(Failed, match="gradients differ"):
-        memory.compare_split(*parts(2, 1.01), whole)
+        memory.compare_split(split, 1.01 * whole, whole)
 
 
 def test_steps_and_sampling_are_timed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

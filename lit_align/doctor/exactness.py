@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,8 @@ from lit_align.doctor.findings import Bench, Check, Failed, Observation, Skipped
 from lit_align.doctor.models import RandomLlama, move_adapters, pair_batches, random_pairs
 from lit_align.policy import LoraSpec, PolicySpec, load_model, plain_logps, shared_logps
 from lit_align.policy.logps import TokenLogps
-from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
+from lit_align.policy.nf4 import keep_trainable_on_cpu
+from lit_align.policy.quantized import quantization_settings
 from lit_align.policy.quiet import quiet_libraries
 
 MODEL = RandomLlama(hidden=96, layers=2, vocabulary=512)
@@ -116,13 +119,14 @@ def _plain_model(case: Case, folder: Path) -> nn.Module:
 
     settings = dict(case.settings)
     dtype = getattr(torch, case.dtype)
-    options = {"quantization_config": nf4_settings(dtype)} if settings.get("quantization") else {}
+    quantization = settings.get("quantization")
+    options = {"quantization_config": quantization_settings(quantization, dtype)} if quantization else {}
     with quiet_libraries():
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
     keep_trainable_on_cpu(model)
     lora: LoraSpec | None = settings.get("lora")
     if lora is None:
-        return model  # type: ignore[no-any-return]
+        return model
     config = LoraConfig(r=lora.r, lora_alpha=int(lora.alpha), target_modules=lora.target_modules, task_type="CAUSAL_LM")
     return move_adapters(get_peft_model(model, config))
 
@@ -162,12 +166,21 @@ CASES = {
     "offload": Case(settings=(_LORA, ("gradient_checkpointing", "offload"))),
     "bfloat16": Case("bfloat16"),
     "nf4": Case(settings=(_LORA, _NF4)),
+    "int8": Case(settings=(_LORA, ("quantization", "int8"))),
+    "fp8": Case(settings=(_LORA, ("quantization", "fp8"))),
     "nf4-bfloat16": Case("bfloat16", (_LORA, _NF4, ("gradient_checkpointing", True))),
 }
 
 
+def _compared(case: Case, bench: Bench) -> Observation:
+    needs_torchao = dict(case.settings).get("quantization") in ("int8", "fp8")
+    if needs_torchao and find_spec("torchao") is None:
+        raise Skipped("torchao is not installed: pip install 'lit-align[torchao]'")
+    return compare(case, bench)
+
+
 def _check(name: str, case: Case) -> Check:
-    return Check(f"logps/{name}", lambda bench: compare(case, bench), seconds=2.0)
+    return Check(f"logps/{name}", partial(_compared, case), seconds=2.0)
 
 
 CHECKS = (*(_check(name, case) for name, case in CASES.items()), Check("logps/compile", _compiled, seconds=40.0))

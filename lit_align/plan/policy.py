@@ -41,8 +41,8 @@ def empty_policy(spec: PolicySpec, precision: str) -> nn.Module:
             attn_implementation=attention if attention in (None, "eager") else "sdpa",  # keeps as many bytes as flash
             trust_remote_code=spec.trust_remote_code,
         )
-        if spec.quantization == "nf4":
-            _quantize(model)
+        if spec.quantization is not None:
+            _quantize(model, spec.quantization)
         keep_activations(spec, model)
         adapted: nn.Module = model  # all of its weights are trained, unless there is an adapter
         if spec.adapter is not None:
@@ -65,36 +65,42 @@ def nf4_bytes(weights: int) -> int:
     return -(-weights // 2) + scales + 4 * -(-scales // _NESTED)
 
 
-def _quantize(model: Any) -> None:
-    """Puts 4-bit layers in the place of all linear ones but the output layer, as transformers does."""
+def packed_bytes(quantization: str, rows: int, columns: int) -> int:
+    """Bytes of a quantised matrix: in 8 bits with a float32 scale for each row (int8), or for all of it (fp8)."""
+    if quantization == "nf4":
+        return nf4_bytes(rows * columns)
+    return rows * columns + 4 * (rows if quantization == "int8" else 1)
+
+
+def _quantize(model: Any, quantization: str) -> None:
+    """Puts quantised layers in the place of all linear ones but the output layer, as transformers does."""
     head = model.get_output_embeddings()
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear and child is not head:
-                setattr(module, name, _Nf4Linear(child))
+                setattr(module, name, _QuantizedLinear(child, quantization))
 
 
-class _Nf4Linear(nn.Linear):
-    """A linear layer whose weight takes the bytes of NF4 with double quantisation (arXiv 2305.14314).
+class _QuantizedLinear(nn.Linear):
+    """A linear layer whose weight takes the bytes of a quantised one.
 
-    As with bitsandbytes, the weight is unpacked for each product and not kept for the backward.
+    As in training, the weight is unpacked for each product and not kept for the backward.
     """
 
-    def __init__(self, plain: nn.Linear) -> None:
+    def __init__(self, plain: nn.Linear, quantization: str) -> None:
         super().__init__(plain.in_features, plain.out_features, bias=plain.bias is not None, dtype=plain.weight.dtype)
         self.compute_dtype = plain.weight.dtype
-        packed: Any = nn.Parameter(
-            torch.empty(nf4_bytes(plain.weight.numel()), 1, dtype=torch.uint8), requires_grad=False
-        )
+        size = packed_bytes(quantization, plain.out_features, plain.in_features)
+        packed: Any = nn.Parameter(torch.empty(size, 1, dtype=torch.uint8), requires_grad=False)
         packed.unpacked_size = plain.weight.numel()
         self.weight = packed
 
     def forward(self, input: Tensor) -> Tensor:
-        product: Tensor = _Nf4Product.apply(input.to(self.compute_dtype), self.out_features)
+        product: Tensor = _UnpackedProduct.apply(input.to(self.compute_dtype), self.out_features)
         return (product if self.bias is None else product + self.bias).to(input.dtype)
 
 
-class _Nf4Product(torch.autograd.Function):
+class _UnpackedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, out_features: int) -> Tensor:
         ctx.shape = out_features, input.shape[-1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from lit_align.policy.adapter import demand_own_base, load_adapter, saved_config
 from lit_align.policy.broken_files import demand_whole_files, naming_files
 from lit_align.policy.compiled import compile_layers
 from lit_align.policy.internals import wrap_checkpoint_functions
-from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
+from lit_align.policy.quantized import BITS, make_trainable, quantization_settings
 from lit_align.policy.quiet import quiet_libraries
-from lit_align.policy.reach import demand_targets, layer_names, say_unreached
+from lit_align.policy.reach import demand_saved_modules, demand_targets, layer_names, say_unreached
 from lit_align.policy.source import locate_model
 from lit_align.policy.spec import LoraSpec, PolicySpec
 from lit_align.policy.template_values import set_defaults
@@ -118,8 +118,14 @@ def check_spec(spec: PolicySpec) -> None:
         )
     if spec.quantization is not None and spec.lora is None and spec.adapter is None:
         raise ValueError(
-            f'quantization: "{spec.quantization}" keeps the base in 4 bits, which cannot be trained itself: '
-            "set `lora` (QLoRA), or drop the quantization to train all weights."
+            f'quantization: "{spec.quantization}" keeps the base in {BITS[spec.quantization]} bits, which cannot be '
+            "trained itself: set `lora`, or drop the quantization to train all weights."
+        )
+    if spec.quantization == "nf4" and spec.lora is not None and spec.lora.init == "orthogonal":
+        raise ValueError('lora.init: "orthogonal" is not for 4-bit bases: peft would make adapters of whole numbers.')
+    if spec.quantization in ("int8", "fp8") and spec.compile:
+        raise ValueError(
+            f'`compile` is not for quantization: "{spec.quantization}". Set one of the two to its default.'
         )
     if spec.compile and spec.gradient_checkpointing == "offload":
         raise ValueError(
@@ -189,14 +195,21 @@ def switch_off_dropout(config: PretrainedConfig) -> None:
             setattr(config, key, 0.0)
 
 
-def base_options(spec: PolicySpec, config: PretrainedConfig) -> dict[str, Any]:
-    """The arguments of `from_pretrained` for the base: dtype, attention, quantisation."""
+def base_options(spec: PolicySpec, config: PretrainedConfig, whole: Sequence[str] = ()) -> dict[str, Any]:
+    """The arguments of `from_pretrained` for the base: dtype, attention, quantisation.
+
+    Args:
+        spec: how it is loaded.
+        config: the model's.
+        whole: names of layers that are not quantised; without any, the output layer is not.
+    """
     dtype = "auto" if spec.dtype == "auto" else getattr(torch, spec.dtype)
     options: dict[str, Any] = {"dtype": dtype, "config": config, **_hub_options(spec)}
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
-    if spec.quantization == "nf4":
-        options["quantization_config"] = nf4_settings(config.dtype if spec.dtype == "auto" else dtype)
+    if spec.quantization is not None:
+        compute_dtype = config.dtype if spec.dtype == "auto" else dtype
+        options["quantization_config"] = quantization_settings(spec.quantization, compute_dtype, whole)
     return options
 
 
@@ -219,7 +232,7 @@ def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrai
             f"The weights of {spec.model!r} are not those of its config.json: {len(others)} have other sizes, such as "
             f"{key!r}: {tuple(in_file)} in the file, {tuple(by_config)} by the config."
         )
-    keep_trainable_on_cpu(model)
+    make_trainable(model)
     return model
 
 
@@ -279,9 +292,14 @@ def fresh_adapter(lora: LoraSpec, model: PreTrainedModel, task_type: str = "CAUS
         lora_dropout=lora.dropout,
         target_modules=copy.copy(lora.target_modules),
         target_parameters=copy.copy(lora.target_parameters),
+        modules_to_save=copy.copy(lora.modules_to_save),
+        use_dora=lora.dora,
+        use_rslora=lora.rslora,
+        init_lora_weights=True if lora.init == "default" else lora.init,  # type: ignore[arg-type]
         task_type=task_type,
     )
     layers = layer_names(model)
+    demand_saved_modules(lora.modules_to_save, model)
     try:
         adapted = get_peft_model(model, add_in_place(config, model))
     except ValueError as error:

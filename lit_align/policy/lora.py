@@ -20,10 +20,11 @@ from lit_align.policy.precision import autocast_dtype
 
 
 def add_in_place(config: LoraConfig, model: PreTrainedModel) -> LoraConfig:
-    """Makes `config` use :class:`InPlaceLora` for the plain and the NF4 layers of `model`."""
+    """Makes `config` use :class:`InPlaceLora` for the layers of `model`, plain or quantised by lit-align."""
+    method = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
     if getattr(model, "is_loaded_in_4bit", False):
         use_layers(config, {**_four_bit_layers(), nn.Linear: InPlaceLoraLinear})
-    elif not getattr(model, "is_quantized", False):
+    elif not getattr(model, "is_quantized", False) or getattr(method, "quant_method", None) == "torchao":
         use_layers(config, {nn.Linear: InPlaceLoraLinear})
     return config
 

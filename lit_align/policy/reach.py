@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lit_align.console import note
+from lit_align.policy.quantized import is_packed
 
 
 def layer_names(model: nn.Module) -> list[str]:
@@ -40,6 +41,36 @@ def demand_targets(targets: str | Sequence[str], adapted: Any, layers: Sequence[
             f"expected lora.target_modules to name layers of the model, got {', '.join(map(repr, unknown))}. "
             f"Its layers: {', '.join(layers)}."
         )
+
+
+def demand_saved_modules(names: Sequence[str] | None, model: Any) -> None:
+    """Refuses layers that cannot be trained whole beside adapters.
+
+    Args:
+        names: the configured `modules_to_save`.
+        model: the base.
+
+    Raises:
+        ValueError: one is no layer of the model, is quantised, or shares its weight with another.
+    """
+    modules = dict(model.named_modules())
+    embedding: Any = model.get_input_embeddings()
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    for name in names or ():
+        found = [module for path, module in modules.items() if path.split(".")[-1] == name]
+        if not found:
+            raise ValueError(
+                f"expected lora.modules_to_save to name layers of the model, got {name!r}. "
+                f"Its layers: {', '.join(layer_names(model))}."
+            )
+        if any(is_packed(weight) for module in found for weight in module.parameters()):
+            raise ValueError(f"lora.modules_to_save: {name} is quantised, and cannot be trained whole.")
+        if tied and any(module in (head, embedding) for module in found):
+            raise ValueError(
+                f"lora.modules_to_save: {name} shares its weight with another layer (tie_word_embeddings), which would "
+                "keep the old one: name it in lora.target_modules instead."
+            )
 
 
 def say_unreached(model: nn.Module) -> None:

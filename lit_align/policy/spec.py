@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from lit_align.checks import require_at_least_1, require_positive, require_shares
 
+Quantization = Literal["nf4", "int8", "fp8"]
+INITS = ("default", "gaussian", "orthogonal")
+
 
 @dataclass
 class LoraSpec:
@@ -17,11 +20,17 @@ class LoraSpec:
         alpha: the adapters' output is scaled by alpha / r; above 0.
         dropout: dropout on the adapters' input, in [0, 1). DPO's convention is 0.
         target_modules: names of the layers that get an adapter; "all-linear" means all but the output layer.
+        dora: also learn the magnitude of each output apart from its direction (DoRA, arXiv 2402.09353): a step takes
+            more time and memory.
+        rslora: scale by alpha / sqrt(r) instead (arXiv 2312.03732), for large ranks.
+        modules_to_save: names of layers to train whole beside the adapters, such as [lm_head].
+        init: how the adapters begin: "default" and "gaussian" (A random, B zero), or "orthogonal" (A and B orthogonal
+            to each other, `r` even). Each begins as the base itself.
         target_parameters: names of further weights that get an adapter but are not layers themselves, such as
             [mlp.experts.gate_up_proj, mlp.experts.down_proj]: rank r for each expert, without dropout.
 
     Raises:
-        ValueError: a number is out of its range.
+        ValueError: a number is out of its range, or two settings do not go together.
     """
 
     r: int = 16
@@ -29,11 +38,25 @@ class LoraSpec:
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
     target_parameters: list[str] | None = None
+    dora: bool = False
+    rslora: bool = False
+    modules_to_save: list[str] | None = None
+    init: str = "default"
 
     def __post_init__(self) -> None:
         require_at_least_1(**{"lora.r": self.r})
         require_positive(**{"lora.alpha": self.alpha})
         require_shares(**{"lora.dropout": self.dropout})
+        if self.init not in INITS:
+            raise ValueError(
+                f"lora.init must be one of {', '.join(INITS)}, got {self.init!r}: with peft's others the adapters do "
+                "not begin as the base itself, or change it, so that the adapter off is no reference, and a saved one "
+                "does not fit the base."
+            )
+        if self.init == "orthogonal" and self.r % 2:
+            raise ValueError(f'lora.init: "orthogonal" needs an even lora.r, got {self.r}')
+        if self.dora and self.target_parameters:
+            raise ValueError("lora.dora is for layers: peft has none for lora.target_parameters. Drop one of the two.")
 
 
 @dataclass
@@ -49,7 +72,8 @@ class PolicySpec:
         revision: branch, tag or commit of a hub id.
         dtype: dtype of the base's weights; "auto" takes the dtype they are stored in. Weights that are trained in half
             precision have float32 copies in the optimizer, so that small steps count.
-        quantization: "nf4" loads the frozen base in 4 bits with double quantisation (QLoRA, arXiv 2305.14314).
+        quantization: "nf4" loads the frozen base in 4 bits with double quantisation (QLoRA, arXiv 2305.14314), "int8"
+            and "fp8" in 8 bits, with torchao (`lit-align[torchao]`). Products are computed in `dtype`.
         lora: fresh adapters to train.
         adapter: folder or hub id of a saved adapter to train further, in place of `lora`.
         gradient_checkpointing: true recomputes activations in the backward pass: less memory, about a third slower.
@@ -66,7 +90,7 @@ class PolicySpec:
     model: str
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    quantization: Literal["nf4"] | None = None
+    quantization: Quantization | None = None
     lora: LoraSpec | None = None
     adapter: str | None = None
     gradient_checkpointing: bool | Literal["offload"] = False

@@ -28,7 +28,7 @@ from lit_align.policy.load import (
     read_config,
     switch_off_dropout,
 )
-from lit_align.policy.nf4 import keep_trainable_on_cpu
+from lit_align.policy.quantized import make_trainable
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.reach import say_unreached
 from lit_align.policy.source import locate_model
@@ -125,9 +125,7 @@ def _pad_id(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int
 def _classifier(spec: PolicySpec) -> PreTrainedModel:
     """The base with a head of one output, in evaluation mode, with nothing attached."""
     config = _config(spec)
-    options = base_options(spec, config)
-    if spec.quantization is not None:
-        options["quantization_config"].llm_int8_skip_modules = list(HEADS)
+    options = base_options(spec, config, whole=HEADS)
     with isolate_rng():
         torch.manual_seed(derive_seed(0, "reward head"))
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
@@ -135,7 +133,7 @@ def _classifier(spec: PolicySpec) -> PreTrainedModel:
         )
     model: PreTrainedModel = loaded[0]
     _check_head(model, set(loaded[1]["missing_keys"]), spec.model)
-    keep_trainable_on_cpu(model)
+    make_trainable(model)
     return model
 
 
