@@ -34,8 +34,8 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
         ),
         (
             "model: {init_args: {policy: {model: x, lora: {rank: 3}}}}",
-            "unknown key `model.init_args.policy.lora.rank` in {file}: known here: alpha, dropout, r, target_modules, "
-            "target_parameters",
+            "unknown key `model.init_args.policy.lora.rank` in {file}: known here: alpha, dora, dropout, init, "
+            "modules_to_save, r, rslora, target_modules, target_parameters",
         ),
         (
             "model: {init_args: {optimizer: {class_path: torch.optim.AdamW, init_args: {lrr: 1}}}}",

@@ -253,7 +253,7 @@ def _refuse(path: tuple[str, ...], names: Any, where: str, wrong: str | None = N
     """Raises an error that names the nearest known name, or all of them."""
     names = sorted(map(str, names))
     by_form = {name.casefold(): name for name in names}
-    close = difflib.get_close_matches((wrong or path[-1]).casefold(), by_form, n=1, cutoff=0.5)
+    close = difflib.get_close_matches((wrong or path[-1]).casefold(), by_form, n=1, cutoff=0.51)
     nearest = [by_form[form] for form in close]
     if wrong is None:
         what = f"unknown key `{_dotted(path)}`"
