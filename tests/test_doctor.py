@@ -33,7 +33,13 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(CPU, tmp_path, seconds=0.0)
 
 
-CASES = [name for name in exactness.CASES if name not in ("int8", "fp8") or exactness.find_spec("torchao") is not None]
+NOT_HERE = {"liger"} | ({"int8", "fp8"} if exactness.find_spec("torchao") is None else set())
+CASES = [name for name in exactness.CASES if name not in NOT_HERE]
+
+
+def test_what_is_not_installed_is_skipped(bench: Bench) -> None:
+    findings = [make(check, bench) for check in exactness.CHECKS if check.name.removeprefix("logps/") in NOT_HERE]
+    assert [finding.status for finding in findings] == ["skipped"] * len(NOT_HERE)
 
 
 @pytest.mark.parametrize("name", CASES)

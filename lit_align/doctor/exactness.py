@@ -168,14 +168,19 @@ CASES = {
     "nf4": Case(settings=(_LORA, _NF4)),
     "int8": Case(settings=(_LORA, ("quantization", "int8"))),
     "fp8": Case(settings=(_LORA, ("quantization", "fp8"))),
+    "liger": Case(settings=(_LORA, ("kernels", "liger"))),
     "nf4-bfloat16": Case("bfloat16", (_LORA, _NF4, ("gradient_checkpointing", True))),
 }
 
 
 def _compared(case: Case, bench: Bench) -> Observation:
-    needs_torchao = dict(case.settings).get("quantization") in ("int8", "fp8")
-    if needs_torchao and find_spec("torchao") is None:
+    settings = dict(case.settings)
+    if settings.get("quantization") in ("int8", "fp8") and find_spec("torchao") is None:
         raise Skipped("torchao is not installed: pip install 'lit-align[torchao]'")
+    if settings.get("kernels") and not bench.on_gpu:
+        raise Skipped("Liger's kernels are for GPUs")
+    if settings.get("kernels") and find_spec("liger_kernel") is None:
+        raise Skipped("Liger-Kernel is not installed: pip install 'lit-align[liger]'")
     return compare(case, bench)
 
 

@@ -94,7 +94,7 @@ class LitStep:
         forward: computes the log-probs.
     """
 
-    def __init__(self, model: nn.Module, batch: PairBatch, forward: Callable[..., Any]) -> None:
+    def __init__(self, model: nn.Module, batch: PairBatch, forward: Any) -> None:
         self._model = model
         self._batch = batch
         self._forward = forward
@@ -127,7 +127,7 @@ def repeat(step: Callable[[], object], bench: Bench, share: float) -> Iterator[f
         count += 1
 
 
-def lit_seconds(load: Load, bench: Bench, share: float, forward: Callable[..., Any] | None = None) -> dict[str, Any]:
+def lit_seconds(load: Load, bench: Bench, share: float, forward: Any = None) -> dict[str, Any]:
     """Times steps of lit-align.
 
     Args:

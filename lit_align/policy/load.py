@@ -25,6 +25,7 @@ from lit_align.policy.adapter import demand_own_base, load_adapter, saved_config
 from lit_align.policy.broken_files import demand_whole_files, naming_files
 from lit_align.policy.compiled import compile_layers
 from lit_align.policy.internals import wrap_checkpoint_functions
+from lit_align.policy.kernels import demand_kernels, use_kernels
 from lit_align.policy.quantized import BITS, make_trainable, quantization_settings
 from lit_align.policy.quiet import quiet_libraries
 from lit_align.policy.reach import demand_saved_modules, demand_targets, layer_names, say_unreached
@@ -123,6 +124,8 @@ def check_spec(spec: PolicySpec) -> None:
         )
     if spec.quantization == "nf4" and spec.lora is not None and spec.lora.init == "orthogonal":
         raise ValueError('lora.init: "orthogonal" is not for 4-bit bases: peft would make adapters of whole numbers.')
+    if spec.kernels is not None and spec.compile:
+        raise ValueError(f'`compile` and kernels: "{spec.kernels}" fuse the same operations: drop one of the two.')
     if spec.quantization in ("int8", "fp8") and spec.compile:
         raise ValueError(
             f'`compile` is not for quantization: "{spec.quantization}". Set one of the two to its default.'
@@ -208,7 +211,7 @@ def base_options(spec: PolicySpec, config: PretrainedConfig, whole: Sequence[str
     if spec.attn_implementation is not None:
         options["attn_implementation"] = spec.attn_implementation
     if spec.quantization is not None:
-        compute_dtype = config.dtype if spec.dtype == "auto" else dtype
+        compute_dtype: Any = config.dtype if spec.dtype == "auto" else dtype
         options["quantization_config"] = quantization_settings(spec.quantization, compute_dtype, whole)
     return options
 
@@ -237,7 +240,10 @@ def _load_base(spec: PolicySpec, name: str, config: PretrainedConfig) -> PreTrai
 
 
 def prepare_layers(spec: PolicySpec, model: PreTrainedModel) -> None:
-    """Sets gradient checkpointing for the layers of the base, and compiles them, as `spec` says."""
+    """Sets gradient checkpointing for the layers of the base, and fuses or compiles them, as `spec` says."""
+    if spec.kernels is not None:
+        demand_kernels(spec.kernels, "cuda" if torch.cuda.is_available() else "cpu")
+        use_kernels(model)
     keep_activations(spec, model)
     if spec.compile:
         compile_layers(model)

@@ -80,6 +80,7 @@ class PolicySpec:
             "offload" also keeps each layer's input in the host's memory meanwhile: for long rows on a small GPU.
         compile: compile the layers with `torch.compile`: about a minute at the first step, then less time and memory
             a step. For runs of hundreds of steps; not with "offload".
+        kernels: "liger" takes Liger-Kernel's RMSNorm, rotary positions and gated MLP on a GPU (`lit-align[liger]`).
         attn_implementation: such as "sdpa", "eager" or "flash_attention_2"; None takes the model's default.
         trust_remote_code: run Python code that comes with the model. Off unless you have read that code.
         chat_template: a Jinja file or the template's text, in place of the tokenizer's own.
@@ -95,6 +96,7 @@ class PolicySpec:
     adapter: str | None = None
     gradient_checkpointing: bool | Literal["offload"] = False
     compile: bool = False
+    kernels: Literal["liger"] | None = None
     attn_implementation: str | None = None
     trust_remote_code: bool = False
     chat_template: str | None = None

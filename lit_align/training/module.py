@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lit_align.batch import PairBatch
 from lit_align.losses import LossOutput, PairLogps, PreferenceLoss
 from lit_align.policy.forward import CompletionForward, batch_logps
+from lit_align.policy.kernels import demand_kernels
 from lit_align.policy.load import load_model, load_stop_ids, load_tokenizer
 from lit_align.policy.logps import TokenLogps
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
@@ -79,6 +80,8 @@ class AlignmentModule(PairModule):
     def configure_model(self) -> None:
         if self.policy is not None:
             return
+        if self.spec.kernels is not None:
+            demand_kernels(self.spec.kernels, self._device_of_run().type)
         policy = load_model(self.spec)
         if self.reference is not None:
             self.reference.attach(policy, self.spec)
