@@ -26,7 +26,7 @@ from transformers import AutoConfig, TrainerCallback
 
 from lit_align.doctor.floor import product_rate, synchronize, work_of_step
 from lit_align.doctor.models import Pair, pair_batches, random_pairs
-from lit_align.policy import plain_logps
+from lit_align.doctor.speed import plain_rows
 from lit_align.policy.lora import InPlaceLoraLinear
 from lit_align.policy.source import locate_model
 
@@ -113,7 +113,7 @@ def run_plain(settings: dict[str, Any], steps: Steps, folder: Path) -> None:
     """
     InPlaceLoraLinear.forward = LoraLinear.forward  # type: ignore[method-assign,assignment]
     module = lit_module(settings["model"], settings["rank"], settings["dtype"], LEARNING_RATE)
-    module._forward = plain_logps
+    module._forward = plain_rows
     steps.ready(work=work(module.policy, settings))
     lit_fit(module, pair_batches(equal_pairs(settings), settings["pairs"]), settings["steps"], LitSteps(steps), folder)
 

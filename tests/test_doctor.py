@@ -173,7 +173,7 @@ def test_a_step_slower_than_its_peers_is_found(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, ours: float, is_right: bool
 ) -> None:
     def seconds(load: Any, bench: Bench, share: float, forward: Any = None) -> dict[str, Any]:
-        return {"seconds": 1.0 if forward is plain_logps else ours, "multiply_adds": 1e9}
+        return {"seconds": 1.0 if forward is speed.plain_rows else ours, "multiply_adds": 1e9}
 
     monkeypatch.setattr(speed, "lit_seconds", seconds)
     monkeypatch.setattr(speed, "trl_seconds", lambda *_: [1.0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_align.batch import PairBatch
+from lit_align.batch import Padded, PairBatch
 from lit_align.doctor.findings import Bench, Check, Failed, Observation, Skipped
 from lit_align.doctor.floor import product_rate, synchronize, timed, work_of_step
 from lit_align.doctor.models import RandomLlama, byte_tokenizer, pair_batches, random_pairs
 from lit_align.doctor.peer import BETA, trl_trainer
 from lit_align.losses import DPO
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, batch_logps, load_model, plain_logps
+from lit_align.policy.logps import TokenLogps
 from lit_align.sampling import SamplingRequest, TransformersSampler
 from lit_align.training.pairs import ReferencePairLogps, make_pair_logps
 
@@ -83,6 +84,13 @@ def check_products(bench: Bench) -> Observation:
     ratio = rates["bfloat16"] / rates["float32"]
     found = f"bfloat16 {ratio:.2g} times as fast as float32 ({2e-12 * rates['bfloat16']:.3g} TFLOP/s)"
     return Observation(f"{found}: policy.dtype: {faster_dtype(bench.device)}", {"multiply_adds_per_second": rates})
+
+
+def plain_rows(
+    model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False, rows: Any = None
+) -> list[TokenLogps]:
+    """Log-probs as :class:`CompletionForward` gives them, from a row for each completion."""
+    return plain_logps(model, prompt, completions, with_collisions)
 
 
 class LitStep:
@@ -157,7 +165,7 @@ def check_step(bench: Bench) -> Observation:
     """
     load = load_of(bench)
     fast = lit_seconds(load, bench, 0.4)
-    plain = lit_seconds(load, bench, 0.5, plain_logps)
+    plain = lit_seconds(load, bench, 0.5, plain_rows)
     rate = product_rates(bench.device)[faster_dtype(bench.device)]
     floor = fast["multiply_adds"] / rate
     figures = {"seconds": fast["seconds"], "plain_seconds": plain["seconds"], "floor_seconds": floor}
