@@ -21,8 +21,8 @@ from lit_align.training.main_thread import MainThread
 from tests.helpers.processes import exit_codes_of_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-LIMIT = 6.0
-"""The strategy's timeout, in seconds."""
+LIMIT = 16.0
+"""The strategy's timeout, in seconds, of a run that hangs: short, and no pause on a busy machine."""
 
 
 class Harm(Callback):
@@ -45,6 +45,12 @@ class Harm(Callback):
     def fail(self) -> None:
         raise RuntimeError("a bug of the user's")
 
+    def end(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def end_soon(self) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
     def go_on(self) -> None:
         """Harms nobody."""
 
@@ -52,7 +58,7 @@ class Harm(Callback):
 def fit(folder: Path, rank: int, how: str) -> None:
     trainer = AlignmentTrainer(
         default_root_dir=folder, max_steps=5, accelerator="cpu", devices=2, logger=False, enable_progress_bar=False,
-        strategy=DDPStrategy(timeout=timedelta(seconds=LIMIT)), limit_val_batches=0,
+        strategy=DDPStrategy(timeout=timedelta(seconds=LIMIT if how == "hang" else 300)), limit_val_batches=0,
         callbacks=[Harm(rank, how), AlignmentCheckpoint(every_n_train_steps=2)],
     )  # fmt: skip
     trainer.fit(BoringModel(), ckpt_path="last")
@@ -77,6 +83,14 @@ def test_one_rank_ends_all(rank: int, how: str, codes: list[int], says: str, tmp
     if (rank, how) == (1, "die"):
         assert exit_codes_of_ranks(2, tmp_path, fit, tmp_path / "run", rank, "go_on") == [0, 0]
         assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
+
+
+@pytest.mark.parametrize(("rank", "how", "code"), [(0, "end", 143), (1, "end_soon", 138)])
+def test_a_signal_to_one_rank_saves_the_step_and_stops_both(rank: int, how: str, code: int, tmp_path: Path) -> None:
+    assert exit_codes_of_ranks(2, tmp_path, fit, tmp_path / "run", rank, how) == [code, code]
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    assert "and the run ends" not in (tmp_path / "out.txt").read_text(), "no rank is missed"
+    assert exit_codes_of_ranks(2, tmp_path, fit, tmp_path / "run", rank, "go_on") == [0, 0]
 
 
 def test_where_the_main_thread_is() -> None:

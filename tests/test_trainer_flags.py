@@ -247,11 +247,12 @@ def test_reloading_the_data_changes_no_pair(fit: Fit) -> None:
 
 
 @pytest.mark.parametrize("limit", ["00:00:00:01", timedelta(seconds=1), {"seconds": 1}], ids=str)
-def test_max_time_alone_ends_a_run(fit: Fit, limit: Any) -> None:
+def test_max_time_alone_ends_a_run(fit: Fit, limit: Any, capsys: pytest.CaptureFixture[str]) -> None:
     watch, trainer = fit(max_time=limit, limit_val_batches=0)
     (timer,) = (callback for callback in trainer.callbacks if isinstance(callback, Timer))  # type: ignore[attr-defined]
     assert watch.count("train") > 0
     assert timer.time_remaining() <= 0
+    assert "The time limit ended the run." in capsys.readouterr().out
 
 
 def test_the_command_line_gives_max_time_as_it_is_written() -> None:

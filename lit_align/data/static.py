@@ -14,7 +14,9 @@ from lit_align.data.held_out import HeldOut, choose_boundary_prompts
 from lit_align.data.judging import judge_records, labels_by_prompt
 from lit_align.data.row_trace import RowTrace, SourceRow
 from lit_align.data.selection import PairSelector
+from lit_align.data.token_file import TokenFile
 from lit_align.judges import Judge
+from lit_align.policy.cache import cache_dir
 from lit_align.records import CandidateSet, PreferencePair, Prompt
 from lit_align.rows.alike import group_alike
 from lit_align.rows.loading import OnBadRow, Record, SkipLog, Source, as_set, load_parts, merge_sets
@@ -139,7 +141,7 @@ class PairMaker:
         with self.progress(None, "judging", "answers") as bar:
             records = judge_records(records, self.judge, self.relabel, bar.update)
         log = SkipLog(self.on_bad_row, counts)
-        pairs: list[TokenizedPair] = []
+        tokens = TokenFile(cache_dir() / "tokens")
         kept: list[Record] = []
         with self.progress(len(records), "tokenising", "rows") as bar:
             for start in range(0, len(records), _RECORDS_AT_ONCE):
@@ -150,7 +152,7 @@ class PairMaker:
                     encoded, reasons = self._encode(record, made, of_record, log)
                     counts.update(of_record)
                     if encoded is not None:
-                        pairs += encoded
+                        tokens.add(encoded)
                         kept.append(record)
                     if trace is not None:
                         why = reasons if paired(record.prompt) else Counter([KEPT_TO_MEASURE])
@@ -159,6 +161,7 @@ class PairMaker:
         self.encoder.tokenise_ahead([])
         log.warn()
         sets = merge_sets(kept)
+        pairs = tokens.take()
         counts["pairs"] += len(pairs)
         counts["prompts"] += len(sets)
         return pairs, sets

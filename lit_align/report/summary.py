@@ -9,6 +9,7 @@ from textwrap import shorten
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from lit_align import run_folder
@@ -118,6 +119,9 @@ class RunSummary(Callback):
         """After all that others write at the end of a fit."""
         if stage == "fit" and self._write(trainer, "finished") and self.show:
             print(escape(render(self.summary, self._answers(trainer))), flush=True)
+            if _time_is_up(trainer):
+                more = "A longer time limit is needed for that, since it counts the time of all attempts."
+                print(escape(f"The time limit ended the run. {_name_checkpoint(trainer)} {more}"), flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Says where the last checkpoint is and how to go on."""
@@ -220,6 +224,13 @@ def _name_checkpoint(trainer: Trainer) -> str:
     step = next((c.saved_step for c in trainer.checkpoint_callbacks if isinstance(c, AlignmentCheckpoint)), None)
     of_step = "" if step is None else f" of step {step}"
     return f"The last checkpoint{of_step} is {last}: the same command with --ckpt_path last goes on from there."
+
+
+def _time_is_up(trainer: Trainer) -> bool:
+    """Whether `max_time` or a Timer has ended the fit."""
+    timer = find_callback(trainer, Timer)
+    left = None if timer is None else timer.time_remaining()
+    return left is not None and left <= 0
 
 
 def _root(trainer: Trainer) -> Path:

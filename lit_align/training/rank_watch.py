@@ -28,6 +28,7 @@ from lit_align.training.main_thread import MainThread, Pulse
 _PULSE = 1.0  # seconds between two reports of a rank
 _GRACE = 10.0  # seconds for the main thread to come out of a collective by itself
 _TO_SAVE = 60.0  # and for what callbacks do after an error
+_SIGNS_OF_GLOO = ("gloo", "pair closure", "Timed out waiting")
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,7 @@ class RankWatch(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self._link is None:
             return
-        if is_of_a_collective(exception):
-            self._link.await_verdict()
-        else:
+        if not is_of_a_collective(exception) or not self._link.await_verdict():
             self._link.leave(_describe(trainer, exception))
 
     def end_with_others(self, error: BaseException) -> None:
@@ -105,7 +104,8 @@ def ended_with_others(trainer: Trainer) -> Iterator[None]:
 
 def is_of_a_collective(error: BaseException) -> bool:
     """Whether an error says that other ranks cannot be reached, or do not answer."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+    of_gloo = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS_OF_GLOO)
+    return of_gloo or isinstance(error, dist.DistError)
 
 
 def _describe(trainer: Trainer, error: BaseException) -> str | None:
@@ -148,12 +148,13 @@ class _Link:
     def see_others_end(self) -> None:
         """Waits a moment for the others, which may not have heard yet."""
 
-    def await_verdict(self) -> None:
-        """Waits until it is known which rank has failed; no signal interrupts what follows."""
+    def await_verdict(self) -> bool:
+        """Waits until it is known which rank has failed, if one has; then no signal interrupts what follows."""
         self._ending.set()
-        if self.failed.wait(_GRACE):
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, signal.SIG_IGN)
+        known = self.failed.wait(_GRACE)
+        for number in (signal.SIGTERM, signal.SIGINT) if known else ():
+            signal.signal(number, signal.SIG_IGN)
+        return known
 
     def _end(self) -> None:
         """Ends the process where its main thread does not: it may wait in a collective for ever."""
