@@ -10,10 +10,12 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
 from lit_align.boundary import BoundaryCallback
-from lit_align.data import AlignmentDataModule
+from lit_align.data import AlignmentDataModule, Encoder
 from lit_align.losses import DPO, SLiCHF
 from lit_align.policy import PolicySpec
+from lit_align.records import Message
 from lit_align.rows.reading import BadRow
+from lit_align.sampling import TransformersSampler
 from lit_align.training.module import AlignmentModule
 from tests.helpers.boundary_fakes import quiet_trainer
 from tests.helpers.data_fakes import FakeSampler, LastDigit, data_module, pair_rows, trainer, write
@@ -112,25 +114,51 @@ def test_a_token_that_the_model_has_no_row_for_is_named(tmp_path: Path, kind: st
         fit(tmp_path, tmp_path, AlignmentDataModule(write(tmp_path / "rows.jsonl", pairs)))
 
 
-@pytest.mark.parametrize("kind", ["table", "rope"])
-def test_rows_longer_than_the_model_s_positions(tmp_path: Path, kind: str) -> None:
+def short_model(folder: Path, kind: str) -> Path:
+    """A model with 48 positions."""
     size = len(tiny_tokenizer())
     rope = tiny_llama_config(size)
     rope.max_position_embeddings = 48
     table = GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=48, bos_token_id=1, eos_token_id=2)
-    folder = save_tiny_model(tmp_path / "model", config=table if kind == "table" else rope)
+    return save_tiny_model(folder, config=table if kind == "table" else rope)
+
+
+def refuses_or_warns(kind: str, folder: Path, model: Path, data: AlignmentDataModule, text: str) -> None:
+    if kind == "table":
+        with pytest.raises(ValueError, match=text):
+            fit(folder, model, data)
+    else:
+        with pytest.warns(UserWarning, match=text), pytest.raises(AssertionError, match="not to be loaded"):
+            fit(folder, model, data)
+
+
+@pytest.mark.parametrize("kind", ["table", "rope"])
+def test_rows_longer_than_the_model_s_positions(tmp_path: Path, kind: str) -> None:
+    model = short_model(tmp_path / "model", kind)
     rows = pair_rows(6)
     with pytest.raises(AssertionError, match="not to be loaded"):  # which comes behind all checks
-        fit(tmp_path / "short", folder, AlignmentDataModule(write(tmp_path / "short.jsonl", rows)))
+        fit(tmp_path / "short", model, AlignmentDataModule(write(tmp_path / "short.jsonl", rows)))
     rows[3]["prompt"] += " tea" * 40
     long = AlignmentDataModule(write(tmp_path / "long.jsonl", rows))
     text = "tokens together, in 1 of 6 pairs more than the 48 positions of the model"
-    if kind == "table":
-        with pytest.raises(ValueError, match=text):
-            fit(tmp_path / "long", folder, long)
-    else:
-        with pytest.warns(UserWarning, match=text), pytest.raises(AssertionError, match="not to be loaded"):
-            fit(tmp_path / "long", folder, long)
+    refuses_or_warns(kind, tmp_path / "long", model, long, text)
+
+
+@pytest.mark.parametrize("kind", ["table", "rope"])
+def test_sampled_answers_longer_than_the_model_s_positions(tmp_path: Path, kind: str) -> None:
+    model = short_model(tmp_path / "model", kind)
+    rows = [*pair_rows(5), {"prompt": "q and more"}]
+
+    def data(max_new_tokens: int) -> AlignmentDataModule:
+        sampler = TransformersSampler(max_new_tokens=max_new_tokens)
+        return AlignmentDataModule(write(tmp_path / "rows.jsonl", rows), sampler=sampler, judge=LastDigit())
+
+    lengths = [len(Encoder(tiny_tokenizer()).encode_prompt((Message("user", row["prompt"]),))) for row in rows]
+    assert lengths[-1] > max(lengths[:-1])
+    with pytest.raises(AssertionError, match="not to be loaded"):
+        fit(tmp_path / "short", model, data(48 - max(lengths)))
+    text = f"prompts of up to {max(lengths)} tokens and sampled .*for 1 of 6 prompts, to more than the 48 positions"
+    refuses_or_warns(kind, tmp_path / "long", model, data(49 - max(lengths)), text)
 
 
 def test_training_prompts_that_are_all_held_out_are_said_to_be(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     Gemma2Config,
+    GPT2Config,
+    GPT2LMHeadModel,
     GPTNeoXConfig,
     Llama4TextConfig,
     MambaConfig,
@@ -29,7 +31,7 @@ from lit_align.sampling import SamplingRequest, TransformersSampler, generate
 from lit_align.sampling.decode import can_share, left_padded
 from lit_align.sampling.draw import Draw
 from lit_align.seeding import derive_seed
-from tests.helpers.tiny import sampling_request
+from tests.helpers.tiny import sampling_request, tiny_tokenizer
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14], [15, 16]]
 STOP = 2
@@ -459,3 +461,12 @@ def test_sampling_a_4_bit_model_leaves_its_training_alone(tiny_model: Path) -> N
 def test_arguments_out_of_range_are_named(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         TransformersSampler(**wrong)
+
+
+def test_a_model_with_a_table_of_positions_is_not_asked_for_more() -> None:
+    config = GPT2Config(vocab_size=320, n_embd=32, n_layer=1, n_head=2, n_positions=16, bos_token_id=1, eos_token_id=2)
+    request = sampling_request(GPT2LMHeadModel(config), tiny_tokenizer(), [[5, 6, 7, 8], [5]])
+    ((first, *_), _) = TransformersSampler(max_new_tokens=12).sample(request)
+    assert len(first.token_ids) == 12
+    with pytest.raises(ValueError, match="4 tokens and an answer of up to 13 .*16 positions.*at most 12 new tokens"):
+        TransformersSampler(max_new_tokens=13).sample(request)

@@ -24,6 +24,7 @@ from lit_align.data.needs import (
     require_known_tokens,
     require_pairs,
     require_positions,
+    require_room_to_answer,
 )
 from lit_align.data.resume import parse_date
 from lit_align.data.rounds import Stats
@@ -171,10 +172,19 @@ class AlignmentDataModule(LightningDataModule):
             pairs = [*self.train_pairs, *self.val_pairs]
             require_known_tokens(self.run.vocabulary_size, self.encoder, pairs, [*self.train_sets, *self.held_out])
             require_positions(*self.run.position_limit, pairs)
+            if stage == "fit":
+                require_room_to_answer(*self.run.position_limit, self._prompt_lengths(), self.sampler)
         if stage == "fit":
             self._ask_callbacks("check_held_out")
         if self.run.takes_held_out(stage):
             require_held_out_pairs(self.val_pairs)
+
+    def _prompt_lengths(self) -> Iterator[int]:
+        """The tokens of each prompt that answers may be sampled to."""
+        yield from (len(pair.prompt) for pair in (*self.train_pairs, *self.val_pairs))
+        for candidates in (*self.train_sets, *self.held_out):
+            if not candidates.candidates:
+                yield len(self.encoder.encode_prompt(candidates.prompt))
 
     def _ask_callbacks(self, check: str, *args: Any) -> None:
         """Calls a check of each callback of the run that asks something of its data."""

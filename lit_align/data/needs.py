@@ -130,6 +130,36 @@ def require_positions(limit: int | None, must_fail: bool, pairs: Iterable[Tokeni
     rank_zero_warn(f"{text}, beyond which its log-probs mean little: {cure}")
 
 
+def require_room_to_answer(
+    limit: int | None, must_fail: bool, prompt_lengths: Iterable[int], sampler: Sampler | None
+) -> None:
+    """Warns of prompts that leave a sampled answer no room within the positions that the model was made for.
+
+    Args:
+        limit: the tokens of a row; None if the model's config does not say.
+        must_fail: whether the model cannot take more.
+        prompt_lengths: the tokens of each prompt.
+        sampler: answers them.
+
+    Raises:
+        ValueError: there are such prompts, and the model cannot take more.
+    """
+    new_tokens = getattr(sampler, "max_new_tokens", None)
+    lengths = [] if limit is None or new_tokens is None else list(prompt_lengths)
+    too_long = [length for length in lengths if length + cast(int, new_tokens) > cast(int, limit)]
+    if not too_long:
+        return
+    text = (
+        f"prompts of up to {max(too_long)} tokens and sampled answers of up to {new_tokens} (max_new_tokens) come, for "
+        f"{len(too_long)} of {len(lengths)} prompts, to more than the {limit} positions of the model "
+        "(max_position_embeddings in its config)"
+    )
+    cure = f"data.max_prompt_tokens and data.sampler.max_new_tokens of together at most {limit} keep within them"
+    if must_fail:
+        raise ValueError(f"{text}: {cure}")
+    rank_zero_warn(f"{text}, beyond which its answers mean little: {cure}")
+
+
 def _row_length(pair: TokenizedPair) -> int:
     return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
 

@@ -77,13 +77,18 @@ def load_vocabulary_size(spec: PolicySpec) -> int | None:
 
 
 def load_position_limit(spec: PolicySpec) -> tuple[int | None, bool]:
+    """See :func:`position_limit`, of a model that is not loaded."""
+    return position_limit(read_config(spec))
+
+
+def position_limit(config: PretrainedConfig) -> tuple[int | None, bool]:
     """The most tokens of a row by the model's config, None if it does not say, and whether more are an error.
 
     They are an error if positions are rows of a table (GPT-2, OPT); with rotary positions or ALiBi they are not.
     """
-    config = read_config(spec).get_text_config()
-    rotates = bool(getattr(config, "rope_parameters", None)) or getattr(config, "alibi", False)
-    return getattr(config, "max_position_embeddings", None), not rotates
+    text = config.get_text_config()
+    rotates = bool(getattr(text, "rope_parameters", None)) or getattr(text, "alibi", False)
+    return getattr(text, "max_position_embeddings", None), not rotates
 
 
 def load_model(spec: PolicySpec) -> nn.Module:

@@ -13,6 +13,7 @@ from transformers import GenerationConfig
 
 from lit_align.checks import require_at_least_1
 from lit_align.console import note
+from lit_align.policy.load import position_limit
 from lit_align.policy.modes import in_eval_mode
 from lit_align.records import Candidate
 from lit_align.sampling.base import SamplingRequest, TokenSampler, candidate_of_ids
@@ -61,6 +62,7 @@ class TransformersSampler(TokenSampler):
 
         Raises:
             FloatingPointError: the policy's logits are NaN or infinite.
+            ValueError: a prompt and the longest answer are more than the rows of the model's table of positions.
             torch.OutOfMemoryError: a single candidate does not fit.
         """
         num_draws, copies = self.count_draws_and_copies(request)
@@ -70,10 +72,20 @@ class TransformersSampler(TokenSampler):
         limits = Limits(draw, stop_ids, request.pad_id, self.min_new_tokens, self.max_new_tokens)
         candidates: dict[tuple[int, int], Candidate] = {}
         with undisturbed(request.model) as generator:
+            self._require_room(generator, request)
             for candidate, ids in self._sample_until_done(generator, requests, limits):
                 candidates[candidate.place] = candidate_of_ids(ids, stop_ids, request.tokenizer)
                 request.report(copies)
         return [tuple(candidates[i, j] for j in range(num_draws)) * copies for i in range(len(request.prompt_ids))]
+
+    def _require_room(self, generator: Any, request: SamplingRequest) -> None:
+        limit, must_fail = position_limit(generator.config)
+        longest = max(map(len, request.prompt_ids), default=0)
+        if limit is not None and must_fail and longest + self.max_new_tokens > limit:
+            raise ValueError(
+                f"a prompt of {longest} tokens and an answer of up to {self.max_new_tokens} (max_new_tokens) are more "
+                f"than the {limit} positions of the model: at most {max(limit - longest, 0)} new tokens go with it"
+            )
 
     def _sample_until_done(
         self, generator: Any, requests: Sequence[CandidateRequest], limits: Limits
