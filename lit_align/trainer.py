@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,7 +20,6 @@ from lit_align.checks import require_at_least_1, require_not_negative
 from lit_align.clock import CLOCK
 from lit_align.console import note
 from lit_align.report.measurement import readable, result_record
-from lit_align.report.win_rate import WinRateCallback
 from lit_align.run_parts import find_callback, is_trial, process_rank
 from lit_align.steady import steady_output
 from lit_align.trainer_defaults import all_callbacks, all_loggers, epochs_by_default, shows_progress
@@ -130,6 +130,7 @@ class AlignmentTrainer(Trainer):
         self._signal_connector = Interruptions(self)
         self._in_place_of_stage: Callable[[], dict[str, Any]] | None = None  # set while `measure` or `precompute` runs
         self._result_in_place: dict[str, Any] = {}
+        self._chose_device = kwargs.get("accelerator", "auto") == "auto"
 
     @property
     def run_folder(self) -> Path:
@@ -160,6 +161,7 @@ class AlignmentTrainer(Trainer):
             RunFolderInUse: another fit is under way in the run folder.
         """
         CLOCK.restart()
+        self._say_if_without_gpu()
         locked = nullcontext() if process_rank() else run_folder.locked(self.run_folder)
         with steady_output(), locked, ended_with_others(self):
             if ckpt_path == "last":
@@ -170,6 +172,11 @@ class AlignmentTrainer(Trainer):
             stays = process_rank() != 0 or ckpt_path is not None or is_trial(self)
             with nullcontext() if stays else run_folder.earlier_put_aside(self.run_folder, self._has_trained):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+
+    def _say_if_without_gpu(self) -> None:
+        if self._chose_device and isinstance(self.accelerator, CPUAccelerator) and process_rank() == 0:
+            note("No GPU was found: this runs on the CPU (trainer.accelerator is auto).")
+        self._chose_device = False  # it is said once
 
     def _has_trained(self) -> bool:
         return self.fit_loop.epoch_loop.batch_progress.total.ready > 0
@@ -305,6 +312,7 @@ class AlignmentTrainer(Trainer):
         ckpt_path: str | Path | None = None,
     ) -> dict[str, Any]:
         """Sets everything up as for a validation and does `work` in its place."""
+        self._say_if_without_gpu()
         self._in_place_of_stage = work
         try:
             self.validate(model, datamodule=datamodule, ckpt_path=ckpt_path, verbose=False)
@@ -325,18 +333,18 @@ class AlignmentTrainer(Trainer):
         return self._in_place_of_stage is not None
 
     def _run_loops(self) -> Any:
-        """As Lightning's; a resumed fit that has taken all its steps does what its end had not come to."""
+        """As Lightning's; a resumed fit that has taken all its steps does what its end had not come to.
+
+        Each callback that has a method `on_resume_at_end(trainer, pl_module)` is asked to.
+        """
         taken = self.fit_loop.epoch_loop.batch_progress.total.ready
         result = super()._run_stage()
         resumed = self.state.fn == TrainerFn.FITTING and self.ckpt_path is not None
         if resumed and taken == self.fit_loop.epoch_loop.batch_progress.total.ready:
             note(f"Nothing is left to train: the run has taken its {self.global_step} steps. What is missing is done.")
-            boundary = find_callback(self, BoundaryCallback)
-            win_rate = find_callback(self, WinRateCallback)
-            if boundary is not None:
-                boundary.on_train_start(self, self.lightning_module)
-            if win_rate is not None:
-                win_rate.on_train_end(self, self.lightning_module)
+            for callback in cast(Any, self).callbacks:
+                if hasattr(callback, "on_resume_at_end"):
+                    callback.on_resume_at_end(self, self.lightning_module)
         return result
 
     def _tell(self, text: str, record: dict[str, Any], output: str | None) -> None:

@@ -225,10 +225,34 @@ def test_a_bad_row_is_one_message_and_debug_shows_the_rest(folder: Path, capsys:
         main(["fit", "--config", "c.yaml", "--debug"])
 
 
-def test_a_fault_in_the_users_own_code_keeps_its_traceback(folder: Path) -> None:
-    (folder / "mine.py").write_text(MINE.replace("len(set(text))", "{}[text]"))
-    with pytest.raises(KeyError):
+@pytest.mark.parametrize("fault", ["{}[text]", "int('one')"])
+def test_a_fault_in_the_users_own_code_keeps_its_traceback_with_the_row(folder: Path, fault: str) -> None:
+    (folder / "mine.py").write_text(MINE.replace("len(set(text))", fault))
+    with pytest.raises((KeyError, ValueError)) as raised:
         main(["fit", "--config", "c.yaml"])
+    assert raised.traceback[-1].path == folder / "mine.py"
+    (note,) = raised.value.__notes__
+    assert "rule:mine.variety on rows.jsonl, row " in note
+
+
+def test_a_fault_in_the_users_own_judge_names_it_and_its_prompt(folder: Path) -> None:
+    (folder / "mine.py").write_text(
+        MINE + "\nfrom lit_align.judges import PointwiseJudge\n"
+        "class Mine(PointwiseJudge):\n    identity = 'mine'\n"
+        "    def score(self, sets):\n        raise ValueError('no idea')\n"
+    )
+    words = ["--data.judge", "mine.Mine"]
+    with pytest.raises(ValueError, match="no idea") as raised:
+        main(["fit", "--config", "c.yaml", *words])
+    assert raised.traceback[-1].path == folder / "mine.py"
+    assert "Mine on the prompt 'Give fact " in raised.value.__notes__[0]
+
+
+def test_a_cpu_that_was_not_asked_for_is_said_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "c.yaml", "--trainer.max_steps", "1"]) == 0
+    assert "GPU" not in capsys.readouterr().out
+    assert main(["fit", "--config", "c.yaml", "--trainer.max_steps", "1", "--trainer.accelerator", "auto"]) == 0
+    assert capsys.readouterr().out.count("No GPU was found: this runs on the CPU") == 1
 
 
 def test_an_interruption_says_how_to_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from callbacks import Alternating, AlwaysOffPolicy, AlwaysOnPolicy, FixedSwitch, MixtureBoundary
 from lit_align.boundary import BoundaryCallback
 from lit_align.data import AlignmentDataModule, Encoder
+from lit_align.judges import RewardModelJudge
 from lit_align.losses import DPO, SLiCHF
 from lit_align.policy import PolicySpec
 from lit_align.records import Message
+from lit_align.report import WinRateCallback
 from lit_align.rows.reading import BadRow
 from lit_align.sampling import TransformersSampler
 from lit_align.training.module import AlignmentModule
@@ -197,3 +199,16 @@ def test_sets_without_a_target_are_refused_too(tmp_path: Path) -> None:
     data.trainer.lightning_module.loss = SLiCHF(target="row")
     with pytest.raises(BadRow, match=r"sets\.jsonl, row 1: .*`target`"):
         data.setup("fit")
+
+
+def test_files_and_judges_that_are_not_there_are_named_before_the_policy_is_asked_for(tmp_path: Path) -> None:
+    """Also a judge that stands in a callback, which is asked at the run's end."""
+    rows = write(tmp_path / "rows.jsonl", pair_rows(6))
+    judge = RewardModelJudge(str(tmp_path / "judge"))
+    with pytest.raises(FileNotFoundError, match=r"no data at '.*absent\.jsonl'"):
+        fit(tmp_path, tmp_path / "no_model", AlignmentDataModule(str(tmp_path / "absent.jsonl")))
+    with pytest.raises(FileNotFoundError, match=r"no data at '.*absent\.jsonl'"):
+        fit(tmp_path, tmp_path / "no_model", AlignmentDataModule(rows, val=str(tmp_path / "absent.jsonl"), judge=judge))
+    model = save_tiny_model(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="judge' is not there"):
+        fit(tmp_path, model, AlignmentDataModule(rows), None, WinRateCallback(judge=judge))

@@ -140,6 +140,25 @@ def test_a_model_folder_takes_prompts_and_a_judge(folder: Path, capsys: pytest.C
     assert json.loads(Path("evaluations/exported_base/evaluation.json").read_text())["win_rate"]["prompts"] == 12
 
 
+def test_a_base_that_has_moved_is_named(folder: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(tiny_model, "moved")
+    config = Path("runs/tiny/config.yaml")
+    config.write_text(config.read_text().replace(str(tiny_model), "gone/model"))
+    assert main(["evaluate", "tiny", "--max_prompts", "2"]) == 1
+    assert "--base names its place now" in capsys.readouterr().err
+    assert main(["evaluate", "tiny", "--max_prompts", "2", "--base", "moved"]) == 0
+    assert result("against_base")["win_rate"]["prompts"] == 2
+
+
+def test_arguments_of_a_sampler_that_is_not_named_say_where_the_runs_own_is_set(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", "tiny", "--sampler.max_new_tokens", "3"]) == 2
+    error = capsys.readouterr().err
+    assert "--sampler CLASS names one" in error and "--data.sampler.max_new_tokens sets it for the run's own" in error
+    assert main(["evaluate", "tiny", "--data.sampler.max_new_tokens=3", "--max_prompts", "2"]) == 0
+
+
 def test_wrong_usage_says_what_to_do(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate"]) == 2
     assert "needs --run RUN" in capsys.readouterr().err

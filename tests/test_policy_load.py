@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
+import threading
 import warnings
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
@@ -25,6 +30,7 @@ from lit_align.batch import Padded
 from lit_align.policy import LoraSpec, PolicySpec, sequence_logps
 from lit_align.policy.load import load_model, load_tokenizer
 from lit_align.policy.quiet import quiet_libraries
+from lit_align.policy.source import locate_model
 from tests.helpers.tiny import save_tiny_model, tiny_llama_config
 
 PROMPT, COMPLETION = Padded.from_sequences([[4, 5, 6]], 0), Padded.from_sequences([[7, 8, 9]], 0)
@@ -227,3 +233,42 @@ def test_quiet_lets_errors_through_and_restores_levels() -> None:
         warnings.warn("noise", stacklevel=1)
         assert logger.isEnabledFor(logging.ERROR) and not logger.isEnabledFor(logging.WARNING)
     assert not caught and logger.level == level
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """A hub that has nothing, and what it was asked for."""
+    paths: list[str] = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            paths.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: Any) -> None: ...
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        threading.Thread(target=server.serve_forever).start()
+        yield paths
+        server.shutdown()
+
+
+def test_the_hub_is_asked_once_and_not_for_what_is_in_its_cache(asked: list[str], tmp_path: Path) -> None:
+    for _ in range(2):
+        assert locate_model("nobody/a-model") == "nobody/a-model"
+    assert asked == ["/nobody/a-model/resolve/main/config.json"]
+    (tmp_path / "cache" / "models--nobody--in-the-cache").mkdir(parents=True)
+    assert locate_model("nobody/in-the-cache") == "nobody/in-the-cache"
+    assert len(asked) == 1
+
+
+def test_a_hub_out_of_reach_is_said_in_one_line(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    with pytest.raises(FileNotFoundError, match="'nobody/else' is no folder or file here.*out of reach") as error:
+        locate_model("nobody/else")
+    assert "\n" not in str(error.value) and not asked

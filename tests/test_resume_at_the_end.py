@@ -34,6 +34,16 @@ class FailAtTheEnd(Callback):
         raise Away
 
 
+class AskedAtTheEnd(Callback):
+    """A callback of a user's that has something to do at a run's end."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def on_resume_at_end(self, trainer: Any, pl_module: Any) -> None:
+        self.asked.append(trainer.global_step)
+
+
 def variety(prompt: str, candidates: list[str], row: dict[str, Any]) -> list[float]:
     return [len(set(text)) / (1 + len(text)) for text in candidates]
 
@@ -75,7 +85,9 @@ def test_what_the_end_had_not_come_to_is_done(
         fit(stopped, tiny_model, rows, FailAtTheEnd())
     assert not (stopped / "answers.jsonl").exists()
     capsys.readouterr()
-    fit(stopped, tiny_model, rows, resume=True)
+    of_user = AskedAtTheEnd()
+    fit(stopped, tiny_model, rows, of_user, resume=True)
+    assert of_user.asked == [STEPS]
     assert "Nothing is left to train" in capsys.readouterr().out
     for name in ("answers.jsonl", "boundary.jsonl", "summary.json"):
         texts = [(folder / name).read_text() for folder in (tmp_path / "whole", stopped)]

@@ -292,6 +292,10 @@ class BoundaryCallback(Callback):
         self._has_static_pairs = bool(data.train_pairs)
         self._decide_if_due(trainer, pl_module)
 
+    def on_resume_at_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the last decision, if the run was stopped before it."""
+        self.on_train_start(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Decides after an optimizer step, once: inside an accumulation `global_step` stands still."""
         self._decide_if_due(trainer, pl_module)

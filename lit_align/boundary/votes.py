@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lit_align.clock import timed
-from lit_align.judges.base import Judge
+from lit_align.judges.base import Judge, blaming
 from lit_align.judges.vote_arrays import graded_votes, votes_from_scores
 from lit_align.records import CandidateSet
 
@@ -97,10 +97,13 @@ def judge_prompts(judge: Judge, on: Sequence[CandidateSet], off: Sequence[Candid
         on: N sets of on-policy candidates.
         off: N sets of off-policy candidates of the same prompts, in the same order.
     """
-    if judge.grades:
-        sides = judge.score_sides(on, off)
-        return [_by_scores(a, b, *scores) for a, b, scores in zip(on, off, sides, strict=True)]
-    blocks = [np.asarray(block, dtype=np.float64) for block in judge.cross_votes(on, off)]
+    if not on:
+        return []
+    with blaming(judge, on[0].prompt, len(on)):
+        if judge.grades:
+            sides = judge.score_sides(on, off)
+            return [_by_scores(a, b, *scores) for a, b, scores in zip(on, off, sides, strict=True)]
+        blocks = [np.asarray(block, dtype=np.float64) for block in judge.cross_votes(on, off)]
     return [_by_votes(a, b, block) for a, b, block in zip(on, off, blocks, strict=True)]
 
 

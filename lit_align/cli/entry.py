@@ -111,10 +111,20 @@ def _run(command: str, words: list[str]) -> None:
 
 def _is_message(error: Exception) -> bool:
     """Whether an error's text is meant for users: wrong input, or raised on purpose by this package or Lightning."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(map(_is_users_own, frames)):
+        return False
     if isinstance(error, ValueError | OSError | ImportError) or type(error).__name__ in FOR_USERS:
         return True
-    frames = traceback.extract_tb(error.__traceback__)
     return bool(frames) and _is_on_purpose(frames[-1])
+
+
+def _is_users_own(frame: traceback.FrameSummary) -> bool:
+    """Whether a line is in a file of the user's, which only a traceback finds; a constructor refuses its arguments."""
+    installed = ("site-packages", "dist-packages", "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    file = Path(frame.filename)
+    own = file.is_relative_to(Path(__file__).parents[1]) or frame.filename.startswith("<")
+    return not own and not set(file.parts) & set(installed) and frame.name not in ("__init__", "__post_init__")
 
 
 def _is_on_purpose(frame: traceback.FrameSummary) -> bool:

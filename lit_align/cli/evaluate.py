@@ -17,6 +17,7 @@ from lit_align.cli.data_parser import data_parser, instantiate
 from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import AcceptedKeys, refuse_unknown_keys
 from lit_align.cli.parser import Parser
+from lit_align.cli.words import hints_at_base
 from lit_align.console import note
 from lit_align.data import AlignmentDataModule
 from lit_align.evaluate.run import (
@@ -42,7 +43,7 @@ DESCRIPTION = (
 
 def run(args: Sequence[str]) -> None:
     """Parses the arguments of `evaluate`, evaluates, prints and writes the result."""
-    trained, others = _take_run(list(args))
+    trained, base, others = _take_run(list(args))
     parser = _parser(with_data=trained is None or trained.data is not None)
     if trained is None:
         if {"-h", "--help"} & set(others):
@@ -58,7 +59,8 @@ def run(args: Sequence[str]) -> None:
         raise UsageError("there is nothing to do: --win_rate false leaves the tasks, and there are no --tasks")
     opponent = find_opponent(config.against)
     opponent = opponent._replace(data=_data_of(opponent.run))
-    policy = trained.load()
+    with hints_at_base(base):
+        policy = trained.load()
     blocks: list[str | None] = []
     if settings is not None:
         evaluation = evaluate_run(trained, policy, getattr(config, "data", None), opponent, settings)
@@ -71,22 +73,36 @@ def run(args: Sequence[str]) -> None:
     note("\n".join([*filter(None, blocks), f"Outputs: {output}"]))
 
 
-def _take_run(args: list[str]) -> tuple[TrainedRun | None, list[str]]:
-    """Takes the run out of the words: its configuration decides what the other words mean."""
+def _take_run(args: list[str]) -> tuple[TrainedRun | None, str | None, list[str]]:
+    """Takes the run and its base out of the words: the run's configuration decides what the other words mean."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--run")
+    first.add_argument("--base")
     named, others = first.parse_known_args(args)
     if named.run is None and others and not others[0].startswith("-"):
         named.run = others.pop(0)
-    return (None if named.run is None else open_run(named.run)), others
+    return (None if named.run is None else open_run(named.run, named.base)), named.base, others
 
 
 def _parse(parser: Parser, trained: TrainedRun, args: list[str]) -> Any:
     words = args
     if trained.data is not None and trained.root is not None:
         words = ["--config", str(trained.root / run_folder.CONFIG), *args]
+    _refuse_arguments_without_class(args)
     refuse_unknown_keys(AcceptedKeys.of(parser), words)
     return instantiate(parser, parser.parse_args(words))
+
+
+def _refuse_arguments_without_class(args: list[str]) -> None:
+    """Refuses arguments of a judge or a sampler that is not named: the run's own is set in its data."""
+    named = {word.partition("=")[0] for word in args}
+    for part in ("judge", "sampler"):
+        argument = next((word for word in sorted(named) if word.startswith(f"--{part}.")), None)
+        if argument is not None and f"--{part}" not in named and argument != f"--{part}.help":
+            raise UsageError(
+                f"`{argument}` sets something of a {part} that is not named: --{part} CLASS names one, and "
+                f"--data.{argument.removeprefix('--')} sets it for the run's own"
+            )
 
 
 def _data_of(other: TrainedRun | None) -> AlignmentDataModule | None:
@@ -128,6 +144,7 @@ def _settings(config: Any, trained: TrainedRun) -> EvaluationSettings:
 def _parser(with_data: bool) -> Parser:
     parser = data_parser("lit-align evaluate", DESCRIPTION, with_data)
     parser.add_argument("--run", type=str | None, default=None, help="run folder, checkpoint or model folder")
+    parser.add_argument("--base", type=str | None, default=None, help="the base to load, if it has moved since")
     parser.add_argument(
         "--against", type=str, default=BASE, help="base (the start of the fit), another run, or a file of answers"
     )

@@ -17,6 +17,7 @@ from lit_align.data.encoder import Encoder, TooLong
 from lit_align.data.held_out import HeldOut
 from lit_align.data.loader import TrainFeed, held_out_loader
 from lit_align.data.needs import (
+    judges_in,
     refuse_to_overfit,
     require,
     require_different_answers,
@@ -37,7 +38,7 @@ from lit_align.judges import Judge
 from lit_align.policy.template_values import fix_date, writes_date
 from lit_align.records import CandidateSet
 from lit_align.rows.loading import OnBadRow, Source
-from lit_align.rows.reading import RowSource, describe_source, require_splits
+from lit_align.rows.reading import RowSource, demand_places, describe_source, require_splits
 from lit_align.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -161,8 +162,11 @@ class AlignmentDataModule(LightningDataModule):
             raise RuntimeError(
                 "setup() takes the tokenizer from the Trainer's module; without one call prepare(tokenizer)"
             )
-        if self.judge is not None:
-            self.judge.demand_model()
+        if self._stream is None:
+            demand_places(self.train, self.val)
+        judges = [*judges_in(getattr(self.trainer, "callbacks", ()))] if stage == "fit" else []
+        for judge in [*([self.judge] if self.judge is not None else []), *judges]:
+            judge.demand_model()
         if stage == "fit":
             self._ask_callbacks("check_data", self.trainer)
             if self.run.overfits and self.on_policy_share > 0:

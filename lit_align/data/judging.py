@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.clock import timed
 from lit_align.judges import Judge
-from lit_align.judges.base import require_score_for_each
+from lit_align.judges.base import blaming, require_score_for_each
 from lit_align.judges.quality import contradiction_warning
 from lit_align.ranks import gather_in_turn, own_share
 from lit_align.records import CandidateSet, PreferencePair, Prompt
@@ -38,7 +38,8 @@ def judge_sets(
     scored: list[CandidateSet] = []
     for start in range(0, len(sets), _SETS_A_CALL):
         batch = sets[start : start + _SETS_A_CALL]
-        scores = judge.score(batch)
+        with blaming(judge, batch[0].prompt, len(batch)):
+            scores = judge.score(batch)
         require_score_for_each(judge, batch, scores)
         scored += map(_with_scores, batch, scores)
         if progress is not None:

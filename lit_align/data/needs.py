@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_align.batch import TokenizedPair
 from lit_align.data.encoder import Encoder
+from lit_align.judges import Judge
 from lit_align.records import CandidateSet
 from lit_align.sampling import Sampler
 
@@ -29,6 +30,12 @@ def require(purpose: str, **parts: object | None) -> None:
             f"{purpose} need{'s' if purpose[-1] != 's' else ''} a {' and a '.join(missing)}: set "
             + " and ".join(f"`data.{name}`" for name in missing)
         )
+
+
+def judges_in(callbacks: Iterable[object]) -> Iterator[Judge]:
+    """The judges that callbacks hold as attributes."""
+    for callback in callbacks:
+        yield from (value for value in vars(callback).values() if isinstance(value, Judge))
 
 
 def require_different_answers(sampler: Sampler | None) -> None:

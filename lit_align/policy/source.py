@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from pathlib import Path
+
+from huggingface_hub import constants, get_session
+from huggingface_hub.file_download import repo_folder_name
 
 from lit_align.policy.gguf import converted_gguf
 
 PACKAGE_SCHEME = "package://"
+_SECONDS = 10.0  # for the hub's answer
 
 
 def locate_model(model: str) -> str:
@@ -17,7 +22,8 @@ def locate_model(model: str) -> str:
         model: as in :class:`lit_align.policy.PolicySpec`. A GGUF file is converted, once.
 
     Raises:
-        FileNotFoundError: a path does not exist, or holds no model.
+        FileNotFoundError: a path does not exist, or holds no model; or a hub id is not in the hub's cache, and the
+            hub is out of reach.
         ModuleNotFoundError: the package of a `package://` address is not installed.
     """
     if model.startswith(PACKAGE_SCHEME):
@@ -25,6 +31,7 @@ def locate_model(model: str) -> str:
     elif is_local(model):
         path = Path(model).expanduser()
     else:
+        _demand_hub(model)
         return model
     if not path.exists():
         raise FileNotFoundError(
@@ -63,6 +70,21 @@ def is_local(name: str) -> bool:
     if name.startswith(("/", ".", "~")) or name.endswith(".gguf") or name.count("/") > 1 or Path(name).exists():
         return True
     return "/" in name and Path(name).parent.is_dir()  # a mistyped path into a folder that is here
+
+
+@functools.cache
+def _demand_hub(model: str) -> None:
+    """Asks the hub once: the libraries ask for each file six times over half a minute."""
+    cached = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=model, repo_type="model")
+    if constants.HF_HUB_OFFLINE or cached.is_dir():
+        return
+    try:
+        get_session().head(f"{constants.ENDPOINT}/{model}/resolve/main/config.json", timeout=_SECONDS)
+    except Exception as error:  # of any library for networks
+        raise FileNotFoundError(
+            f"The model {model!r} is no folder or file here, it is not in the hub's cache, and {constants.ENDPOINT} is "
+            f"out of reach ({error}): give a path, or a hub id where there is a network."
+        ) from error
 
 
 def _converted(path: Path) -> Path:

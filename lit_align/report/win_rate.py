@@ -184,6 +184,10 @@ class WinRateCallback(Callback):
         if trainer.global_step != self._last_step or not self.answers:  # those of a resumed step are not in its state
             self._compare(trainer)
 
+    def on_resume_at_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the last comparison, if the run was stopped before it."""
+        self.on_train_end(trainer, pl_module)
+
     @property
     def _last_step(self) -> int | None:
         return None if self.result is None else self.result.step

@@ -112,6 +112,18 @@ def require_splits(source: RowSource, split: str, val_split: str | None = None) 
         raise ValueError(f"`val_split` and `split` are both {split!r}: no row would be left to train on")
 
 
+def demand_places(*sources: RowSource | None) -> None:
+    """Refuses files and folders that are not there, before anything is read or asked of the hub.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    for source in sources:
+        for place in [] if source is None else _places(source):
+            if _is_local(place):
+                _paths(place)
+
+
 def _places(source: RowSource) -> list[str]:
     """The files, folders and hub ids of a source."""
     if isinstance(source, str):
