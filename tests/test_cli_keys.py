@@ -263,6 +263,23 @@ def test_a_missing_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "policy.model" in refused(capsys, "fit")
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "{class_path: AdamW, init_args: {lr: 0.5}}"])
+@pytest.mark.parametrize("model", ["{ARGS}", "{class_path: AlignmentModule, init_args: {ARGS}}"])
+def test_the_bare_name_of_an_optimizer_is_torchs_in_a_config_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], model: str, optimizer: str
+) -> None:
+    import bitsandbytes  # noqa: F401  # has an AdamW, too
+
+    config = tmp_path / "c.yaml"
+    arguments = f"policy: {{model: m}}, optimizer: {optimizer}"
+    config.write_text(f"model: {model.replace('ARGS', arguments)}\ndata: {{train: rows.jsonl}}\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), "--print_config"])
+    shown = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["optimizer"]
+    assert shown["class_path"] == "torch.optim.AdamW"
+    assert shown["init_args"]["lr"] == (0.5 if "lr" in optimizer else 1e-5)
+
+
 def test_the_bare_name_of_an_optimizer_is_torchs() -> None:
     words = ["fit", "--model.optimizer", "AdamW", "--model.optimizer=SGD", "--model.optimizer", "mine.AdamW"]
     torchs = ["torch.optim.AdamW", "--model.optimizer=torch.optim.SGD", "--model.optimizer", "mine.AdamW"]

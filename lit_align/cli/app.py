@@ -23,6 +23,7 @@ from lit_align.boundary.callback import BoundaryCallback
 from lit_align.cli.errors import UsageError
 from lit_align.cli.keys import AcceptedKeys, prefer_torch, refuse_unknown_keys
 from lit_align.cli.parser import Parser, read_seed, shorten
+from lit_align.cli.yaml_files import YAML
 from lit_align.console import note
 from lit_align.data import AlignmentDataModule
 from lit_align.data.trainer_view import LIMITS
@@ -84,7 +85,7 @@ class AlignmentCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_class=Parser,
-            parser_kwargs={"prog": "lit-align", "description": DESCRIPTION, **texts},
+            parser_kwargs={"prog": "lit-align", "description": DESCRIPTION, "parser_mode": YAML, **texts},
             args=list(args),
         )
 

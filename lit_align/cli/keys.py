@@ -25,11 +25,10 @@ from jsonargparse._typehints import (
 )
 from jsonargparse._util import import_object
 from torch import Tensor as _TENSOR  # some of torch's optimizers say that a number may be one
-from torch import optim
 
 from lit_align.checks import is_record
 from lit_align.cli.errors import UsageError
-from lit_align.cli.yaml_files import load_config, parse_value
+from lit_align.cli.yaml_files import load_config, parse_value, torchs_name
 
 CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 CONFIG_OPTIONS = ("--config", "-c")
@@ -80,10 +79,10 @@ def prefer_torch(args: Sequence[str]) -> list[str]:
     words = list(args)
     for place, word in enumerate(words):
         option, equals, name = word.partition("=")
-        if option == "--model.optimizer" and equals and hasattr(optim, name):
-            words[place] = f"{option}=torch.optim.{name}"
-        elif place and words[place - 1] == "--model.optimizer" and hasattr(optim, word):
-            words[place] = f"torch.optim.{word}"
+        if option == "--model.optimizer" and equals:
+            words[place] = f"{option}={torchs_name(name)}"
+        elif place and words[place - 1] == "--model.optimizer":
+            words[place] = torchs_name(word)
     return words
 
 

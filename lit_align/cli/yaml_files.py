@@ -7,8 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader, set_loader
+from torch import optim
 
 from lit_align.cli.errors import UsageError
+
+YAML = "yaml with torch's optimizers"
+"""The mode of a parser whose config files are YAML, see :func:`with_torchs_optimizer`."""
+
+
+def _load(text: str) -> Any:
+    loaded = get_loader("yaml")(text)
+    return with_torchs_optimizer(loaded) if isinstance(loaded, dict) else loaded
+
+
+set_loader(YAML, _load, (yaml.YAMLError,))
 
 
 class _Loader(yaml.SafeLoader):
@@ -44,7 +57,30 @@ def load_config(path: str) -> dict[str, Any]:
         raise UsageError(f"{path} is empty: expected keys and values, such as `lit-align init` copies")
     if not isinstance(loaded, dict):
         raise UsageError(f"{path} should hold keys and values, but holds a {type(loaded).__name__}")
-    return loaded
+    return with_torchs_optimizer(loaded)
+
+
+def with_torchs_optimizer(config: dict[str, Any]) -> dict[str, Any]:
+    """A config in which the bare name of the model's optimizer is torch's: other packages have some of the same name.
+
+    Args:
+        config: of a run, or a part of it.
+    """
+    section = config.get("model")
+    model = section.get("init_args", section) if isinstance(section, dict) else None
+    if not isinstance(model, dict):
+        return config
+    optimizer = model.get("optimizer")
+    if isinstance(optimizer, str):
+        model["optimizer"] = torchs_name(optimizer)
+    elif isinstance(optimizer, dict) and isinstance(optimizer.get("class_path"), str):
+        optimizer["class_path"] = torchs_name(optimizer["class_path"])
+    return config
+
+
+def torchs_name(name: str) -> str:
+    """The class path of torch's optimizer of this name, if there is one, else the name."""
+    return f"torch.optim.{name}" if hasattr(optim, name) else name
 
 
 def parse_value(text: str) -> Any:
