@@ -46,6 +46,11 @@ def validates_next(trainer: Trainer) -> bool:
     return fetcher is not None and not loop.val_loop.skip and loop._should_check_val_fx(fetcher)
 
 
+def log_step(trainer: Trainer) -> None:
+    """Gives the loggers the row of the optimizer step at hand; Lightning does behind the callbacks of its end."""
+    trainer._logger_connector.update_train_step_metrics()
+
+
 def stops_early(trainer: Trainer) -> bool:
     """Whether a callback has asked to end the fit, such as where its time is up, and it has its least length."""
     return bool(trainer.should_stop and trainer.fit_loop._can_stop_early)

@@ -25,6 +25,8 @@ from tests.helpers.processes import exit_code_of
 STEPS = 6
 AT = 4
 """The step in which signals come; a validation is due at its end."""
+BEFORE_THE_LOG = {"error": 3, "batch end of the module": 3}
+"""Moments, and their steps, at which the step is complete and its row is not yet logged."""
 
 
 class Press(Callback):
@@ -32,6 +34,11 @@ class Press(Callback):
 
     def __init__(self, moment: str, numbers: tuple[int, ...], step: int = AT) -> None:
         self.moment, self.numbers, self.step = moment, numbers, step
+
+    def fail(self, step: int) -> None:
+        if self.moment == "error" and step == self.step and self.numbers:
+            self.numbers = ()
+            raise RuntimeError("the judge went away")
 
     def at(self, moment: str, step: int) -> None:
         if moment == self.moment and step == self.step and self.numbers:
@@ -51,6 +58,7 @@ class Press(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.at("batch end", trainer.global_step)
+        self.fail(trainer.global_step)
 
     def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
         self.at("validation", trainer.global_step)
@@ -83,6 +91,9 @@ class Boring(BoringModel):
         self.log("loss", loss)
         return loss
 
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.press.at("batch end of the module", self.trainer.global_step)
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val/loss", self.layer(batch).square().mean())
 
@@ -106,7 +117,7 @@ class Boring(BoringModel):
 
 
 def fit(folder: Path, moment: str, numbers: tuple[int, ...], before: bool, resume: bool, accumulate: int) -> None:
-    press = Press(moment, numbers)
+    press = Press(moment, numbers, BEFORE_THE_LOG.get(moment, AT))
     others: list[Callback] = [EverySecondStep(), ReportCallback("never")]
     trainer = AlignmentTrainer(
         default_root_dir=folder, max_steps=STEPS, accelerator="cpu", enable_progress_bar=False, limit_val_batches=2,
@@ -173,6 +184,10 @@ INT, TERM = int(signal.SIGINT), int(signal.SIGTERM)
         ("validation", (INT,), False, 1, 4),
         ("saving", (INT,), False, 1, 4),
         ("saving", (TERM,), False, 1, 4),
+        ("batch end of the module", (INT, INT), False, 1, 3),
+        ("batch end of the module", (INT, TERM), True, 2, 3),
+        ("error", (INT,), False, 1, 3),
+        ("error", (INT,), True, 2, 3),
         ("optimizer step", (INT, INT, INT), False, 1, 0),
         ("batch end", (INT, TERM, INT), True, 2, 0),
     ],

@@ -47,7 +47,7 @@ def make_schedule() -> ExponentialLR:
 
 
 PRIVATE: list[tuple[Callable[[], Any], list[str]]] = [
-    (make_trainer, ["_checkpoint_connector", "_run_stage", "_signal_connector"]),
+    (make_trainer, ["_checkpoint_connector", "_logger_connector", "_run_stage", "_signal_connector"]),
     (lambda: make_trainer()._signal_connector, [
         "_get_current_signal_handlers", "_original_handlers", "_register_signal",
     ]),

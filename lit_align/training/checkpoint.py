@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_align.clock import timed
 from lit_align.console import note
-from lit_align.run_parts import accumulates_more, stops_early, validates_next
+from lit_align.run_parts import accumulates_more, log_step, stops_early, validates_next
 from lit_align.training.checkpoint_io import save_and_keep_previous, write_durably
 from lit_align.training.interruption import in_callbacks_of_a_step, interruptions_of
 
@@ -135,6 +135,8 @@ class AlignmentCheckpoint(ModelCheckpoint):
         if self._should_skip_saving_checkpoint(trainer) or not self._is_whole(trainer, exception):
             return
         try:
+            if in_callbacks_of_a_step(trainer):
+                log_step(trainer)  # a run that goes on behind this step never comes to it
             self._save(trainer)
         except Exception as error:  # such as a full disk; the run's own error goes on
             note(f"Step {trainer.global_step} could not be saved: {error}")
