@@ -144,7 +144,7 @@ def end(processes: list[BaseProcess], stop: Stop | None = None) -> list[int | No
         processes[0].join(after)
         send(processes, number)
     for process in processes:
-        process.join(300)
+        process.join(1800)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
