@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import inspect
+import os
+import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,9 +55,11 @@ PRIVATE: list[tuple[Callable[[], Any], list[str]]] = [
     ]),
     (lambda: make_trainer().fit_loop, ["_can_stop_early", "_data_fetcher"]),
     (lambda: make_trainer().fit_loop.epoch_loop, ["_should_accumulate", "_should_check_val_fx"]),
-    (lambda: _CheckpointConnector(make_trainer()), ["_ckpt_path", "_parse_ckpt_path"]),
+    (lambda: _CheckpointConnector(make_trainer()), ["_ckpt_path", "_loaded_checkpoint", "_parse_ckpt_path"]),
+    (lambda: sys, ["_current_frames"]),
+    (lambda: os, ["_exit"]),
     (make_module, ["_hparams_initial", "_log_hyperparams", "_trainer"]),
-    (DDPStrategy, ["_start_method"]),
+    (DDPStrategy, ["_start_method", "_timeout"]),
     (lambda: ModelCheckpoint(every_n_train_steps=1), [
         "_every_n_train_steps", "_last_checkpoint_saved", "_last_global_step_saved", "_last_time_checked",
         "_monitor_candidates", "_save_checkpoint", "_save_last_checkpoint", "_save_topk_checkpoint",
