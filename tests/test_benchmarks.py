@@ -80,6 +80,20 @@ def test_a_step_of_both_sides_is_timed(tmp_path: Path) -> None:
     assert "| 12 + 2x8 " in ran.stdout
 
 
+def test_the_gpu_s_steps_are_rehearsed(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    ran = run("gpu.py", output, "--rehearse")
+    assert ran.returncode == 0, ran.stderr
+    written = json.loads(output.read_text())
+    assert written["rehearsal"] and len(written["results"]) == 2 * 3
+    for result in written["results"]:
+        assert result["lit_align"]["multiply_adds"] == result["trl"]["multiply_adds"] > 0, result
+        for side in (result["lit_align"], result["trl"]):
+            assert side["pairs_per_second"] == pytest.approx(result["pairs"] / side["seconds"])
+            assert 0 < side["of_floor"] < 1
+    assert "| tiny NF4" in ran.stdout
+
+
 def test_shapes_are_measured_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     step = importlib.import_module("step")

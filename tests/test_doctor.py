@@ -172,11 +172,13 @@ def test_steps_and_sampling_are_timed(bench: Bench, monkeypatch: pytest.MonkeyPa
 def test_a_step_slower_than_its_peers_is_found(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, ours: float, is_right: bool
 ) -> None:
+    RandomLlama(hidden=48, layers=1, vocabulary=300).save(bench.folder / "model")
+
     def seconds(load: Any, bench: Bench, share: float, forward: Any = None) -> dict[str, Any]:
         return {"seconds": 1.0 if forward is speed.plain_rows else ours, "multiply_adds": 1e9}
 
     monkeypatch.setattr(speed, "lit_seconds", seconds)
-    monkeypatch.setattr(speed, "trl_seconds", lambda *_: [1.0])
+    monkeypatch.setattr(speed, "trl_seconds", lambda *_, **__: [1.0])
     monkeypatch.setattr(speed, "find_spec", lambda name: name)
     monkeypatch.setattr(speed, "product_rates", lambda device: {"float32": 2e9, "bfloat16": 1e9})
     for check in (speed.check_step, speed.check_trl):

@@ -188,18 +188,30 @@ def check_trl(bench: Bench) -> Observation:
     """
     if find_spec("trl") is None:
         raise Skipped("TRL is not installed: pip install 'lit-align[parity]'")
+    from transformers import AutoModelForCausalLM
+
     load = load_of(bench)
     ours = lit_seconds(load, bench, 0.3)["seconds"]
-    theirs = statistics.median(trl_seconds(load, bench, 2 if bench.seconds < 30 else 5))
+    dtype = getattr(torch, faster_dtype(bench.device))
+    model = AutoModelForCausalLM.from_pretrained(bench.folder / "model", dtype=dtype)
+    theirs = statistics.median(trl_seconds(model, load, bench, 2 if bench.seconds < 30 else 5))
     text = f"{load.pairs / ours:.3g} pairs/s, TRL {load.pairs / theirs:.3g}: {theirs / ours:.2g} times"
     if theirs < ours / SLOWER:
         raise Failed(f"slower than TRL: {text}", seconds=ours, trl_seconds=theirs)
     return Observation(text, {"seconds": ours, "trl_seconds": theirs})
 
 
-def trl_seconds(load: Load, bench: Bench, steps: int) -> list[float]:
-    """Times steps of TRL's trainer behind one that warms up; the model is in the bench's folder."""
-    from transformers import AutoModelForCausalLM, TrainerCallback
+def trl_seconds(model: Any, load: Load, bench: Bench, steps: int, **settings: Any) -> list[float]:
+    """Times steps of TRL's trainer behind one that warms up.
+
+    Args:
+        model: a model of transformers.
+        load: what to time.
+        bench: where.
+        steps: how many to time.
+        settings: further arguments of DPOConfig.
+    """
+    from transformers import TrainerCallback
 
     seconds: list[float] = []
 
@@ -212,8 +224,6 @@ def trl_seconds(load: Load, bench: Bench, steps: int) -> list[float]:
             synchronize(bench.device)
             seconds[-1] += time.perf_counter()
 
-    dtype = getattr(torch, faster_dtype(bench.device))
-    model = AutoModelForCausalLM.from_pretrained(bench.folder / "model", dtype=dtype)
     lengths = (load.prompt, load.completion, load.completion)
     trainer = trl_trainer(
         model,
@@ -224,6 +234,7 @@ def trl_seconds(load: Load, bench: Bench, steps: int) -> list[float]:
         learning_rate=LEARNING_RATE,
         folder=bench.folder / "trl",
         callbacks=[Clock()],
+        **settings,
     )
     trainer.train()
     return seconds[1:]
