@@ -20,6 +20,7 @@ from tests.helpers.row_models import rows
 aten = torch.ops.aten
 WAITS = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
+    aten.masked_scatter_backward.default,
     aten.unique_consecutive.default, aten._unique2.default, aten.repeat_interleave.Tensor,
 }  # fmt: skip
 

@@ -43,12 +43,14 @@ class Pass:
         masked: those of them that were given a mask nevertheless.
         windows: the windows that layers had.
         masked_windows: the windows of the masks that the model asked for.
+        router_loss: the balancing loss of a mixture of experts, if it was asked for.
     """
 
     calls: int = 0
     masked: int = 0
     windows: set[int] = field(default_factory=set)
     masked_windows: set[int] = field(default_factory=set)
+    router_loss: Tensor | None = None
 
 
 _PASS: ContextVar[Pass | None] = ContextVar("pass", default=None)

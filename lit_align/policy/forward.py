@@ -33,6 +33,7 @@ class CompletionForward:
         completions: Sequence[Padded],
         with_collisions: bool = False,
         rows: SharedRows | None = None,
+        with_router_loss: bool = False,
     ) -> list[TokenLogps]:
         """The log-probs of each token, in float32.
 
@@ -42,6 +43,7 @@ class CompletionForward:
             completions: any number of [B, C_j].
             with_collisions: also fills `TokenLogps.collisions`.
             rows: the layout of all of them in one row; None lays them out.
+            with_router_loss: adds the pass's router loss, see :meth:`~lit_align.policy.logps.TokenLogps.of_pass`.
 
         Raises:
             ValueError: a prompt is empty, so that nothing would predict the first token of its completion.
@@ -49,8 +51,8 @@ class CompletionForward:
         demand_prompts(prompt.sizes)
         with outer_gathered(model):  # the head's weights are read outside of the model's own forward pass
             if self._checks.setdefault(model, SharedRowsCheck()).takes(model, prompt, completions):
-                return shared_logps(model, prompt, completions, with_collisions, rows)
-            return plain_logps(model, prompt, completions, with_collisions)
+                return shared_logps(model, prompt, completions, with_collisions, rows, with_router_loss)
+            return plain_logps(model, prompt, completions, with_collisions, with_router_loss)
 
 
 def batch_logps(
@@ -59,6 +61,7 @@ def batch_logps(
     forward: CompletionForward,
     with_target: bool = False,
     with_collisions: bool = False,
+    with_router_loss: bool = False,
 ) -> list[TokenLogps]:
     """Log-probs of the chosen, the rejected and, on demand, the target completions of a batch, from one forward pass.
 
@@ -68,6 +71,7 @@ def batch_logps(
         forward: computes the log-probs.
         with_target: also computes the rows' targets, as a third entry.
         with_collisions: also fills `TokenLogps.collisions`.
+        with_router_loss: adds the pass's router loss as the last entry.
 
     Raises:
         ValueError: `with_target` is set and a row has no target.
@@ -76,7 +80,8 @@ def batch_logps(
     if with_target:
         completions.append(_targets(batch))
     rows = batch.rows if len(completions) == len(batch.completions) else None
-    return forward(model, batch.prompt, completions, with_collisions, rows)
+    options = {"with_router_loss": True} if with_router_loss else {}
+    return forward(model, batch.prompt, completions, with_collisions, rows, **options)
 
 
 def _targets(batch: PairBatch) -> Padded:

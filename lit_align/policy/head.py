@@ -12,6 +12,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig
 
+FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+"""What configs call the factor of the logits: Cohere, Falcon-H1, Muse."""
+MULTIPLIED = {"hyperclovax"}
+"""Model types whose logits are multiplied by `logits_scaling`; those of Granite are divided by it."""
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configs call the soft cap of the logits: Gemma, RecurrentGemma, xLSTM."""
 CHUNK = 256
 """Tokens whose logits are in memory at the same time, if the head is trained or its weight is not a plain one."""
 BLOCKS = {"cpu": (2048, 2048), "cuda": (1024, 8192)}
@@ -70,10 +76,15 @@ class LogitTransform:
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> LogitTransform:
-        divisor = getattr(config, "logits_scaling", None)  # Granite
-        factor = getattr(config, "logit_scale", None)  # Cohere
-        cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2
-        return cls((1.0 if factor is None else factor) / (1.0 if divisor is None else divisor), cap)
+        """Reads it from the config of the language part; `shared_check.py` finds a model that it does not fit."""
+        text: Any = config.get_text_config()
+        found = (getattr(text, name, None) for name in FACTORS)
+        factor = math.prod(value for value in found if value is not None)
+        scaling = getattr(text, "logits_scaling", None)
+        if scaling is not None:
+            factor = factor * scaling if text.model_type in MULTIPLIED else factor / scaling
+        caps = (getattr(text, name, None) for name in CAPS)
+        return cls(float(factor), next((cap for cap in caps if cap is not None), None))
 
     def __call__(self, output: Tensor) -> Tensor:
         """The logits, in float32."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_align.batch import Padded
 from lit_align.policy.head import collisions
-from lit_align.policy.outputs import logits_only, output_head
+from lit_align.policy.outputs import output_head, outputs_of
 from lit_align.shared_rows import demand_prompts
 
 NEGLIGIBLE = 1e-30
@@ -56,6 +56,18 @@ class TokenLogps:
             values.register_hook(_without_traces)
         return cls(spread(values), mask, None if collisions is None else spread(collisions))
 
+    @classmethod
+    def of_pass(cls, value: Tensor | None, prompt: Padded) -> TokenLogps:
+        """A number of a whole pass, for each of its B prompts: [B, 1]. Parts of a batch then join as log-probs do.
+
+        Raises:
+            ValueError: the model did not compute it.
+        """
+        if value is None:
+            raise ValueError("the model's config says output_router_logits, but the model gives no router loss")
+        mask = torch.ones_like(prompt.mask[:, :1])
+        return cls(value.float().expand(len(mask))[:, None], mask)
+
     def sum(self) -> Tensor:
         """[B] log-prob of each completion."""
         return self.logps.sum(-1)
@@ -94,16 +106,28 @@ def sequence_logps(model: nn.Module, prompt: Padded, completion: Padded, with_co
     Raises:
         ValueError: a prompt is empty, so that nothing would predict the first token of its completion.
     """
+    return _sequence_logps(model, prompt, completion, with_collisions, with_router_loss=False)[0]
+
+
+def _sequence_logps(
+    model: nn.Module, prompt: Padded, completion: Padded, with_collisions: bool, with_router_loss: bool
+) -> tuple[TokenLogps, Tensor | None]:
+    """The log-probs, and the router loss of the pass if it was asked for."""
     demand_prompts(prompt.sizes)
     rows = _rows(prompt, completion)
-    logits = _logits_at(model, rows)
+    logits, router_loss = _logits_at(model, rows, with_router_loss)
     values = -F.cross_entropy(logits.float(), rows.targets, reduction="none")
     slots = completion.mask.flatten().nonzero()[:, 0]
-    return TokenLogps.from_flat(completion.mask, slots, values, collisions(logits) if with_collisions else None)
+    collided = collisions(logits) if with_collisions else None
+    return TokenLogps.from_flat(completion.mask, slots, values, collided), router_loss
 
 
 def plain_logps(
-    model: nn.Module, prompt: Padded, completions: Sequence[Padded], with_collisions: bool = False
+    model: nn.Module,
+    prompt: Padded,
+    completions: Sequence[Padded],
+    with_collisions: bool = False,
+    with_router_loss: bool = False,
 ) -> list[TokenLogps]:
     """Log-probs of several completions of B prompts, each in a row of its own, from one forward pass.
 
@@ -112,10 +136,14 @@ def plain_logps(
         prompt: [B, P].
         completions: any number of [B, C_j].
         with_collisions: also fill `TokenLogps.collisions`.
+        with_router_loss: adds the pass's router loss, see :meth:`TokenLogps.of_pass`; a prompt counts in it as often
+            as it is computed.
     """
     size = len(prompt.ids)
-    together = sequence_logps(model, _repeat(prompt, len(completions)), _stack(completions), with_collisions)
-    return [together.rows(i * size, (i + 1) * size) for i in range(len(completions))]
+    prompts = _repeat(prompt, len(completions))
+    together, router_loss = _sequence_logps(model, prompts, _stack(completions), with_collisions, with_router_loss)
+    logps = [together.rows(i * size, (i + 1) * size) for i in range(len(completions))]
+    return [*logps, TokenLogps.of_pass(router_loss, prompt)] if with_router_loss else logps
 
 
 @dataclass(frozen=True)
@@ -175,13 +203,14 @@ def _join(prompt: Padded, completion: Padded) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _logits_at(model: nn.Module, rows: PlainRows) -> Tensor:
-    """The model's logits at the N positions that predict, [N, vocabulary]."""
+def _logits_at(model: nn.Module, rows: PlainRows, with_router_loss: bool) -> tuple[Tensor, Tensor | None]:
+    """The model's logits at the N positions that predict, [N, vocabulary], and the router loss if it is asked for."""
     head = output_head(model)
     with _gather_before(head, rows.rows, rows.columns) as gathered:
-        options = logits_only(model.config)
-        logits: Tensor = model(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False, **options).logits
-    return logits[0] if gathered else logits[rows.rows, rows.columns]
+        options = outputs_of(model.config, with_router_loss)
+        output = model(input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False, **options)
+    logits: Tensor = output.logits
+    return logits[0] if gathered else logits[rows.rows, rows.columns], getattr(output, "aux_loss", None)
 
 
 @contextmanager

@@ -7,13 +7,22 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 
-def logits_only(config: Any) -> dict[str, bool]:
+def router_loss_weight(config: Any) -> float:
+    """The weight of a mixture's balancing loss in training, as the model's own loss has it by its config; 0 if none."""
+    text = config.get_text_config()
+    is_on = getattr(config, "output_router_logits", False) or getattr(text, "output_router_logits", False)
+    return float(getattr(text, "router_aux_loss_coef", None) or 0.0) if is_on else 0.0
+
+
+def outputs_of(config: Any, with_router_loss: bool = False) -> dict[str, bool]:
     """The arguments of a forward pass that switch off further outputs which a model's config may switch on.
 
-    With `output_router_logits: true` a mixture of experts computes its balancing loss in every pass. For that it would
-    need a padding mask, not an attention mask, and a preference loss does not use it.
+    Args:
+        config: the model's. With `output_router_logits: true` a mixture computes its balancing loss in every pass.
+        with_router_loss: whether that loss is wanted, if the config switches it on.
     """
-    return {"output_router_logits": False} if getattr(config, "output_router_logits", False) else {}
+    is_on = getattr(config, "output_router_logits", False)
+    return {"output_router_logits": with_router_loss} if is_on else {}
 
 
 def output_head(model: nn.Module) -> nn.Module:

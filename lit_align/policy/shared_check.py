@@ -23,7 +23,7 @@ from lit_align.policy.head import LogitTransform, token_logps
 from lit_align.policy.internals import experts_one_by_one
 from lit_align.policy.logps import plain_rows
 from lit_align.policy.modes import in_eval_mode
-from lit_align.policy.outputs import as_input, logits_only, output_head
+from lit_align.policy.outputs import as_input, output_head, outputs_of
 from lit_align.policy.precision import HALF_PRECISIONS, dtype_of_products, embedding_weight
 from lit_align.policy.sharding import in_lockstep
 from lit_align.policy.shared_logps import hidden_states
@@ -165,7 +165,7 @@ class _Both:
         rows = plain_rows(prompt, completions)
         with _few_before(output_head(model), rows.rows, rows.columns) as kept:
             logits = model(
-                input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False, **logits_only(model.config)
+                input_ids=rows.ids, attention_mask=rows.mask.long(), use_cache=False, **outputs_of(model.config)
             ).logits
         return cls(model, hidden[layout.predicting], kept[0], rows.targets, logits[0])
 

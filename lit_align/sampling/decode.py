@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from lit_align.policy.outputs import logits_only
+from lit_align.policy.outputs import outputs_of
 from lit_align.sampling.draw import Draw, usable
 from lit_align.sampling.slots import SlotCache, fits_slots
 
@@ -170,7 +170,7 @@ class Batch:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **logits_only(self._model.config),
+            **outputs_of(self._model.config),
         )
         return output.logits[:, -1].float()
 

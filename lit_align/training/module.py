@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from lit_align.policy.forward import CompletionForward, batch_logps
 from lit_align.policy.kernels import demand_kernels
 from lit_align.policy.load import load_model, load_stop_ids, load_tokenizer
 from lit_align.policy.logps import TokenLogps
+from lit_align.policy.outputs import router_loss_weight
 from lit_align.policy.reference import AdapterOff, ModelReference, Reference, default_reference
 from lit_align.policy.sharding import gathered
 from lit_align.policy.shared_check import rounding
@@ -102,16 +103,20 @@ class AlignmentModule(PairModule):
         reference = self._reference_logps(batch)
         return make_pair_logps(batch, run(batch), reference, with_tokens=self.loss.needs_token_logps)
 
-    def _policy_logps(self, batch: PairBatch) -> list[TokenLogps]:
+    def _policy_logps(self, batch: PairBatch, with_router_loss: bool = False) -> list[TokenLogps]:
         loss = self.loss
-        return batch_logps(self._loaded_policy(), batch, self._forward, loss.needs_target, loss.needs_collisions)
+        policy = self._loaded_policy()
+        return batch_logps(
+            policy, batch, self._forward, loss.needs_target, loss.needs_collisions, with_router_loss=with_router_loss
+        )
 
-    def _trained_logps(self, batch: PairBatch) -> list[TokenLogps]:
+    def _trained_logps(self, batch: PairBatch, with_router_loss: bool = False) -> list[TokenLogps]:
         """As :meth:`_policy_logps`, but in parts if memory is short, in the forward and in the backward."""
+        run = functools.partial(self._policy_logps, with_router_loss=with_router_loss)
         if not self._alone():
-            return self._policy_logps(batch)
+            return run(batch)
         trained = [parameter for parameter in self._loaded_policy().parameters() if parameter.requires_grad]
-        return self._split.logps(self._policy_logps, batch, trained, self.trainer.precision_plugin.train_step_context)
+        return self._split.logps(run, batch, trained, self.trainer.precision_plugin.train_step_context)
 
     def _evaluated_logps(self, batch: PairBatch) -> list[TokenLogps]:
         return self._split.logps(self._policy_logps, batch) if self._alone() else self._policy_logps(batch)
@@ -174,10 +179,23 @@ class AlignmentModule(PairModule):
     # ------------------------------------------------------------------ steps
 
     def compute_loss(self, batch: PairBatch) -> tuple[PairLogps, LossOutput]:
-        """Computes the log-probs and the loss of a training step, ready for `backward`, without logging anything."""
+        """Computes the log-probs and the loss of a training step, ready for `backward`, without logging anything.
+
+        A mixture of experts whose config says `output_router_logits` adds its balancing loss, times its
+        `router_aux_loss_coef`, to the loss of each pair, as the model's own loss does.
+        """
+        weight = router_loss_weight(self._loaded_policy().config)
+        router: list[TokenLogps] = []
+
+        def run(pairs: PairBatch) -> list[TokenLogps]:
+            completions = self._trained_logps(pairs, with_router_loss=weight > 0)
+            router.extend([completions.pop()] if weight else [])
+            return completions
+
         with self._explained():
-            pairs = self._pairs(batch, self._trained_logps)
-        return pairs, self.loss(pairs)
+            pairs = self._pairs(batch, run)
+        output = self.loss(pairs)
+        return pairs, _add_router_loss(output, router[0].sum(), weight) if router else output
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
         pairs, output = self.compute_loss(batch)
@@ -283,6 +301,11 @@ class AlignmentModule(PairModule):
         """The Trainer's, which the module may not have been moved to yet."""
         trainer = trainer_of(self)
         return self.device if trainer is None else trainer.strategy.root_device
+
+
+def _add_router_loss(output: LossOutput, router_losses: Tensor, weight: float) -> LossOutput:
+    metrics = {**output.metrics, "router_loss": router_losses.detach()}
+    return replace(output, losses=output.losses + weight * router_losses, metrics=metrics)
 
 
 def _values(pairs: PairLogps, output: LossOutput) -> dict[str, Tensor]:

@@ -24,9 +24,11 @@ from transformers import (
     GraniteMoeConfig,
     HeliumConfig,
     HunYuanDenseV1Config,
+    HyperCLOVAXConfig,
     Llama4TextConfig,
     MistralConfig,
     MixtralConfig,
+    NanoChatConfig,
     Olmo2Config,
     Olmo3Config,
     OlmoeConfig,
@@ -161,5 +163,8 @@ ATTENTIVE: dict[str, PretrainedConfig] = {
     "ernie4_5": Ernie4_5Config(**DECODER, head_dim=8),
     "hunyuan": HunYuanDenseV1Config(**DECODER, head_dim=8),
     "helium": HeliumConfig(**DECODER, head_dim=8),
+    "hyperclovax_scales": HyperCLOVAXConfig(**DECODER, logits_scaling=0.3),
+    "granitemoe_scales": GraniteMoeConfig(**DECODER, num_local_experts=4, logits_scaling=3.0),
+    "nanochat_caps": NanoChatConfig(**DECODER, final_logit_softcapping=0.5),
 }
 """More architectures, with windows that rows of a few tokens are longer than."""
