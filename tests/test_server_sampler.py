@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_align.judges import Judge
+from lit_align.policy import LoraSpec, PolicySpec, load_model
 from lit_align.records import Candidate, FinishReason
 from lit_align.remote import RequestRefused, ServerError, client
 from lit_align.sampling import LoraPublisher, Sampler, ServerSampler, VLLMSampler
@@ -402,6 +403,23 @@ def test_vllm_sleeps_also_after_an_error(vllm: StandIn, policy: Any, tokenizer: 
     with pytest.raises(RuntimeError, match="out of memory"):
         draw(VLLMSampler(), policy, tokenizer)
     assert vllm.calls[-1] == ("sleep", 1)
+
+
+def test_vllm_stays_awake_if_it_is_told_so(vllm: StandIn, policy: Any, tokenizer: Any) -> None:
+    one = VLLMSampler(max_new_tokens=8, sleep=False)
+    first, second = draw(one, policy, tokenizer), draw(one, policy, tokenizer)
+    assert [name for name, _ in vllm.calls] == ["LLM", "generate", "generate"] and first == second
+    assert vllm.calls[0][1]["enable_sleep_mode"] is False
+
+
+@pytest.mark.parametrize("options", [{"dora": True}, {"modules_to_save": ["q_proj"], "target_modules": ["v_proj"]}])
+def test_vllm_takes_plain_adapters_only(
+    vllm: StandIn, tiny_model: Path, tokenizer: Any, options: dict[str, Any]
+) -> None:
+    policy = load_model(PolicySpec(str(tiny_model), lora=LoraSpec(r=2, **options)))
+    with pytest.raises(ValueError, match="plain LoRA adapters"):
+        draw(VLLMSampler(), policy, tokenizer)
+    assert not vllm.calls
 
 
 def test_without_vllm_the_extra_is_named(policy: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,4 +88,10 @@ def _active_adapter(policy: nn.Module) -> str:
             "this sampler brings a LoRA adapter to an engine, and the policy's adapter is off, as it is where the "
             "start of a run answers: take TransformersSampler for that"
         )
+    config = policy.peft_config[name]  # type: ignore[index,union-attr]
+    if getattr(config, "use_dora", False) or getattr(config, "modules_to_save", None):
+        raise ValueError(
+            "vLLM takes plain LoRA adapters, neither `lora.dora` nor `lora.modules_to_save`: drop them, or take "
+            "TransformersSampler"
+        )
     return name

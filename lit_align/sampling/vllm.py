@@ -18,8 +18,9 @@ from lit_align.sampling.engine import EngineSampler, adapter_digest, save_adapte
 class VLLMSampler(EngineSampler):
     """Samples with vLLM on the GPU of the run, for one process. Needs `pip install lit-align[vllm]`.
 
-    The engine holds a second copy of the base and gets the policy's LoRA adapter whenever that has changed. Between
-    calls it sleeps: its weights move to the host's memory and its cache is dropped, so training has the GPU.
+    The engine holds a second copy of the base and gets the policy's LoRA adapter whenever that has changed; vLLM takes
+    neither DoRA nor `modules_to_save`. Between calls it sleeps: its weights move to the host's memory and its cache is
+    dropped, so training has the GPU.
 
     It has been tested against a stand-in for vLLM that records the calls, not on a GPU.
 
@@ -27,6 +28,8 @@ class VLLMSampler(EngineSampler):
         model: hub id or folder of the policy's base; null takes what the policy's adapter names as its base.
         gpu_memory_utilization: share of the GPU's memory for vLLM while it is awake, in (0, 1); training's own
             memory is not given back for it.
+        sleep: whether it sleeps between calls. Without, it keeps its share of the memory, for GPUs that have room for
+            both, and each call begins at once.
         engine: more arguments of `vllm.LLM`, such as `{max_model_len: 2048, dtype: bfloat16}`.
         kwargs: those of :class:`~lit_align.sampling.base.TokenSampler`: how many candidates, and how they are drawn.
     """
@@ -36,6 +39,7 @@ class VLLMSampler(EngineSampler):
         model: str | None = None,
         *,
         gpu_memory_utilization: float = 0.4,
+        sleep: bool = True,
         engine: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -43,6 +47,7 @@ class VLLMSampler(EngineSampler):
         if not 0 < gpu_memory_utilization < 1:
             raise ValueError(f"gpu_memory_utilization must be in (0, 1), got {gpu_memory_utilization}")
         self._model = model
+        self._sleeps = sleep
         self._arguments = {"gpu_memory_utilization": gpu_memory_utilization, **(engine or {})}
         self._llm: Any = None
         self._adapter: Any = None
@@ -69,7 +74,8 @@ class VLLMSampler(EngineSampler):
                 self._publish(request.model, digest)
                 outputs = self._llm.generate(prompts, parameters, lora_request=self._adapter, use_tqdm=False)
             finally:
-                self._llm.sleep(level=1)
+                if self._sleeps:
+                    self._llm.sleep(level=1)
         request.report(num_draws * copies * len(prompts))
         return [
             tuple(candidate_of_ids(list(answer.token_ids), stop_ids, tokenizer) for answer in output.outputs) * copies
@@ -78,12 +84,13 @@ class VLLMSampler(EngineSampler):
 
     def _wake(self, vllm: Any, policy: Any) -> None:
         if self._llm is not None:
-            self._llm.wake_up()
+            if self._sleeps:
+                self._llm.wake_up()
             return
         config = policy.peft_config[policy.active_adapter]
         arguments = {"enable_lora": True, "max_lora_rank": _room_for(config.r), **self._arguments}
         base = self._model or config.base_model_name_or_path
-        self._llm = vllm.LLM(model=base, enable_sleep_mode=True, **arguments)
+        self._llm = vllm.LLM(model=base, enable_sleep_mode=self._sleeps, **arguments)
 
     def _publish(self, policy: nn.Module, digest: str) -> None:
         """Gives the engine the current adapter under a new id, and drops the older one."""
