@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar, cast
 
 import torch
@@ -36,6 +38,17 @@ def gather(value: _T) -> list[_T]:
     gathered: list[_T | None] = [None] * world
     dist.all_gather_object(gathered, value)
     return cast(list[_T], gathered)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Runs the block in one process of each machine after the other, for what takes much memory. All ranks enter it."""
+    machines = gather(platform.node())
+    own = machines[: shard()[0]].count(platform.node())
+    for turn in range(max(map(machines.count, machines))):
+        if turn == own:
+            yield
+        gather(None)
 
 
 def largest(value: float, device: torch.device) -> float:

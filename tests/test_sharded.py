@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from lit_align.trained import open_run
 from lit_align.training.checkpoint_paths import demand_whole
 from lit_align.training.sharded_files import read_checkpoint
 from tests.helpers.data_fakes import write
-from tests.helpers.processes import on_two_ranks
+from tests.helpers.processes import exit_codes_of_ranks, on_two_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PROCESS_OWN = ("seconds", "share_of_training", "sample_seconds", "judge_seconds", "reference_seconds")
@@ -67,7 +69,7 @@ def fit(folder: Path, files: tuple[str, str], spec: la.PolicySpec, steps: int = 
     losses = Losses()
     trainer = la.AlignmentTrainer(
         default_root_dir=folder, max_steps=steps, accelerator="cpu", logger=False, enable_progress_bar=False,
-        callbacks=[losses, *([boundary] if measures else [])], **{"devices": 1, **options},
+        callbacks=[losses, *([boundary] if measures else []), *options.pop("more", [])], **{"devices": 1, **options},
     )  # fmt: skip
     trainer.fit(module, datamodule=data, ckpt_path="last")
     trainer.strategy.barrier()
@@ -76,6 +78,30 @@ def fit(folder: Path, files: tuple[str, str], spec: la.PolicySpec, steps: int = 
         "decisions": [timeless(decision.record()) for decision in boundary.history],
         "share": losses.largest_share,
     }
+
+
+def evaluate(folder: Path, files: tuple[str, str], spec: la.PolicySpec, cache: str, **options: Any) -> dict[str, Any]:
+    """What the other commands make of a run's last checkpoint, each with a Trainer and a module of its own."""
+
+    def parts() -> tuple[la.AlignmentTrainer, la.AlignmentModule, la.AlignmentDataModule]:
+        strategy = la.ShardedStrategy(sharded_checkpoint=True) if options else "auto"
+        trainer = la.AlignmentTrainer(
+            default_root_dir=folder, accelerator="cpu", logger=False, enable_progress_bar=False, strategy=strategy,
+            callbacks=[OnPolicy(max_prompts=8, batch_prompts=3, num_candidates=2)], **{"devices": 1, **options},
+        )  # fmt: skip
+        data = la.AlignmentDataModule(
+            *files, batch_size=2, judge=RuleJudge(vowels), seed=1, reference_cache=cache,
+            sampler=la.TransformersSampler(num_candidates=4, max_new_tokens=5),
+        )  # fmt: skip
+        return trainer, la.AlignmentModule(spec, la.DPO()), data
+
+    trainer, module, data = parts()
+    (metrics,) = trainer.validate(module, datamodule=data, ckpt_path="last", verbose=False)
+    trainer, module, data = parts()
+    measured = trainer.measure(module, data, ckpt_path=str(trainer.last_checkpoint()))
+    trainer, module, data = parts()
+    computed = trainer.precompute(module, data)["computed"]
+    return {"metrics": metrics, "score": measured["score"], "computed": computed}
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -206,3 +232,33 @@ def test_a_reward_model_is_spread_too(kind: str, tmp_path: Path, tiny_model: Pat
     answers = [CandidateSet((Message("user", "Give a fact."),), (Candidate("tea"), Candidate("the sea is deep")))]
     scores = [la.RewardModelJudge(str(tmp_path / run / "reward_model")).score(answers) for run in ("one", "two")]
     assert scores[1][0] == pytest.approx(scores[0][0], abs=1e-4)
+
+
+def fit_and_evaluate(folder: Path, files: tuple[str, str], spec: la.PolicySpec) -> dict[str, Any]:
+    sharded(folder, files, spec, steps=2, measures=False, parts=True)
+    return evaluate(folder, files, spec, str(folder / "cache"), devices=2)
+
+
+def test_the_other_commands_take_a_spread_model(tmp_path: Path, files: tuple[str, str], tiny_model: Path) -> None:
+    spec = specs(tiny_model)["lora"]
+    fit(tmp_path / "one", files, spec, steps=2, measures=False)
+    alone = evaluate(tmp_path / "one", files, spec, str(tmp_path / "cache"))
+    zero, one = on_two_ranks(tmp_path, fit_and_evaluate, tmp_path / "two", files, spec)
+    assert zero == one and zero["score"] == alone["score"] and zero["computed"] == alone["computed"] > 0
+    assert zero["metrics"] == pytest.approx(alone["metrics"], abs=1e-5)
+
+
+class Die(Callback):
+    """Kills the second process in the third step."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step == 2 and trainer.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_ends_the_other(tmp_path: Path, files: tuple[str, str], tiny_model: Path) -> None:
+    options = {"measures": False, "more": [Die(), la.AlignmentCheckpoint(every_n_train_steps=1)]}
+    codes = exit_codes_of_ranks(2, tmp_path, run_with_options, tmp_path, files, specs(tiny_model)["full"], options)
+    assert codes == [1, -signal.SIGKILL]
+    said = (tmp_path / "out.txt").read_text()
+    assert "error: rank 1 (process " in said and "the last checkpoint is of step 2" in said

@@ -45,7 +45,11 @@ def test_each_name_of_lightning_is_taken_or_refused() -> None:
                 check_strategy(name)
 
 
-OBJECTS = {ModelParallelStrategy: "lit_align.ShardedStrategy", FSDPStrategy: "deprecated", DeepSpeedStrategy: "its own"}
+OBJECTS = {
+    ModelParallelStrategy: "lit_align.ShardedStrategy",
+    FSDPStrategy: "deprecated",
+    DeepSpeedStrategy: "on CUDA only",
+}
 
 
 @pytest.mark.parametrize("kind", list(OBJECTS))

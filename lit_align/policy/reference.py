@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,8 +14,9 @@ from torch import nn
 
 from lit_align.policy.load import load_model, load_tokenizer
 from lit_align.policy.quiet import quiet_libraries
-from lit_align.policy.sharding import shard_like
+from lit_align.policy.sharding import is_sharded, shard_like
 from lit_align.policy.spec import PolicySpec
+from lit_align.ranks import one_at_a_time
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -205,9 +206,11 @@ class ModelReference(Reference):
             if self._initial_spec is None:
                 raise RuntimeError("ModelReference does not know its model yet: `attach` must run first.")
             # It may be loaded in the middle of a validation, and must not change the random state.
-            with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+            turn = one_at_a_time() if is_sharded(policy) else nullcontext()
+            with torch.inference_mode(False), torch.random.fork_rng(devices=[]), turn:
                 model = load_model(self._initial_spec).requires_grad_(False).eval()
-                nn.Module.to(model, next(policy.parameters()).device)
+                if not is_sharded(policy):  # else only its parts get there
+                    nn.Module.to(model, next(policy.parameters()).device)
                 if _dtype(policy) != self._dtype:
                     nn.Module.to(model, _dtype(policy))
                 shard_like(model, policy)

@@ -30,7 +30,8 @@ def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
     Gradients are averaged over the devices in float32.
 
     Args:
-        model: a model of transformers, or one wrapped by peft, with the same weights on every device.
+        model: a model of transformers, or one wrapped by peft. Each device keeps its part of the weights that it has
+            itself: of fresh adapters that it has drawn by itself, too.
         mesh: the devices, in one dimension.
 
     Raises:
@@ -178,20 +179,6 @@ def spread_like(tensor: Tensor, other: Tensor) -> Tensor:
         return tensor
     local = tensor.to(other.device)
     return distribute_tensor(local, other.device_mesh, other.placements, src_data_rank=None)
-
-
-def take_from_first(model: nn.Module, device: torch.device) -> None:
-    """Gives every device the trained weights of the first, which may have drawn others at random.
-
-    Args:
-        model: a whole model.
-        device: where this process computes.
-    """
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            value = parameter.detach().to(device)
-            dist.broadcast(value, 0)
-            parameter.data.copy_(value)
 
 
 def _base(model: nn.Module) -> nn.Module:

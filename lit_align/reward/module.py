@@ -74,9 +74,7 @@ class RewardModule(PairModule):
 
     def configure_model(self) -> None:
         if self.model is None:
-            model = load_reward_model(self.spec)
-            self.shard(model)
-            self.model = model
+            self.model = self.load_and_spread(lambda: load_reward_model(self.spec))
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -83,11 +83,13 @@ class AlignmentModule(PairModule):
             return
         if self.spec.kernels is not None:
             demand_kernels(self.spec.kernels, self._device_of_run().type)
+        self.policy = self.load_and_spread(self._load)
+
+    def _load(self) -> nn.Module:
         policy = load_model(self.spec)
         if self.reference is not None:
             self.reference.attach(policy, self.spec)
-        self.shard(policy)
-        self.policy = policy
+        return policy
 
     # ------------------------------------------------------------------ forward
 

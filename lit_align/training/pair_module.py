@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ from lit_align.policy.base_record import KEY as BASE_KEY
 from lit_align.policy.base_record import base_record, demand_same_base
 from lit_align.policy.cpu.host_memory import keep_freed_memory
 from lit_align.policy.precision import say_float32_products
-from lit_align.policy.sharding import shard_model, take_from_first
+from lit_align.policy.sharding import shard_model
 from lit_align.policy.spec import PolicySpec
+from lit_align.ranks import one_at_a_time
 from lit_align.run_parts import accumulates_more, trainer_of
 from lit_align.seeding import derive_seed
 from lit_align.training.float32_copies import over_float32, say_copies, take_gradients, whole_weights
@@ -80,11 +81,14 @@ class PairModule(LightningModule):
         if isinstance(self.trainer.strategy, ShardedStrategy):
             demand_shardable(self.spec)
 
-    def shard(self, model: nn.Module) -> None:
-        """Spreads a freshly loaded model over the devices if the run's strategy does so."""
-        if self.device_mesh is not None:
-            take_from_first(model, self.trainer.strategy.root_device)
+    def load_and_spread(self, load: Callable[[], nn.Module]) -> nn.Module:
+        """Loads a model and spreads it over the devices if the run's strategy does so."""
+        if self.device_mesh is None:
+            return load()
+        with one_at_a_time():  # each process has the whole model in the host's memory until it is spread
+            model = load()
             shard_model(model, self.device_mesh["data_parallel"])
+        return model
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self._make_over_float32()

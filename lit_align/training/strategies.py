@@ -50,6 +50,8 @@ def _reason(kind: type[Any]) -> str:
         return "it is the first FSDP, which torch has deprecated, and fsdp2 does the same"
     if issubclass(kind, ModelParallelStrategy):
         return "by itself it saves the frozen base in each checkpoint; lit_align.ShardedStrategy is made of it"
+    if issubclass(kind, DeepSpeedStrategy):
+        return "it keeps optimizer and checkpoints to itself and runs on CUDA only, so that no test of it could run"
     return "each device would train its own weights and save a part of them"
 
 
