@@ -16,7 +16,7 @@ from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, plain_logp
 from lit_align.policy.load import load_model
 from lit_align.policy.lora import _ROWS, InPlaceLora, Products, _add_low_rank, add_in_place, products_on
 from lit_align.policy.nf4 import keep_trainable_on_cpu, nf4_settings
-from lit_align.policy.precision import say_float32_products
+from lit_align.policy.precision import say_float32_products, say_slow_bfloat16
 from tests.helpers.tiny import save_tiny_model, tiny_llama_config
 
 IDS = torch.randint(3, 300, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -174,6 +174,17 @@ def test_a_fit_in_float32_says_once_whether_a_gpu_uses_tf32(capsys: pytest.Captu
             assert words in " ".join(capsys.readouterr().out.split())
     finally:
         torch.set_float32_matmul_precision(precision)
+
+
+def test_a_fit_in_bfloat16_says_if_float32_is_faster(capsys: pytest.CaptureFixture[str]) -> None:
+    without = {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}
+    say_slow_bfloat16("cuda", torch.bfloat16, without)
+    say_slow_bfloat16("cpu", torch.float32, without)
+    say_slow_bfloat16("cpu", torch.bfloat16, {**without, "amx_bf16": True})
+    say_slow_bfloat16("cpu", torch.bfloat16, {"architecture": "aarch64"})
+    assert capsys.readouterr().out == ""
+    say_slow_bfloat16("cpu", torch.bfloat16, without)
+    assert "--model.policy.dtype float32" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("rows", [None, 5])

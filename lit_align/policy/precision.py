@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -45,6 +46,28 @@ def say_float32_products(device: str, dtype: torch.dtype) -> None:
             "Products are in TF32: float32 with 10 of its 23 bits of the mantissa. "
             'torch.set_float32_matmul_precision("highest") switches it off.'
         )
+
+
+@rank_zero_only
+def say_slow_bfloat16(device: str, dtype: torch.dtype, capabilities: Mapping[str, Any] | None = None) -> None:
+    """Prints that float32 is faster, where a CPU has no products in bfloat16; nothing for others.
+
+    Args:
+        device: its type.
+        dtype: the dtype of the products.
+        capabilities: of the CPU, by torch's names; None asks torch, of which older versions do not know.
+    """
+    if device != "cpu" or dtype != torch.bfloat16:
+        return
+    known: Mapping[str, Any] = capabilities or getattr(torch.cpu, "get_capabilities", dict)()
+    if known.get("architecture") == "x86_64" and not any(known.get(name) for name in _BFLOAT16_PRODUCTS):
+        note(
+            "This CPU has no products in bfloat16, which are slow then: --model.policy.dtype float32 is faster, and "
+            "takes twice the memory. `lit-align doctor --only speed/products` tells by how much."
+        )
+
+
+_BFLOAT16_PRODUCTS = ("avx512_bf16", "amx_bf16")
 
 
 def embedding_weight(model: nn.Module) -> Tensor:

@@ -21,7 +21,7 @@ from lit_align.batch import PairBatch
 from lit_align.policy.base_record import KEY as BASE_KEY
 from lit_align.policy.base_record import base_record, demand_same_base
 from lit_align.policy.cpu.host_memory import keep_freed_memory
-from lit_align.policy.precision import say_float32_products
+from lit_align.policy.precision import say_float32_products, say_slow_bfloat16
 from lit_align.policy.sharding import shard_model
 from lit_align.policy.spec import PolicySpec
 from lit_align.ranks import one_at_a_time
@@ -138,6 +138,7 @@ class PairModule(LightningModule):
             keep_freed_memory()
         if self.trainer.precision == "32-true":
             say_float32_products(self.device.type, next(self.parameters()).dtype)
+            say_slow_bfloat16(self.device.type, next(self.parameters()).dtype)
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         """Seeds torch from (run seed, rank, micro-batch): dropout then does not depend on what ran before."""
