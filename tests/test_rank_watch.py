@@ -16,8 +16,10 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import DDPStrategy
 
 from lit_align import AlignmentTrainer
+from lit_align.training import rank_links
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.main_thread import MainThread
+from lit_align.training.rank_watch import is_of_a_collective
 from tests.helpers.processes import exit_codes_of_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -54,14 +56,22 @@ class Harm(Callback):
     def go_on(self) -> None:
         """Harms nobody."""
 
+    go_on_unseen = go_on
+
 
 def fit(folder: Path, rank: int, how: str) -> None:
+    if how == "go_on_unseen":
+        rank_links.Client = refused
     trainer = AlignmentTrainer(
         default_root_dir=folder, max_steps=5, accelerator="cpu", devices=2, logger=False, enable_progress_bar=False,
         strategy=DDPStrategy(timeout=timedelta(seconds=LIMIT if how == "hang" else 300)), limit_val_batches=0,
         callbacks=[Harm(rank, how), AlignmentCheckpoint(every_n_train_steps=2)],
     )  # fmt: skip
     trainer.fit(BoringModel(), ckpt_path="last")
+
+
+def refused(*_: Any, **__: Any) -> None:
+    raise ConnectionRefusedError
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,25 @@ def test_a_signal_to_one_rank_saves_the_step_and_stops_both(rank: int, how: str,
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     assert "and the run ends" not in (tmp_path / "out.txt").read_text(), "no rank is missed"
     assert exit_codes_of_ranks(2, tmp_path, fit, tmp_path / "run", rank, "go_on") == [0, 0]
+
+
+def test_where_no_connection_is_possible_the_run_goes_on_unwatched(tmp_path: Path) -> None:
+    assert exit_codes_of_ranks(2, tmp_path, fit, tmp_path / "run", 1, "go_on_unseen") == [0, 0]
+    assert (tmp_path / "out.txt").read_text().count("Processes cannot reach each other to be watched") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:902."), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
+        (torch.distributed.DistBackendError("NCCL error"), True),
+        (RuntimeError("a bug of the user's"), False),
+        (ValueError("gloom"), False),
+    ],
+)
+def test_what_is_said_of_other_ranks(error: Exception, expected: bool) -> None:
+    assert is_of_a_collective(error) is expected
 
 
 def test_where_the_main_thread_is() -> None:
