@@ -361,15 +361,14 @@ def test_switches_and_kinds_of_callbacks(tmp_path: Path) -> None:
         trainer = AlignmentTrainer(default_root_dir=tmp_path, accelerator="cpu", **flags)
         return {type(callback).__name__ for callback in trainer.callbacks}  # type: ignore[attr-defined]
 
-    plain = {"AlignmentCheckpoint", "PlainProgress", "ReportCallback", "RunSummary", "RunWatch", "SaveModel"}
+    always = {"RankWatch", "ReportCallback", "RunSummary", "RunWatch"}
+    plain = always | {"AlignmentCheckpoint", "PlainProgress", "SaveModel"}
     assert callbacks() == plain
     assert callbacks(enable_progress_bar=False) == plain - {"PlainProgress"}
     assert callbacks(enable_checkpointing=False) == plain - {"AlignmentCheckpoint", "SaveModel"}
     assert any("ModelSummary" in kind for kind in callbacks(enable_model_summary=True))
     assert callbacks(callbacks=ModelSummary()) == plain | {"ModelSummary"}
-    assert callbacks(callbacks=[TQDMProgressBar()]) == {
-        "AlignmentCheckpoint", "ReportCallback", "RunSummary", "RunWatch", "SaveModel", "TQDMProgressBar"
-    }  # fmt: skip
+    assert callbacks(callbacks=[TQDMProgressBar()]) == always | {"AlignmentCheckpoint", "SaveModel", "TQDMProgressBar"}
 
 
 def test_loggers_rows_and_profiler_go_where_they_are_sent(fit: Fit, policy: AlignmentModule, tmp_path: Path) -> None:
