@@ -115,6 +115,7 @@ class PairBatch(OnDevice):
         reference_chosen_token_logps: [B, C] float32 reference log-probs of the chosen tokens, 0 at padding, or None.
         reference_rejected_token_logps: [B, R] float32 reference log-probs of the rejected tokens, 0 at padding, or
             None.
+        weight: the factor of the micro-batch's mean loss: its pairs over those that a micro-batch has on average.
         rows: the layout of all pairs in one row, with the targets if there are any; None lays them out when needed.
     """
 
@@ -132,6 +133,7 @@ class PairBatch(OnDevice):
         reference_rejected_token_logps: Tensor | None = None,
         counted: Tensor | None = None,
         rows: SharedRows | None = None,
+        weight: float = 1.0,
     ) -> None:
         self.prompt = prompt
         self.chosen = chosen
@@ -145,6 +147,7 @@ class PairBatch(OnDevice):
         self.reference_rejected_token_logps = reference_rejected_token_logps
         self.counted = counted
         self.rows = rows
+        self.weight = weight
 
     def only_counted(self, values: Tensor) -> Tensor:
         """Leaves out of [B, ...] values those of pairs that do not count."""

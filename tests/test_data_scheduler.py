@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Sequence
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from lit_align.batch import PairBatch, TokenizedPair, collate, lay_out_padded
 from lit_align.data import AlignmentDataModule
 from lit_align.data.scheduler import row_length
-from lit_align.losses import DPO, IPO, SLiCHF
+from lit_align.data.token_budget import cut_evenly, demand_cuttable
+from lit_align.losses import DPO, IPO, NLL, SLiCHF
 from lit_align.policy import LoraSpec, PolicySpec
 from lit_align.training.module import AlignmentModule
 from tests.helpers.data_fakes import (
@@ -112,6 +115,91 @@ def test_a_single_micro_batch_keeps_its_order(train: str) -> None:
     data = data_module(train)
     ready = accumulating(data, accumulation=1)
     assert [pair for batch in feed(data, ready, 8) for pair in texts(batch)] == stream(data_module(train), 8)
+
+
+# -- micro-batches by tokens
+
+
+def test_pieces_are_as_even_as_whole_pairs_allow() -> None:
+    for lengths, pieces in [([9, 5, 4, 1, 1], 3), ([5] * 7, 3), ([8, 1, 1, 1], 4), ([3], 1), ([100, 1, 1, 1, 1, 1], 2)]:
+        counts = cut_evenly(lengths, pieces)
+        assert len(counts) == pieces and sum(counts) == len(lengths) and min(counts) > 0
+        ways = combinations(range(1, len(lengths)), pieces - 1)
+        best = min(max(map(sum, cut_at(lengths, way))) for way in ways)
+        assert max(map(sum, cut_at(lengths, list(accumulate(counts))[:-1]))) == best
+
+
+def cut_at(items: list[int], places: Sequence[int]) -> list[list[int]]:
+    return [items[start:stop] for start, stop in pairwise([0, *places, len(items)])]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_by_tokens_a_step_holds_the_same_pairs(train: str, share: float) -> None:
+    plain, cut = (data_module(train, on_policy_share=share, batch_tokens=tokens) for tokens in (None, 100_000))
+    expected, found = (by_step(feed(data, accumulating(data, 4), 12), [4] * 3) for data in (plain, cut))
+    for step, by_pairs in zip(found, expected, strict=True):
+        assert pairs_of(step) == pairs_of(by_pairs)
+        assert sum(batch.weight for batch in step) == pytest.approx(4) and all(batch.weight == 1 for batch in by_pairs)
+        assert max(sum(lengths(batch)) for batch in step) <= max(sum(lengths(batch)) for batch in by_pairs)
+    assert len({len(batch) for step in found for batch in step}) > 1
+
+
+@pytest.mark.parametrize("given", [1, 2, 3])
+def test_by_tokens_a_step_is_taken_up_in_its_middle(train: str, given: int) -> None:
+    data = data_module(train, batch_tokens=100_000)
+    ready = accumulating(data, 4)
+    feed(data, ready, 4 + given)
+    state = through_a_file(data.state_dict())
+    resumed = data_module(train, batch_tokens=100_000)
+    resumed.load_state_dict(state)
+    again = accumulating(resumed, 4)
+    again.ready = ready.ready
+    wanted = [texts(batch) for batch in feed(data, ready, 8)]
+    assert [texts(batch) for batch in feed(resumed, again, 8)] == wanted
+
+
+def test_more_tokens_than_the_budget_are_said_once(train: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = data_module(train, batch_tokens=1)
+    feed(data, accumulating(data, 4), 8)
+    assert capsys.readouterr().out.count("more than the 1 of data.batch_tokens") == 1
+
+
+def test_by_tokens_the_losses_of_a_step_are_those_of_its_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    train = write(tmp_path / "mixed.jsonl", mixed_rows(16))
+    logged = []
+    for tokens in (None, 100_000):
+        module = AlignmentModule(PolicySpec(str(tiny_model)), DPO())
+        data = AlignmentDataModule(train, batch_size=2, batch_tokens=tokens, reference_cache=None)
+        gradients = Gradients()
+        fit = pl.Trainer(
+            max_steps=2, accumulate_grad_batches=4, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[gradients],
+        )  # fmt: skip
+        fit.fit(module, data)
+        logged.append((float(fit.logged_metrics["loss"]), gradients.norms))
+    assert logged[1][0] == pytest.approx(logged[0][0], rel=1e-5)
+    assert logged[1][1] == pytest.approx(logged[0][1], rel=1e-4)
+
+
+class Gradients(pl.Callback):
+    """Keeps the norm of the gradients of each optimizer step."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "loss", "why"), [(1, DPO(), "a step has only one"), (4, NLL(normalize="batch"), "per_pair")]
+)
+def test_by_tokens_is_refused_where_it_would_change_the_loss(accumulation: int, loss: Any, why: str) -> None:
+    run: Any = SimpleNamespace(accumulation=accumulation, takes_pairs_by_themselves=loss.per_pair)
+    with pytest.raises(ValueError, match=why):
+        demand_cuttable(8192, run)
+    demand_cuttable(None, run)
 
 
 def test_a_row_is_the_prompt_once_and_all_completions() -> None:

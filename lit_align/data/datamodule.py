@@ -33,6 +33,7 @@ from lit_align.data.row_trace import RowTrace
 from lit_align.data.selection import BestWorst, PairSelector
 from lit_align.data.static import PairMaker, make_static
 from lit_align.data.stream import PairStream
+from lit_align.data.token_budget import demand_cuttable
 from lit_align.data.trainer_view import TrainerView
 from lit_align.judges import Judge
 from lit_align.policy.template_values import fix_date, writes_date
@@ -63,7 +64,9 @@ class AlignmentDataModule(LightningDataModule):
         name: the configuration of a hub data set.
         val_fraction: share of the training prompts to hold out if there is no `val`, in [0, 1).
         batch_size: pairs a micro-batch and device.
-        val_batch_size: the same for the held-out pairs, by default `batch_size`.
+        batch_tokens: the most tokens of a micro-batch. A step's pairs, `batch_size` x `accumulate_grad_batches`, are
+            then cut into its micro-batches by tokens, of whole pairs, with the same loss; null cuts them by number.
+        val_batch_size: the same as `batch_size` for the held-out pairs, by default `batch_size`.
         max_prompt_tokens: the longest prompt in tokens, template included; null for no limit.
         max_completion_tokens: the longest completion in tokens; a pair with a longer one is dropped and counted.
         too_long: "drop" the pair of a longer prompt, or "cut_prompt" from the left; both are counted.
@@ -103,6 +106,7 @@ class AlignmentDataModule(LightningDataModule):
     name: str | None = None
     val_fraction: float = 0.0
     batch_size: int = 4
+    batch_tokens: int | None = None
     val_batch_size: int | None = None
     max_prompt_tokens: int | None = 512
     max_completion_tokens: int | None = 512
@@ -131,7 +135,10 @@ class AlignmentDataModule(LightningDataModule):
     def __post_init__(self) -> None:
         super().__init__()
         require_at_least_1(
-            batch_size=self.batch_size, val_batch_size=self.val_batch_size, round_prompts=self.round_prompts
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
+            val_batch_size=self.val_batch_size,
+            round_prompts=self.round_prompts,
         )
         require_shares(val_fraction=self.val_fraction, boundary_fraction=self.boundary_fraction)
         if isinstance(self.train, Iterator):  # it can be read once, and a preview reads rows twice
@@ -220,8 +227,9 @@ class AlignmentDataModule(LightningDataModule):
             note(str(self.held_out_prompts))
         self._stream = PairStream(
             static, self.encoder, self.pair_selector, self.judge, self.sampler, run, batch_size=self.batch_size,
-            val_batch_size=self.val_batch_size or self.batch_size, micro_batches=self.micro_batches_per_epoch,
-            round_prompts=self.round_prompts, reference_cache=self.reference_cache, seed=self.seed,
+            batch_tokens=self.batch_tokens, val_batch_size=self.val_batch_size or self.batch_size,
+            micro_batches=self.micro_batches_per_epoch, round_prompts=self.round_prompts,
+            reference_cache=self.reference_cache, seed=self.seed,
         )  # fmt: skip
         if run.overfits:
             self._static_counts["outside_overfit_batches"] = len(static.pairs) - len(self._stream.off.pairs)
@@ -261,6 +269,7 @@ class AlignmentDataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainFeed:
         """The feed of training batches of :class:`~lit_align.batch.PairBatch`."""
+        demand_cuttable(self.batch_tokens, self.run)
         return TrainFeed(self)
 
     def val_dataloader(self) -> list[DataLoader[PairBatch]]:

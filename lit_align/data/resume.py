@@ -73,7 +73,7 @@ def goes_on_alike(state: Mapping[str, Any], fingerprint: str, settings: Mapping[
             f"the checkpoint was made with seed {before['seed']}, now {settings['seed']}: the run goes on, but not as "
             "before"
         )
-    same_batches = all(before[key] == settings[key] for key in ("batch_size", "world_size"))
+    same_batches = all(before.get(key) == settings.get(key) for key in ("batch_size", "batch_tokens", "world_size"))
     if not same_batches:
         _say_what_becomes_of_steps(before, settings)
     return same_batches and before["seed"] == settings["seed"]

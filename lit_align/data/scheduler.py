@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from lit_align.batch import TokenizedPair
 from lit_align.data.packing import pack, unpack
 from lit_align.data.rounds import COUNTED, Round
+from lit_align.data.token_budget import TokenBudget
 from lit_align.data.trainer_view import TrainerView
 from lit_align.seeding import derive_seed
 
@@ -190,6 +192,8 @@ class BatchScheduler:
         seed: the run's seed.
         run: the Trainer as it is.
         before_static: called with the number of static pairs of all ranks that come next, before they are taken.
+        batch_tokens: the most tokens of a micro-batch: those of a step then hold about as many tokens each, in place
+            of as many pairs. None cuts by pairs.
 
     Attributes:
         delivered: micro-batches given so far.
@@ -202,10 +206,12 @@ class BatchScheduler:
     seed: int
     run: TrainerView
     before_static: Callable[[int], None]
+    batch_tokens: int | None = None
     delivered: int = field(init=False, default=0)
     drawn: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
+        self._budget = None if self.batch_tokens is None else TokenBudget(self.batch_tokens)
         self._step: _Step | None = None
         self._micro_batches: list[list[TokenizedPair]] = []
 
@@ -237,8 +243,14 @@ class BatchScheduler:
         if step.micro_batches > 1:
             with_target = self.run.needs_target
             pairs.sort(key=lambda pair: row_length(pair, with_target), reverse=True)
-        given_pairs = (self.delivered - step.first) * self.batch_size
-        return [pairs[start : start + self.batch_size] for start in range(given_pairs, len(pairs), self.batch_size)]
+        counts = [self.batch_size] * step.micro_batches
+        if self._budget is not None:
+            tokens = [row_length(pair, self.run.needs_target) for pair in pairs]
+            counts = self._budget.cut(tokens, step.micro_batches)
+        ends = list(accumulate(counts))
+        return [pairs[end - count : end] for count, end in zip(counts, ends, strict=True)][
+            self.delivered - step.first :
+        ]
 
     def _take(self, step: _Step) -> list[TokenizedPair]:
         from_policy = self._from_policy(step)

@@ -30,7 +30,8 @@ class PairStream:
         sampler: draws them.
         run: the Trainer as it is.
         batch_size: pairs a micro-batch and device.
-        val_batch_size: the same for the held-out pairs.
+        batch_tokens: the most tokens of a micro-batch, whose pairs then differ in number; None goes by pairs.
+        val_batch_size: the same as `batch_size` for the held-out pairs.
         micro_batches: of an epoch.
         round_prompts: prompts an on-policy round.
         reference_cache: the folder of the reference's log-probs; None keeps none.
@@ -53,6 +54,7 @@ class PairStream:
         run: TrainerView,
         *,
         batch_size: int,
+        batch_tokens: int | None,
         val_batch_size: int,
         micro_batches: int,
         round_prompts: int,
@@ -72,7 +74,9 @@ class PairStream:
         self.on = OnPolicySource(
             len(static.sets), round_prompts, seed, self.rounds.make_sampled, self.rounds.make_measured
         )
-        self._scheduler = BatchScheduler(self.off, self.on, batch_size, seed, run, self.reference.before_static)
+        self._scheduler = BatchScheduler(
+            self.off, self.on, batch_size, seed, run, self.reference.before_static, batch_tokens
+        )
         self._held_out = static.prompts
         self._pad_id = encoder.pad_id
         self._fingerprint = fingerprint(pairs, static.sets)
@@ -85,11 +89,12 @@ class PairStream:
         return self._scheduler.delivered
 
     @property
-    def settings(self) -> dict[str, int]:
+    def settings(self) -> dict[str, int | None]:
         """What the pairs of a step depend on, beside the data."""
         run = self._run
-        of_batches = {"batch_size": self._scheduler.batch_size, "accumulation": run.accumulation}
-        return {"seed": self._seed, "world_size": run.world, **of_batches}
+        dealt = self._scheduler
+        of_batches = {"batch_size": dealt.batch_size, "batch_tokens": dealt.batch_tokens}
+        return {"seed": self._seed, "world_size": run.world, "accumulation": run.accumulation, **of_batches}
 
     def next_batch(self, on_policy_share: float) -> PairBatch:
         """The next micro-batch of this rank. Makes an on-policy round if one is due.
@@ -98,7 +103,9 @@ class PairStream:
             on_policy_share: share of on-policy pairs, in [0, 1].
         """
         self.rounds.begin_micro_batch()
-        return self._collate(self._scheduler.next_pairs(on_policy_share))
+        batch = self._collate(self._scheduler.next_pairs(on_policy_share))
+        batch.weight = len(batch) / self._scheduler.batch_size
+        return batch
 
     def collate_held_out(self, pairs: Sequence[TokenizedPair]) -> PairBatch:
         """A batch of held-out pairs."""

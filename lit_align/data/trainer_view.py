@@ -129,13 +129,18 @@ class TrainerView:
             )
         return start
 
+    @property
+    def takes_pairs_by_themselves(self) -> bool:
+        """Whether the module's loss says that a pair's loss does not depend on the others of its micro-batch."""
+        return bool(getattr(getattr(self.module, "loss", None), "per_pair", False))
+
     def count_sorted_together(self) -> int:
         """Micro-batches, from the next one on, whose pairs may change places: those left of the optimizer step.
 
         An epoch's end cuts a step short. 1 if the module's loss does not say that it takes each pair by itself.
         """
         loop = getattr(self.trainer, "fit_loop", None)
-        if loop is None or not getattr(getattr(self.module, "loss", None), "per_pair", False):
+        if loop is None or not self.takes_pairs_by_themselves:
             return 1
         done = loop.epoch_loop.batch_progress.current.ready
         of_step = self.accumulation - done % self.accumulation

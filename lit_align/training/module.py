@@ -207,7 +207,7 @@ class AlignmentModule(PairModule):
                 self._check_start(pairs, batch)
         values = {**_values(pairs, output), "on_policy_share": batch.on_policy}
         self.log_training(batch, values, self._drift(pairs))
-        return output.losses.mean()
+        return batch.weight * output.losses.mean()
 
     def _drift(self, pairs: PairLogps) -> dict[str, Tensor]:
         """The policy's distance from the reference in nats an answer, where pairs are sampled from the policy.
