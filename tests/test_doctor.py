@@ -110,7 +110,7 @@ def test_a_resume_without_the_optimizer_is_found(bench: Bench, monkeypatch: pyte
         fits.check_fit(bench)
 
 
-@pytest.mark.parametrize("name", memory.PLANS)
+@pytest.mark.parametrize("name", [name for name in memory.PLANS if name not in NOT_HERE])
 def test_the_plan_is_near_the_measured_peak(bench: Bench, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(memory, "SMALL", RandomLlama(hidden=96, layers=2, vocabulary=2048))
     seen = memory.check_plan(memory.PLANS[name], bench)

@@ -18,6 +18,7 @@ from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, load_model
 from lit_align.policy.lora import InPlaceLora
 from lit_align.policy.nf4 import keep_trainable_on_cpu
 from lit_align.policy.quantized import quantization_settings
+from lit_align.sampling.engine import save_adapter
 from lit_align.training.checkpoint import AlignmentCheckpoint
 from lit_align.training.module import AlignmentModule
 from tests.helpers.modules import Recorder, loader, trainer
@@ -166,6 +167,12 @@ def test_a_resumed_fit_is_the_whole_one(untied: Path, tmp_path: Path, quantizati
     assert [*first.losses, *rest.losses] == whole.losses and len(set(whole.losses)) == 4
     names = torch.load(saved, weights_only=True)["state_dict"]
     assert all("lora" in name or "modules_to_save" in name for name in names)
+
+
+@pytest.mark.parametrize("options", [{"dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_adapters_that_vllm_does_not_take_are_saved(untied: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    save_adapter(policy(untied, None, options), tmp_path)  # as an export does
+    assert (tmp_path / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_align.batch import PairBatch
-from lit_align.doctor.findings import Bench, Check, Failed, Observation, Skipped
+from lit_align.doctor.findings import NO_TORCHAO, Bench, Check, Failed, Observation, Skipped
 from lit_align.doctor.models import RandomLlama, move_adapters, pair_batches, random_pairs
 from lit_align.policy import LoraSpec, PolicySpec, load_model, plain_logps, shared_logps
 from lit_align.policy.logps import TokenLogps
@@ -176,7 +176,7 @@ CASES = {
 def _compared(case: Case, bench: Bench) -> Observation:
     settings = dict(case.settings)
     if settings.get("quantization") in ("int8", "fp8") and find_spec("torchao") is None:
-        raise Skipped("torchao is not installed: pip install 'lit-align[torchao]'")
+        raise Skipped(NO_TORCHAO)
     if settings.get("kernels") and not bench.on_gpu:
         raise Skipped("Liger's kernels are for GPUs")
     if settings.get("kernels") and find_spec("liger_kernel") is None:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import torch
 
+NO_TORCHAO = "torchao is not installed: pip install 'lit-align[torchao]'"
+
 Status = Literal["ok", "failed", "skipped"]
 
 

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from lit_align.batch import PairBatch
-from lit_align.doctor.findings import Bench, Check, Failed, Observation, Skipped
+from lit_align.doctor.findings import NO_TORCHAO, Bench, Check, Failed, Observation, Skipped
 from lit_align.doctor.models import RandomLlama, pair_batches, random_pairs
 from lit_align.plan import Setup, simulate
 from lit_align.policy import CompletionForward, LoraSpec, PolicySpec, batch_logps, load_model
@@ -40,7 +41,10 @@ def check_plan(spec: dict[str, Any], bench: Bench) -> Observation:
 
     Raises:
         Failed: they are too far apart.
+        Skipped: the quantisation's package is not installed.
     """
+    if spec.get("quantization") == "int8" and find_spec("torchao") is None:
+        raise Skipped(NO_TORCHAO)
     size = LARGE if bench.on_gpu else SMALL
     policy = PolicySpec(str(size.save(bench.folder / "model", device=bench.device)), **spec)
     planned = simulate(Setup(policy, _adamw, 2, 1, PROMPT, COMPLETION, on_gpu=bench.on_gpu)).peak
@@ -77,8 +81,10 @@ def _two_steps(model: nn.Module, batch: PairBatch) -> None:
 
 
 def _bytes_of(model: nn.Module) -> int:
-    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    tensors: list[Tensor] = [*model.buffers()]
     for parameter in model.parameters():
+        parts = getattr(parameter, "tensor_data_names", None)  # of a weight that torchao has packed
+        tensors += [parameter] if parts is None else [getattr(parameter, name) for name in parts]
         state = getattr(parameter, "quant_state", None)  # scales of NF4, and their own
         tensors += [] if state is None else [state.absmax, state.state2.absmax]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -178,6 +184,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "lora": _LORA,
     "bfloat16": {**_LORA, "dtype": "bfloat16", "gradient_checkpointing": True},
     "nf4": {**_LORA, "dtype": "bfloat16", "quantization": "nf4", "gradient_checkpointing": True},
+    "int8": {**_LORA, "dtype": "bfloat16", "quantization": "int8", "gradient_checkpointing": True},
 }
 CHECKS = (
     *(Check(f"memory/plan-{name}", partial(check_plan, spec), seconds=8.0) for name, spec in PLANS.items()),

@@ -47,14 +47,20 @@ class EngineSampler(TokenSampler):
 
 
 def adapter_digest(policy: nn.Module) -> str:
-    """A hash of the weights of the policy's active adapter, in hex.
+    """A hash of the weights of the policy's active adapter, in hex, if an engine takes such adapters.
 
     Raises:
-        ValueError: the policy has no adapter, or its adapter is off.
+        ValueError: the policy has no adapter, or its adapter is off, or is more than plain LoRA.
     """
     from peft import get_peft_model_state_dict
 
     name = _active_adapter(policy)
+    config = policy.peft_config[name]  # type: ignore[index,union-attr]
+    if getattr(config, "use_dora", False) or getattr(config, "modules_to_save", None):
+        raise ValueError(
+            "vLLM takes plain LoRA adapters, neither `lora.dora` nor `lora.modules_to_save`: drop them, or take "
+            "TransformersSampler"
+        )
     digest = hashlib.blake2b(digest_size=8)
     weights = get_peft_model_state_dict(policy, adapter_name=name, save_embedding_layers=False)
     for key, weight in sorted(weights.items()):
@@ -87,11 +93,5 @@ def _active_adapter(policy: nn.Module) -> str:
         raise ValueError(
             "this sampler brings a LoRA adapter to an engine, and the policy's adapter is off, as it is where the "
             "start of a run answers: take TransformersSampler for that"
-        )
-    config = policy.peft_config[name]  # type: ignore[index,union-attr]
-    if getattr(config, "use_dora", False) or getattr(config, "modules_to_save", None):
-        raise ValueError(
-            "vLLM takes plain LoRA adapters, neither `lora.dora` nor `lora.modules_to_save`: drop them, or take "
-            "TransformersSampler"
         )
     return name
