@@ -188,4 +188,4 @@ def _check(name: str, case: Case) -> Check:
     return Check(f"logps/{name}", partial(_compared, case), seconds=2.0)
 
 
-CHECKS = (*(_check(name, case) for name, case in CASES.items()), Check("logps/compile", _compiled, seconds=40.0))
+CHECKS = (*(_check(name, case) for name, case in CASES.items()), Check("logps/compile", _compiled, seconds=70.0))

@@ -55,7 +55,7 @@ def adapter_digest(policy: nn.Module) -> str:
     from peft import get_peft_model_state_dict
 
     name = _active_adapter(policy)
-    config = policy.peft_config[name]  # type: ignore[index,union-attr]
+    config = policy.peft_config[name]  # type: ignore[index]
     if getattr(config, "use_dora", False) or getattr(config, "modules_to_save", None):
         raise ValueError(
             "vLLM takes plain LoRA adapters, neither `lora.dora` nor `lora.modules_to_save`: drop them, or take "
