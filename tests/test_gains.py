@@ -37,8 +37,8 @@ def decision(step: int, share: float, lead: float, share_of_training: float | No
 
 def prompt(on: list[float | None], off: list[float | None]) -> JudgedPrompt:
     asked = (Message("user", "?"),)
-    sides = [CandidateSet(asked, tuple(Candidate("", score) for score in side)) for side in (on, off)]
-    return JudgedPrompt(*sides, np.zeros((1, 1)), np.zeros((1, 1)))
+    on_set, off_set = (CandidateSet(asked, tuple(Candidate("", score) for score in side)) for side in (on, off))
+    return JudgedPrompt(on_set, off_set, np.zeros((1, 1)), np.zeros((1, 1)))
 
 
 def test_the_lead_by_hand() -> None:
