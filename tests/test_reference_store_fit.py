@@ -311,7 +311,8 @@ def test_a_refreshed_reference_makes_stored_values_void(
     loop, stored = run(None), run(cache)
     assert_same_losses(loop, stored)
     assert all(stored.stored[:2]) and not any(stored.stored[2:4])
-    assert any(stored.stored[4:]) == (share == 1.0)  # a round made after the refresh has values of its own
+    if share != 0.5:  # of a mixture, whether a batch holds only pairs of a new round depends on the draws
+        assert any(stored.stored[4:]) == (share == 1.0)  # a round made after the refresh has values of its own
 
 
 @pytest.mark.parametrize("name", ["full", "adapter_copy"])
