@@ -77,10 +77,11 @@ def locked(root: Path) -> Iterator[None]:
     root.mkdir(parents=True, exist_ok=True)
     path = root / LOCK
     lock = FileLock(path)
+    owner = path.read_text(encoding="utf-8").strip() if path.is_file() else ""  # filelock before 4 empties it
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        owner = path.read_text(encoding="utf-8").strip() or "another process"
+        owner = owner or path.read_text(encoding="utf-8").strip() or "another process"
         raise RunFolderInUse(
             f"{root} is in use: {owner} trains in it. Wait for it or end it, or choose another folder for this run "
             "with the Trainer's default_root_dir (--trainer.default_root_dir DIR)"

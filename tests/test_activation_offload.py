@@ -52,7 +52,8 @@ def test_gradients_are_the_same_and_inputs_of_layers_alone_are_moved(
             assert pin_memory is torch.cuda.is_available()
 
             def pack(tensor: Tensor) -> Tensor:
-                moved.append(tuple(tensor.shape))
+                if tensor.numel():  # torch 2.10 also saves an empty one for each checkpointed layer
+                    moved.append(tuple(tensor.shape))
                 return tensor.detach().clone()
 
             super().__init__(pack, lambda packed: packed)

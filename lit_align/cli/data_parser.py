@@ -44,6 +44,6 @@ def instantiate(parser: Parser, config: Any) -> Any:
     for section in _OTHERS:
         config.pop(section, None)
     try:
-        return parser.instantiate_classes(config)
+        return parser.instantiate(config)
     except ValueError as error:
         raise ValueError(shorten(str(error)) if "Does not validate" in str(error) else str(error)) from error
