@@ -98,7 +98,7 @@ def test_rows_without_labels_are_an_error(folder: Path, capsys: pytest.CaptureFi
 
 
 def test_the_overview_names_every_command_and_loads_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    own = {"init", "judge", "export", "evaluate", "chat", "sample", "report", "completion"}
+    own = {"init", "judge", "export", "evaluate", "chat", "sample", "report", "completion", "doctor"}
     assert set(COMMANDS) == {*AlignmentCLI.subcommands(), *own}
     code = (
         "import sys; from lit_align.cli import main; main(['--help']); "
