@@ -80,8 +80,9 @@ PRIVATE: list[tuple[Callable[[], Any], list[str]]] = [
 """Objects, and the private names that lit-align reads, sets or overrides on them."""
 BY_IMPORT = {"plan/", "cli/keys.py"}
 """Rooms that take private names of torch and jsonargparse, which their own tests need at every step."""
-ELSEWHERE = {"_subcommand_parsers", "_replace"}
-"""Of objects that only a run has (the last test here), and of named tuples, for whom it is public."""
+ELSEWHERE = {"_subcommand_parsers", "_replace", "_apply_liger_kernel_to_instance"}
+"""Of objects that only a run has (the last test here), of named tuples, for whom it is public, and of a package that
+only a GPU needs (tests/test_policy_kernels.py runs it where it is installed)."""
 
 
 @pytest.mark.parametrize(("make", "names"), PRIVATE, ids=[names[0] for _, names in PRIVATE])
