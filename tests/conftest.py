@@ -14,6 +14,8 @@ import torch
 
 from tests.helpers.tiny import save_tiny_model
 
+LIGHTNING_SEED = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS")
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -30,14 +32,18 @@ def _own_reference_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 
 @pytest.fixture(autouse=True)
 def _isolated() -> Iterator[None]:
-    """Fails a test that leaks environment variables; seeds and restores torch's generator."""
+    """Fails a test that leaks environment variables; seeds and restores torch's generator.
+
+    Lightning's global seed is forgotten: strategies of several devices seed themselves with it, those of one do not.
+    """
+    for key in LIGHTNING_SEED:
+        os.environ.pop(key, None)
     before = dict(os.environ)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
     allowed = {
-        "PL_GLOBAL_SEED",
-        "PL_SEED_WORKERS",
+        *LIGHTNING_SEED,
         "PYTEST_CURRENT_TEST",
         "OMP_WAIT_POLICY",
         "GOMP_SPINCOUNT",

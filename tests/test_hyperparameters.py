@@ -43,6 +43,7 @@ def test_a_run_written_in_python_is_described(tiny_model: Path, tmp_path: Path) 
     csv, tensorboard = run(module, data, tmp_path / "run", BoundaryCallback(every_n_steps=7, max_prompts=2))
     assert csv == tensorboard
     lora = {"r": 2, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear", "target_parameters": None}
+    lora |= {"dora": False, "rslora": False, "modules_to_save": None, "init": "default"}
     assert csv["model"]["policy"]["lora"] == lora
     assert csv["model"]["loss"]["init_args"]["beta"] == 0.3 and csv["model"]["groups"][0]["lr"] == 0.5
     assert csv["data"]["init_args"]["batch_size"] == 3 and csv["data"]["init_args"]["train"] == train

@@ -169,7 +169,7 @@ def test_a_batch_holds_each_token_once_whatever_the_padding(pairs: list[Tokenize
     longest = 0
     for pair in pairs:
         target = [] if batch.target is None or pair.target is None else list(pair.target)
-        longest = max(longest, sum(map(len, (pair.prompt, pair.chosen, pair.rejected, target))))
+        longest = max(longest, sum(len(part) for part in (pair.prompt, pair.chosen, pair.rejected, target)))
     assert batch.longest_row == longest
 
 

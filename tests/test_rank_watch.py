@@ -61,7 +61,7 @@ class Harm(Callback):
 
 def fit(folder: Path, rank: int, how: str) -> None:
     if how == "go_on_unseen":
-        rank_links.Client = refused
+        rank_links.Client = refused  # type: ignore[assignment]
     trainer = AlignmentTrainer(
         default_root_dir=folder, max_steps=5, accelerator="cpu", devices=2, logger=False, enable_progress_bar=False,
         strategy=DDPStrategy(timeout=timedelta(seconds=LIMIT if how == "hang" else 300)), limit_val_batches=0,

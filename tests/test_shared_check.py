@@ -90,7 +90,8 @@ class Louder(nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_head_whose_output_is_changed_is_found(dtype: torch.dtype) -> None:
-    refused(Louder(make_model(LlamaConfig(**DECODER), None).to(dtype)), "its head's output is changed")
+    model: nn.Module = make_model(LlamaConfig(**DECODER), None)
+    refused(Louder(model.to(dtype)), "its head's output is changed")
 
 
 def test_a_difference_in_a_single_token_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

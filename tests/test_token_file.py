@@ -24,9 +24,9 @@ def make_pairs(count: int) -> list[TokenizedPair]:
 
 
 def is_mapped(array: np.ndarray) -> bool:
-    base = array
+    base: object = array
     while isinstance(base, np.ndarray) and base.base is not None:
-        base = base.base  # type: ignore[assignment]
+        base = base.base
     return not isinstance(base, np.ndarray)
 
 

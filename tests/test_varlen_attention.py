@@ -41,11 +41,11 @@ def loop(
         assert rows <= max_q and columns <= max_k
         distance = torch.arange(columns - rows, columns)[:, None] - torch.arange(columns)
         seen = (distance >= 0) & ((distance <= window_size[0]) | (window_size[0] < 0))
-        parts = (query[q:q_end], key[k:k_end], value[k:k_end])
-        one = F.scaled_dot_product_attention(
-            *(part.transpose(0, 1)[None] for part in parts), attn_mask=seen, scale=scale, enable_gqa=enable_gqa
+        queries, keys, values = (part.transpose(0, 1)[None] for part in (query[q:q_end], key[k:k_end], value[k:k_end]))
+        output = F.scaled_dot_product_attention(
+            queries, keys, values, attn_mask=seen, scale=scale, enable_gqa=enable_gqa
         )
-        outputs.append(one[0].transpose(0, 1))
+        outputs.append(output[0].transpose(0, 1))
     return torch.cat(outputs)
 
 
@@ -75,12 +75,12 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 def test_gathered_keys_give_the_numbers_and_gradients_of_spans(kernel: None, rule: Rule) -> None:
     generator = torch.Generator().manual_seed(0)
     shapes = [(1, heads, TOKENS, 8) for heads in (4, 2, 2)]
-    tensors = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
+    query, key, value = (torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes)
     weights = torch.randn(1, TOKENS, 4, 8, generator=generator)
     found = []
     for attend in (attend_span_by_span, attend_packed):
-        output = attend(*tensors, LAYOUT, rule)
-        found.append([output, *torch.autograd.grad((output * weights).sum(), tensors)])
+        output = attend(query, key, value, LAYOUT, rule)
+        found.append([output, *torch.autograd.grad((output * weights).sum(), [query, key, value])])
     for wanted, got in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
